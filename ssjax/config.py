@@ -1,0 +1,271 @@
+"""Every setting of a run: one default each, validated, frozen and hashable.
+
+The dataclasses below are the only place where a default stands. `default_config` mirrors
+them as an `ml_collections.ConfigDict`, which experiments edit and the command line
+overrides; `from_config_dict` turns that back into the frozen form, which is all that the
+library accepts. `ml_collections` is imported inside the two bridge functions because
+`models` and `decoding` read these classes and must run without it.
+"""
+
+import dataclasses
+import typing
+from typing import Any
+
+from ssjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the decoder (Llama type)."""
+
+    vocab_size: int = 0  # 0: as many as the tokenizer has
+    embed_dim: int = 192  # D
+    num_layers: int = 6  # L, trunk and stream layers together
+    num_heads: int = 6  # N
+    num_kv_heads: int = 2  # K, divides num_heads
+    head_dim: int = 32  # H, even (rotary halves)
+    mlp_dim: int = 512  # F
+    rope_theta: float = 10000.0
+    norm_epsilon: float = 1e-5
+    tie_embeddings: bool = True  # the LM head is the embedding table
+    dtype: str = "float32"  # compute dtype, float32 or bfloat16; weights stay float32
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamsConfig:
+    """Speculative streams (the paper's gamma and N_s)."""
+
+    num_streams: int = 4  # J; 0 trains an ordinary language model
+    num_stream_layers: int = 2  # N_s top layers that run the streams
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the training loss, paper Eq. 5, each a mean over its own targets."""
+
+    main_weight: float = 1.0  # alpha_0
+    stream_weight: float = 0.1  # alpha_j, the same for every stream
+    chunk_size: int = 1024  # rows projected onto the vocabulary at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay."""
+
+    learning_rate: float = 1e-3  # peak
+    final_learning_rate: float = 1e-5  # at the last step
+    warmup_steps: int = 50
+    weight_decay: float = 0.01  # matrices only
+    beta1: float = 0.9
+    beta2: float = 0.98
+    clip_norm: float = 1.0  # global gradient norm
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read and how it is cut."""
+
+    task: str = "dialogsum"  # dialogsum or e2e_nlg
+    path: str = ""  # directory of the real files; empty: the generated sample (dialogsum only)
+    prepared_dir: str = "runs/data"  # where prepared (array_record) data sets are kept
+    max_prompt_length: int = 160  # tokens; longer prompts lose their beginning
+    max_target_length: int = 48  # tokens, end of sequence included
+    batch_size: int = 32  # sequences per optimizer step
+    tokenizer: str = ""  # a SentencePiece .model; empty: train one on the training split
+    tokenizer_vocab_size: int = 1024  # of the trained tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    num_steps: int = 400  # optimizer steps
+    accumulation: int = 1  # micro-batches per step; divides data.batch_size
+    log_every: int = 20  # steps
+    eval_every: int = 200  # steps between validation losses; 0: only at the end
+    eval_batches: int = 4  # validation batches per validation loss
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept on disk."""
+
+    save_every: int = 100  # steps; the last step is always saved
+    keep_latest: int = 2
+    keep_best: int = 1  # by validation loss; 0: none beyond the latest
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """The decoder's defaults, for evaluation and generation."""
+
+    tree: str = "best_first"  # best_first (joint stream probability) or static (top-k per depth)
+    num_nodes: int = 8  # draft nodes per pass for best_first, the root not counted
+    branching: tuple[int, ...] = (2, 1, 1)  # children per node at depth 1, 2, ... for static
+    num_streams: int = 0  # streams used for drafting; 0: all that were trained
+    deferred: bool = True  # streams run after verification, at the accepted node alone
+    temperature: float = 0.0  # 0: greedy
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0  # 1: off
+    seed: int = 0  # sampling only
+    max_new_tokens: int = 48
+    batch_size: int = 1  # prompts decoded together
+    prompt_buckets: tuple[int, ...] = (64, 128, 256, 512, 1024)  # padded prompt lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """The evaluation that ends a training run."""
+
+    split: str = "test"
+    max_records: int = 0  # 0: the whole split
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run. See each group for units and meanings."""
+
+    workdir: str = "runs/default"  # the run directory; an existing run continues
+    seed: int = 0  # weights, data order, tokenizer sample
+    model: ModelConfig = ModelConfig()
+    streams: StreamsConfig = StreamsConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    decode: DecodeConfig = DecodeConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+def default_config():
+    """Returns a locked `ConfigDict` holding every key of `Config` with its default."""
+    from ml_collections import ConfigDict
+
+    config = ConfigDict(dataclasses.asdict(Config()))
+    config.lock()
+    return config
+
+
+def from_config_dict(config) -> Config:
+    """Returns the validated frozen form of a `ConfigDict` made by `default_config`.
+
+    Raises:
+      UserError: a value that cannot work, named by its dotted key.
+    """
+    return from_dict(config.to_dict())
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Returns a validated `Config` from nested plain values, such as a saved config.json.
+
+    Raises:
+      UserError: an unknown or missing key, a wrong type, or a value that cannot work.
+    """
+    config = _build(Config, values, prefix="")
+    _validate(config)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Returns nested plain values that `from_dict` accepts and JSON can hold."""
+    return dataclasses.asdict(config)
+
+
+def _build(cls, values, prefix):
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    missing = sorted(set(hints) - set(values))
+    if unknown or missing:
+        wrong = [f"unknown key {prefix}{k}" for k in unknown]
+        wrong += [f"missing key {prefix}{k}" for k in missing]
+        raise UserError(
+            f"config: {'; '.join(wrong)}; the run was made by another version of ssjax "
+            "or its config.json was edited"
+        )
+    built = {}
+    for name, hint in hints.items():
+        value = values[name]
+        if dataclasses.is_dataclass(hint):
+            built[name] = _build(hint, value, f"{prefix}{name}.")
+        else:
+            built[name] = _typed(value, hint, prefix + name)
+    return cls(**built)
+
+
+def _typed(value, hint, key):
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"config: {key} must be a tuple of whole numbers, got {value!r}")
+        return tuple(_typed(v, int, key) for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"config: {key} must be a {hint.__name__}, got {value!r}")
+    return value
+
+
+def _validate(config: Config) -> None:
+    model, streams, data = config.model, config.streams, config.data
+    train, decode = config.train, config.decode
+    _check(
+        model.num_heads % max(model.num_kv_heads, 1) == 0 and model.num_kv_heads > 0,
+        f"model.num_heads {model.num_heads} is not a multiple of model.num_kv_heads "
+        f"{model.num_kv_heads}",
+    )
+    _check(
+        model.head_dim > 0 and model.head_dim % 2 == 0,
+        f"model.head_dim {model.head_dim} must be even: rotary positions turn pairs",
+    )
+    _check(
+        model.dtype in ("float32", "bfloat16"),
+        f"model.dtype {model.dtype!r} must be float32 or bfloat16",
+    )
+    _check(streams.num_streams >= 0, "streams.num_streams must be 0 or more")
+    _check(
+        1 <= streams.num_stream_layers <= model.num_layers,
+        f"streams.num_stream_layers {streams.num_stream_layers} must lie between 1 and "
+        f"model.num_layers {model.num_layers}",
+    )
+    for key in ("embed_dim", "num_layers", "mlp_dim"):
+        _check(getattr(model, key) > 0, f"model.{key} must be positive")
+    for key in ("max_prompt_length", "max_target_length", "batch_size"):
+        _check(getattr(data, key) > 0, f"data.{key} must be positive")
+    for key in ("num_steps", "accumulation", "log_every", "eval_batches"):
+        _check(getattr(train, key) > 0, f"train.{key} must be positive")
+    _check(
+        data.batch_size % train.accumulation == 0,
+        f"data.batch_size {data.batch_size} is not a multiple of train.accumulation "
+        f"{train.accumulation}",
+    )
+    _check(config.loss.chunk_size > 0, "loss.chunk_size must be positive")
+    _check(config.checkpoint.save_every > 0, "checkpoint.save_every must be positive")
+    _check(config.checkpoint.keep_latest > 0, "checkpoint.keep_latest must be positive")
+    _check(
+        decode.tree in ("best_first", "static"),
+        f"decode.tree {decode.tree!r} must be best_first or static",
+    )
+    _check(decode.num_nodes >= 1, "decode.num_nodes must be at least 1")
+    _check(
+        len(decode.branching) >= 1 and min(decode.branching) >= 1,
+        f"decode.branching {decode.branching} must name at least one child per depth",
+    )
+    _check(
+        0 <= decode.num_streams <= streams.num_streams,
+        f"decode.num_streams {decode.num_streams} is more than the "
+        f"{streams.num_streams} streams of the model",
+    )
+    _check(decode.temperature >= 0, "decode.temperature must be 0 (greedy) or more")
+    _check(decode.top_k >= 0, "decode.top_k must be 0 (off) or more")
+    _check(0 < decode.top_p <= 1, "decode.top_p must lie in (0, 1]")
+    _check(decode.max_new_tokens >= 0, "decode.max_new_tokens must be 0 or more")
+    _check(decode.batch_size > 0, "decode.batch_size must be positive")
+    _check(
+        len(decode.prompt_buckets) > 0 and min(decode.prompt_buckets) > 0,
+        "decode.prompt_buckets must hold positive lengths",
+    )
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(f"config: {message}")

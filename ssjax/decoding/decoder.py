@@ -1,0 +1,200 @@
+"""Prompts in, completions out: padding to buckets, batching, the compiled functions.
+
+The two phases are jitted here, once for the process. A program is compiled for each
+(model form, drafter, spec, batch size, prompt bucket) and never again; `num_compilations`
+counts them.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssjax.decoding import loop
+from ssjax.decoding.drafters import Drafter
+from ssjax.decoding.loop import DecodeSpec, DecodeState
+from ssjax.decoding.sampling import Sampling
+from ssjax.models.parameters import Params, cast, unstack_layers
+from ssjax.models.transformer import Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What one prompt became."""
+
+    tokens: tuple[int, ...]  # new ids; a final end-of-sequence id is included
+    finish: str  # "eos" or "length"
+    calls: int  # decode passes while this row was active; prefill not counted
+    runs: tuple[int, ...]  # tokens emitted by prefill, then by each pass; sums to len(tokens)
+    accepted: tuple[int, ...]  # passes that kept a draft node at depth 1, 2, ...
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchTiming:
+    """Wall-clock seconds of one batch, compilation included if the batch caused one."""
+
+    prefill: float  # prompts read and first tokens known
+    decode: float  # all passes
+
+
+class Decoder:
+    """A model ready to decode.
+
+    Args:
+      model: scanned form; on CPU it is decoded in the unrolled form.
+      params: scanned form, float32; held in the model's compute dtype.
+      eos_ids: ids that end a completion, at least one.
+      pad_id: fills short prompts; may also occur inside prompts.
+      prompt_buckets: padded prompt lengths, to bound the number of compiled programs. A
+        longer prompt is padded to a multiple of the largest.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        params: Params,
+        *,
+        eos_ids: Sequence[int],
+        pad_id: int,
+        prompt_buckets: Sequence[int],
+    ):
+        unrolled = jax.default_backend() == "cpu"
+        self.model = model.clone(scan=not unrolled)
+        params = cast(params, model.config.dtype)
+        self.params = unstack_layers(params) if unrolled else params
+        self.eos_ids = tuple(eos_ids)
+        self.pad_id = pad_id
+        self.prompt_buckets = tuple(sorted(prompt_buckets))
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int | Sequence[int],
+        *,
+        drafter: Drafter,
+        sampling: Sampling,
+        deferred: bool,
+        batch_size: int,
+        seed: int,
+    ) -> list[Completion]:
+        """Decodes prompts in batches and returns completions in their order.
+
+        Args:
+          prompts: ids of each prompt, at least one id each.
+          max_new_tokens: for all prompts, or one number each; 0 is allowed.
+          drafter: how drafts are written; does not change the completions.
+          sampling: the target distribution.
+          deferred: execution order of the streams; does not change the completions.
+          batch_size: prompts decoded together; does not change the completions.
+          seed: with temperature above 0, prompt i is sampled with key (seed, i).
+        """
+        completions = []
+        for batch, _ in self.run_batches(
+            prompts, max_new_tokens, drafter=drafter, sampling=sampling,
+            deferred=deferred, batch_size=batch_size, seed=seed,
+        ):  # fmt: skip
+            completions.extend(batch)
+        return completions
+
+    def run_batches(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int | Sequence[int],
+        *,
+        drafter: Drafter,
+        sampling: Sampling,
+        deferred: bool,
+        batch_size: int,
+        seed: int,
+    ) -> Iterator[tuple[list[Completion], BatchTiming]]:
+        """Like `generate`, one batch at a time with its time.
+
+        Raises:
+          ValueError: an empty prompt, or a negative limit.
+        """
+        limits = np.broadcast_to(np.asarray(max_new_tokens, np.int32), len(prompts))
+        if any(len(prompt) == 0 for prompt in prompts):
+            raise ValueError("a prompt needs at least one token")
+        if len(limits) and limits.min() < 0:
+            raise ValueError("max_new_tokens must be 0 or more")
+        room = int(limits.max(initial=0))
+        for start in range(0, len(prompts), batch_size):
+            stop = min(start + batch_size, len(prompts))
+            # A short last batch repeats its last prompt with a limit of 0: the same
+            # compiled program, and rows that are done from the start.
+            rows = [min(i, stop - 1) for i in range(start, start + batch_size)]
+            batch_limits = np.where(np.arange(start, start + batch_size) < stop, limits[rows], 0)
+            batch_prompts = [prompts[i] for i in rows]
+            bucket = self._bucket(max(len(prompt) for prompt in batch_prompts))
+            padded = np.full((batch_size, bucket), self.pad_id, np.int32)
+            for row, prompt in enumerate(batch_prompts):
+                padded[row, : len(prompt)] = prompt
+            lengths = np.array([len(prompt) for prompt in batch_prompts], np.int32)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.array(rows))
+            spec = DecodeSpec(bucket + room, self.eos_ids, self.pad_id, sampling, deferred)
+
+            began = time.perf_counter()
+            state = _prefill(
+                self.model, self.params, drafter, spec, padded, lengths, batch_limits, keys
+            )
+            state.length.block_until_ready()
+            read = time.perf_counter()
+            state = _decode(self.model, self.params, drafter, spec, state)
+            state.length.block_until_ready()
+            timing = BatchTiming(read - began, time.perf_counter() - read)
+            yield completions_of(state, lengths, self.eos_ids)[: stop - start], timing
+
+    def _bucket(self, length: int) -> int:
+        for bucket in self.prompt_buckets:
+            if length <= bucket:
+                return bucket
+        largest = self.prompt_buckets[-1]
+        return -(-length // largest) * largest
+
+
+def completions_of(
+    state: DecodeState, prompt_length: np.ndarray, eos_ids: tuple[int, ...]
+) -> list[Completion]:
+    """Reads the completions of a finished state; one transfer from the device."""
+    host = jax.device_get((state.tokens, state.born, state.length, state.calls, state.accepted))
+    completions = []
+    for row, (tokens, born, length, calls, accepted) in enumerate(zip(*host, strict=True)):
+        new = slice(int(prompt_length[row]), int(length))
+        ids = tuple(int(token) for token in tokens[new])
+        runs = np.bincount(born[new], minlength=int(calls) + 1)
+        completions.append(
+            Completion(
+                tokens=ids,
+                finish="eos" if ids and ids[-1] in eos_ids else "length",
+                calls=int(calls),
+                runs=tuple(int(run) for run in runs),
+                accepted=tuple(int(count) for count in accepted),
+            )
+        )
+    return completions
+
+
+_compilations = 0
+
+
+def num_compilations() -> int:
+    """How often this process has traced a prefill or a decode loop."""
+    return _compilations
+
+
+def _counted(function):
+    @functools.wraps(function)
+    def traced(*args):
+        global _compilations
+        _compilations += 1
+        return function(*args)
+
+    return traced
+
+
+_prefill = jax.jit(_counted(loop.prefill), static_argnums=(0, 2, 3))
+_decode = jax.jit(_counted(loop.decode), static_argnums=(0, 2, 3), donate_argnums=4)

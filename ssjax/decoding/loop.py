@@ -1,0 +1,221 @@
+"""The decode loop: prefill once, then one compiled `lax.while_loop`, no host in between.
+
+One pass of three rows with R = 3, capital letters new, `.` empty:
+
+    row   tokens      tree             drawn         accepted   after the pass
+    0     a b c       c -> d -> e      d E X         d e        a b c D E X
+    1     p q r s     s -> t -> u      T' ..         nothing    p q r s T'
+    2     v w <eos>   (done)           -             -          v w <eos>
+
+Invariants of `DecodeState`: tokens[b, :length[b]] are final; the last of them is the root of
+the draft and the only one that is not in the cache; a row that is done keeps tokens, length,
+cache and counters.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ssjax.decoding.drafters import Drafter
+from ssjax.decoding.sampling import Sampling, draw, position_noise
+from ssjax.decoding.tree import DraftTree, ancestor_mask, root_only
+from ssjax.decoding.verify import Acceptance, Emission, accept, emit
+from ssjax.models.cache import KVCache, cache_from_block, write_path
+from ssjax.models.parameters import Params
+from ssjax.models.transformer import ModelOutput, Transformer, causal_mask
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeSpec:
+    """What is fixed for a compiled loop; changing it recompiles."""
+
+    capacity: int  # tokens per row, prompt included
+    eos_ids: tuple[int, ...]  # each of them ends a row
+    pad_id: int  # fills what is not written
+    sampling: Sampling
+    deferred: bool  # streams run after verification at the accepted node, not beside every node
+
+
+@struct.dataclass
+class DecodeState:
+    """The carry: all that one pass reads and writes."""
+
+    tokens: jax.Array  # [B, capacity] int32, prompt then output, pad elsewhere
+    born: jax.Array  # [B, capacity] int32, the pass that emitted the token; 0 prompt and prefill
+    length: jax.Array  # [B] int32
+    limit: jax.Array  # [B] int32, length at which the row stops
+    done: jax.Array  # [B] bool
+    draft: DraftTree  # M nodes
+    cache: KVCache  # valid below length - 1
+    row_keys: jax.Array  # [B] keys, for sampling
+    calls: jax.Array  # [B] int32, decode passes while the row was not done
+    accepted: jax.Array  # [B, R - 1] int32, passes that kept a draft node at depth 1, 2, ...
+
+
+def prefill(
+    model: Transformer,
+    params: Params,
+    drafter: Drafter,
+    spec: DecodeSpec,
+    prompts: jax.Array,
+    prompt_length: jax.Array,
+    max_new_tokens: jax.Array,
+    row_keys: jax.Array,
+) -> DecodeState:
+    """Reads the prompts, emits the first token and writes the first draft.
+
+    Streams run at the last prompt token only. A row with max_new_tokens 0 emits nothing.
+
+    Args:
+      model, params: in the same form, scanned or unrolled.
+      drafter, spec: static.
+      prompts: [B, T] int32, padded on the right, T at most spec.capacity.
+      prompt_length: [B] int32, at least 1.
+      max_new_tokens: [B] int32, cut where the capacity ends.
+      row_keys: [B] keys.
+    """
+    batch, num_tokens = prompts.shape
+    last = prompt_length[:, None] - 1
+    output = model.apply(
+        {"params": params},
+        prompts,
+        jnp.broadcast_to(jnp.arange(num_tokens), prompts.shape),
+        causal_mask(num_tokens),
+        anchors=last,
+        num_streams=drafter.num_streams,
+    )
+    positions = jnp.arange(num_tokens)
+    kept = jnp.where(positions < prompt_length[:, None], prompts, spec.pad_id)
+    padding = [(0, 0), (0, spec.capacity - num_tokens)]
+    state = DecodeState(
+        tokens=jnp.pad(kept, padding, constant_values=spec.pad_id),
+        born=jnp.zeros((batch, spec.capacity), jnp.int32),
+        length=prompt_length,
+        limit=jnp.minimum(prompt_length + max_new_tokens, spec.capacity),
+        done=max_new_tokens <= 0,
+        draft=root_only(jnp.take_along_axis(prompts, last, axis=1)[:, 0]),
+        cache=cache_from_block(output.block, prompt_length, spec.capacity),
+        row_keys=row_keys,
+        calls=jnp.zeros(batch, jnp.int32),
+        accepted=jnp.zeros((batch, drafter.max_depth), jnp.int32),
+    )
+    hidden = jnp.take_along_axis(output.hidden, last[:, :, None], axis=1)
+    drawn = _draw_behind_nodes(model, params, spec, state, hidden, max_depth=0)
+    nothing_drafted = Acceptance(jnp.zeros_like(drawn), jnp.zeros(batch, jnp.int32))
+    emission = emit(nothing_drafted, drawn, state.length, state.limit, state.done, spec.eos_ids)
+    state = _append(state, emission, state.cache, pass_number=state.calls)
+    stream_hidden = output.stream_hidden[:, 0] if drafter.num_streams else None
+    return state.replace(draft=_propose(model, params, drafter, state, stream_hidden))
+
+
+def decode(
+    model: Transformer, params: Params, drafter: Drafter, spec: DecodeSpec, state: DecodeState
+) -> DecodeState:
+    """Runs passes until every row is done. One `lax.while_loop`; state may be donated."""
+    return jax.lax.while_loop(
+        keep_going, lambda state: decode_step(model, params, drafter, spec, state), state
+    )
+
+
+def keep_going(state: DecodeState) -> jax.Array:
+    """[] bool: some row is not done."""
+    return ~state.done.all()
+
+
+def decode_step(
+    model: Transformer, params: Params, drafter: Drafter, spec: DecodeSpec, state: DecodeState
+) -> DecodeState:
+    """One pass: verify the draft, emit, write the cache, write the next draft.
+
+    Args:
+      model, params: in the same form, scanned or unrolled.
+      drafter: the one that wrote state.draft.
+      spec: the one that the state was made with.
+      state: see the invariants above.
+    """
+    tree, cached = state.draft, state.length - 1
+    with jax.named_scope("pass"):
+        mask = ancestor_mask(tree.parent, drafter.max_depth)
+        fused_streams = 0 if spec.deferred else drafter.num_streams
+        nodes = jnp.broadcast_to(jnp.arange(drafter.num_nodes), tree.tokens.shape)
+        output = model.apply(
+            {"params": params}, tree.tokens, cached[:, None] + tree.depth, mask,
+            state.cache, cached, anchors=nodes, num_streams=fused_streams,
+        )  # fmt: skip
+    with jax.named_scope("verify"):
+        drawn = _draw_behind_nodes(model, params, spec, state, output.hidden, drafter.max_depth)
+        acceptance = accept(tree, drawn, drafter.max_depth)
+    with jax.named_scope("emit"):
+        emission = emit(acceptance, drawn, state.length, state.limit, state.done, spec.eos_ids)
+    with jax.named_scope("write"):
+        cache = write_path(state.cache, output.block, acceptance.path, cached, emission.count)
+        depths = jnp.arange(1, drafter.max_depth + 1)
+        kept = jnp.minimum(acceptance.num_accepted, emission.count)
+        following = _append(state, emission, cache, pass_number=state.calls + 1).replace(
+            calls=state.calls + ~state.done,
+            accepted=state.accepted + (depths <= kept[:, None]),
+        )
+    with jax.named_scope("draft"):
+        stream_hidden = None
+        if drafter.num_streams:
+            stream_hidden = _streams_at(
+                model, params, drafter, spec, state, output, mask, acceptance
+            )
+        return following.replace(draft=_propose(model, params, drafter, following, stream_hidden))
+
+
+def _streams_at(model, params, drafter, spec, state, output: ModelOutput, mask, acceptance):
+    """Stream hidden states at the last accepted node, [B, J, D]."""
+    node = acceptance.path[:, -1:]  # [B, 1]
+    if not spec.deferred:
+        at_node = jnp.take_along_axis(output.stream_hidden, node[:, :, None, None], axis=1)
+        return at_node[:, 0]
+    cached = state.length - 1
+    return model.apply(
+        {"params": params},
+        jnp.take_along_axis(output.trunk_hidden, node[:, :, None], axis=1),
+        cached[:, None] + jnp.take_along_axis(state.draft.depth, node, axis=1),
+        jnp.take_along_axis(mask, node[:, :, None], axis=1),
+        output.block,
+        state.cache,
+        cached,
+        drafter.num_streams,
+        method="speculate",
+    )[:, 0]
+
+
+def _draw_behind_nodes(model, params, spec, state, hidden, max_depth):
+    """Draws the next token behind every node from its main hidden state, [B, M] int32."""
+    logits = model.apply({"params": params}, hidden, method="logits")
+    noise = None
+    if spec.sampling.temperature > 0:
+        positions = state.length[:, None] + jnp.arange(max_depth + 1)
+        noise = position_noise(state.row_keys, positions, logits.shape[-1])
+    return draw(logits, state.draft.depth, noise, spec.sampling)
+
+
+def _propose(model, params, drafter, state, stream_hidden):
+    root = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)[:, 0]
+    log_probs = None
+    if stream_hidden is not None:
+        logits = model.apply({"params": params}, stream_hidden, method="logits")
+        log_probs = jax.nn.log_softmax(logits, axis=-1)
+    return drafter.propose(root, log_probs, state.tokens, state.length)
+
+
+def _append(state: DecodeState, emission: Emission, cache: KVCache, pass_number) -> DecodeState:
+    """Writes the emitted tokens behind each row; the draft is left for the caller."""
+    batch, capacity = state.tokens.shape
+    step = jnp.arange(emission.tokens.shape[1])
+    emitted = step < emission.count[:, None]
+    slot = jnp.where(emitted, state.length[:, None] + step, capacity)
+    row = jnp.arange(batch)[:, None]
+    return state.replace(
+        tokens=state.tokens.at[row, slot].set(emission.tokens, mode="drop"),
+        born=state.born.at[row, slot].set(pass_number[:, None], mode="drop"),
+        length=state.length + emission.count,
+        done=emission.done,
+        cache=cache,
+    )

@@ -1,0 +1,133 @@
+"""Attention over segments: the one primitive behind training, prefill, verification, streams.
+
+Dimension letters used in the whole package:
+
+    B batch rows          T query positions of a call     S cache slots
+    D model width         N query heads (N = K*G)         K key/value heads
+    G queries per kv head H head width                    F mlp width
+    V vocabulary          L layers                        J streams (the paper's gamma)
+    M draft-tree nodes, root included                     R = J + 1 nodes on a path
+    A anchors: positions that carry streams               I query rows at one position
+
+A query attends to a list of *segments* under one softmax. Each segment is scored apart and
+the parts are joined by their log-sum-exp, so no concatenated keys and no T(1+J) x T(1+J)
+mask is ever built, and a fused kernel could serve any one segment.
+
+What main row t and stream rows (t, j) see (paper Eq. 1 of v1, Eq. 2), x = visible:
+
+                  cache prefix   main block 0..t   streams 1..j of the same t
+    main t             x                x                     .
+    stream (t, j)      x                x                     x
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+# Added in place of masked scores. Finite, so that a fully masked segment gets weight
+# exp(MASKED - lse) = 0 in the join instead of NaN.
+MASKED = -1e30
+
+
+@struct.dataclass
+class KV:
+    """Keys and values of one layer.
+
+    Heads come before positions: both attention products then have their batch axes in
+    front, and the cache is not transposed on each decode step.
+    """
+
+    keys: jax.Array  # [B, K, S, H], rotary positions applied
+    values: jax.Array  # [B, K, S, H]
+
+
+@struct.dataclass
+class SharedSegment:
+    """Keys that every query position of the row may see, subject to the mask."""
+
+    kv: KV
+    mask: jax.Array  # [B or 1, T or 1, S] bool, the same for the I rows of a position
+
+
+@struct.dataclass
+class LocalSegment:
+    """Keys that belong to one query position: the streams beside it."""
+
+    keys: jax.Array  # [B, T, J, K, H]
+    values: jax.Array  # [B, T, J, K, H]
+    mask: jax.Array  # [I, J] bool
+
+
+def attend(q_BTIKGH: jax.Array, segments: list[SharedSegment | LocalSegment]) -> jax.Array:
+    """Softmax attention of every query over the union of the segments.
+
+    Args:
+      q_BTIKGH: queries, rotary positions applied, not yet scaled.
+      segments: at least one; each query must see at least one key in some segment.
+
+    Returns:
+      [B, T, I, K, G, H] in the dtype of the queries. Scores and softmax are float32.
+    """
+    scaled = q_BTIKGH * jnp.asarray(q_BTIKGH.shape[-1] ** -0.5, q_BTIKGH.dtype)
+    parts = [_attend_segment(scaled, segment) for segment in segments]
+    if len(parts) == 1:
+        return parts[0][0].astype(q_BTIKGH.dtype)
+    outputs, lses = zip(*parts, strict=True)
+    lse_total = jax.nn.logsumexp(jnp.stack(lses), axis=0)
+    joined = sum(
+        out * jnp.exp(lse - lse_total)[..., None] for out, lse in zip(outputs, lses, strict=True)
+    )
+    return joined.astype(q_BTIKGH.dtype)
+
+
+def _attend_segment(q_BTIKGH, segment):
+    """Returns the attention over one segment, [B,T,I,K,G,H] float32, and its lse [B,T,I,K,G]."""
+    precision = matmul_precision(q_BTIKGH.dtype)
+    if isinstance(segment, SharedSegment):
+        score, mix = "BTIKGH,BKSH->BTIKGS", "BTIKGS,BKSH->BTIKGH"
+        keys, values = segment.kv.keys, segment.kv.values
+        mask = segment.mask[:, :, None, None, None, :]
+    else:
+        score, mix = "BTIKGH,BTJKH->BTIKGJ", "BTIKGJ,BTJKH->BTIKGH"
+        keys, values = segment.keys, segment.values
+        mask = segment.mask[None, None, :, None, None, :]
+    scores = jnp.einsum(
+        score, q_BTIKGH, keys, precision=precision, preferred_element_type=jnp.float32
+    )
+    scores = jnp.where(mask, scores, MASKED)
+    peak = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - peak)
+    total = weights.sum(axis=-1)
+    out = jnp.einsum(
+        mix, weights.astype(values.dtype), values,
+        precision=precision, preferred_element_type=jnp.float32,
+    )  # fmt: skip
+    return out / total[..., None], peak[..., 0] + jnp.log(total)
+
+
+def matmul_precision(dtype) -> jax.lax.Precision:
+    """Float32 means float32: TPU and GPU otherwise multiply float32 in fewer bits.
+
+    The promise that speculative output equals plain output rests on it.
+    """
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+def rotary_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple:
+    """Cosine and sine of the rotary angles, float32, each positions.shape + (H/2,)."""
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions[..., None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def apply_rotary(x_BXNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates pairs (i, i + H/2), the half-split form of Hugging Face's Llama.
+
+    Args:
+      x_BXNH: queries or keys.
+      cos, sin: [B, X, H/2] from `rotary_tables`.
+    """
+    first, second = jnp.split(x_BXNH.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BXNH.dtype)

@@ -1,0 +1,78 @@
+"""The key/value cache: it only ever receives accepted tokens.
+
+Keys and values of draft nodes live in the block of the pass that computed them. After
+acceptance the rows of the accepted path are gathered from that block and written behind
+the valid prefix, so there is no rollback, no compaction and no stale tail. Every row of the
+batch has its own length.
+
+    row 0, length 3   | k0 k1 k2 .  .  .  |   accepted path (2 nodes) of the block
+    after the write   | k0 k1 k2 a0 a1 .  |   length 5; slots from 5 on still hold zeros
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ssjax.models.attention import KV
+
+
+@struct.dataclass
+class KVCache:
+    """Cached keys and values of both stacks of layers.
+
+    In the scanned form each stack is one `KV` with a leading layer axis, in the unrolled
+    form a tuple of `KV`, one a layer. How many slots are valid is the caller's `length`.
+    """
+
+    trunk: KV | tuple[KV, ...]  # leaves [B, K, S, H], with a leading [L - Ns] if scanned
+    stream_layers: KV | tuple[KV, ...]  # leaves [B, K, S, H], with a leading [Ns] if scanned
+
+
+def cache_from_block(block: KVCache, length: jax.Array, capacity: int) -> KVCache:
+    """Turns the block of a prefill into a cache.
+
+    Args:
+      block: keys and values of a whole prompt, T <= capacity positions.
+      length: [B] int32, valid positions per row; what lies behind becomes zero.
+      capacity: S, slots per row of the cache.
+    """
+
+    def fit(leaf):
+        num_positions = leaf.shape[-2]
+        valid = jnp.arange(num_positions) < length[:, None]  # [B, T]
+        kept = jnp.where(valid[:, None, :, None], leaf, 0)
+        pad = [(0, 0)] * leaf.ndim
+        pad[-2] = (0, capacity - num_positions)
+        return jnp.pad(kept, pad)
+
+    return jax.tree.map(fit, block)
+
+
+def write_path(
+    cache: KVCache, block: KVCache, path: jax.Array, length: jax.Array, count: jax.Array
+) -> KVCache:
+    """Appends rows of the block to the cache.
+
+    Args:
+      cache: valid below `length`.
+      block: keys and values of the M nodes of a pass, same leaves with M in place of S.
+      path: [B, R] int32, block rows in the order of their positions.
+      length: [B] int32, the slot that path[:, 0] goes to.
+      count: [B] int32, how many entries of the path to write; 0 writes nothing. Writes at
+        or past the capacity are dropped.
+    """
+    batch = jnp.arange(path.shape[0])[:, None]
+    step = jnp.arange(path.shape[1])
+
+    def write(cached, computed):
+        capacity = cached.shape[-2]
+        slot = jnp.where(step < count[:, None], length[:, None] + step, capacity)
+        rows = computed[batch, :, path, :]  # [B, R, K, H]
+        return cached.at[batch, :, slot, :].set(rows, mode="drop")
+
+    def write_layers(cached, computed):
+        if cached.ndim == 5:  # scanned form
+            return jax.vmap(write)(cached, computed)
+        return write(cached, computed)
+
+    return jax.tree.map(write_layers, cache, block)

@@ -1,0 +1,1 @@
+"""Training with stream losses. Reading order: `losses`, `optimizer`, `step`, `checkpoint`."""

@@ -1,0 +1,44 @@
+"""AdamW with clipping, linear warm-up and cosine decay."""
+
+import jax
+import optax
+
+from ssjax.config import OptimizerConfig
+
+
+def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """Learning rate by step: linear up to the peak, cosine down to the final value."""
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=min(config.warmup_steps, num_steps - 1),
+        decay_steps=num_steps,
+        end_value=config.final_learning_rate,
+    )
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """The optimizer of a run of `num_steps` steps."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            make_schedule(config, num_steps),
+            b1=config.beta1,
+            b2=config.beta2,
+            weight_decay=config.weight_decay,
+            mask=is_decayed,
+        ),
+    )
+
+
+def is_decayed(params):
+    """Tree of bools: projection matrices decay, norms and embeddings do not.
+
+    Decided by name, since a norm of scanned layers has two axes like a matrix.
+    """
+
+    def decayed(path, _):
+        names = [part.key for part in path]
+        return names[-1] == "weight" and names[-2].endswith("_proj")
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
