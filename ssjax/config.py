@@ -73,6 +73,7 @@ class DataConfig:
     batch_size: int = 32  # sequences per optimizer step
     tokenizer: str = ""  # a SentencePiece .model; empty: train one on the training split
     tokenizer_vocab_size: int = 1024  # of the trained tokenizer
+    tokenizer_records: int = 20000  # training records that it is trained on, at most
 
 
 @dataclasses.dataclass(frozen=True)

@@ -148,6 +148,22 @@ class Decoder:
             timing = BatchTiming(read - began, time.perf_counter() - read)
             yield completions_of(state, lengths, self.eos_ids)[: stop - start], timing
 
+    def one_batch_per_bucket(
+        self, prompts: Sequence[Sequence[int]], batch_size: int
+    ) -> list[list[Sequence[int]]]:
+        """The first batch of each bucket that `run_batches` would pad prompts to.
+
+        Decoding them compiles every program that the prompts need.
+        """
+        batches = [
+            list(prompts[start : start + batch_size])
+            for start in range(0, len(prompts), batch_size)
+        ]
+        first = {}
+        for batch in batches:
+            first.setdefault(self._bucket(max(len(prompt) for prompt in batch)), batch)
+        return list(first.values())
+
     def _bucket(self, length: int) -> int:
         for bucket in self.prompt_buckets:
             if length <= bucket:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import jax
 
+from ssjax.config import DecodeConfig
 from ssjax.decoding.tree import (
     DraftTree,
     StaticTree,
@@ -17,6 +18,7 @@ from ssjax.decoding.tree import (
     root_only,
     static_tree,
 )
+from ssjax.errors import UserError
 
 
 class Drafter(Protocol):
@@ -100,3 +102,26 @@ class StaticDrafter:
 
     def propose(self, root, stream_log_probs, tokens, length) -> DraftTree:
         return static_tree(self.tree, root, stream_log_probs)
+
+
+def make_drafter(decode: DecodeConfig, trained_streams: int) -> Drafter:
+    """The drafter that a config asks for.
+
+    Args:
+      decode: decode.num_streams 0 means all.
+      trained_streams: J of the model; without streams decoding is plain.
+
+    Raises:
+      UserError: a static tree deeper than there are streams.
+    """
+    num_streams = decode.num_streams or trained_streams
+    if num_streams == 0:
+        return PlainDrafter()
+    if decode.tree == "best_first":
+        return BestFirstDrafter(decode.num_nodes, num_streams)
+    if len(decode.branching) > num_streams:
+        raise UserError(
+            f"config: decode.branching {decode.branching} is {len(decode.branching)} deep but "
+            f"there are {num_streams} streams; shorten it or train more streams"
+        )
+    return StaticDrafter(StaticTree.from_branching(decode.branching), num_streams)

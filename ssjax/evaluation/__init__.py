@@ -1,0 +1,1 @@
+"""Measuring: text quality, and plain against speculative decoding on equal terms."""

@@ -1,0 +1,86 @@
+"""What every entry point shares: one-line errors, exit codes, logging, files for machines.
+
+Exit codes: 0 done; 2 bad input (one line on stderr says what, where and how to mend it);
+42 stopped by a signal after saving, run the same command again to continue; 130 interrupted
+where there was nothing to save.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from ssjax.errors import UserError
+from ssjax.files import write_atomic
+
+EXIT_BAD_INPUT = 2
+EXIT_RESUMABLE = 42
+EXIT_INTERRUPTED = 130
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses the flags, runs `main` and exits with its code."""
+
+    def guarded(argv):
+        logging.set_verbosity(logging.WARNING)  # libraries; ours goes through `say`
+        if len(argv) > 1:
+            return fail(f"unexpected argument {argv[1]!r}; options are written --name=value")
+        try:
+            return main()
+        except UserError as error:
+            return fail(str(error))
+        except KeyboardInterrupt:
+            say("interrupted")
+            return EXIT_INTERRUPTED
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def say(message: str) -> None:
+    """One line to stderr: progress, not a result."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def fail(message: str) -> int:
+    """Prints the one line of a failure and returns the exit code for it."""
+    say(f"error: {' '.join(message.split())}")
+    return EXIT_BAD_INPUT
+
+
+def write_json(path: str, value) -> None:
+    """Writes a result for machines; an empty path writes nothing."""
+    if path:
+        write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def define_decode_flags() -> dict[str, flags.FlagHolder]:
+    """Flags that change a run's decode settings, by field of `DecodeConfig`."""
+    return {
+        "max_new_tokens": flags.DEFINE_integer("max_new_tokens", None, "Longest output, tokens."),
+        "batch_size": flags.DEFINE_integer("batch_size", None, "Prompts decoded together."),
+        "num_nodes": flags.DEFINE_integer("num_nodes", None, "Draft nodes per pass."),
+        "num_streams": flags.DEFINE_integer("num_streams", None, "Streams used; 0: all."),
+        "deferred": flags.DEFINE_bool("deferred", None, "Streams run after verification."),
+        "temperature": flags.DEFINE_float("temperature", None, "0: greedy."),
+        "top_k": flags.DEFINE_integer("top_k", None, "Sample from the k best; 0: all."),
+        "top_p": flags.DEFINE_float("top_p", None, "Sample from the best with this mass."),
+        "seed": flags.DEFINE_integer("seed", None, "Of sampling."),
+    }
+
+
+def given(holders: dict[str, flags.FlagHolder]) -> dict:
+    """The flags that the command line set, by name."""
+    return {name: holder.value for name, holder in holders.items() if holder.value is not None}
+
+
+def _parse_flags(argv):
+    try:
+        return app.parse_flags_with_usage(argv) if "--help" in argv else flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(fail(str(error)))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        # ml_collections: an unknown --config key or a value of the wrong type.
+        sys.exit(fail(f"command line: {error.args[0] if error.args else error}"))
+    except UserError as error:
+        sys.exit(fail(str(error)))

@@ -1,0 +1,366 @@
+"""The data sets as TFDS builders, prepared once as array_record and read at random.
+
+No TensorFlow is needed, and nothing is downloaded: the builders read the files that their
+authors publish, or the generated sample. Prepared data is keyed by the bytes it was made from,
+so a changed file is prepared anew. Records are kept as they are, but for the white space inside
+E2E references.
+"""
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from absl import logging
+
+from ssjax.data import sample
+from ssjax.data.tasks import DIALOGSUM, E2E_NLG, get_task
+from ssjax.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """What a split is made from. name is for messages only; a sample has no file."""
+
+    name: str
+    data: bytes
+
+    def error(self, line: int, problem: str) -> UserError:
+        """One line that an editor can jump to."""
+        return UserError(f"{self.name}:{line}: {problem}")
+
+    def text(self) -> str:
+        """The content. Raises: UserError with the line that is not UTF-8."""
+        try:
+            return self.data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = self.data.count(b"\n", 0, error.start) + 1
+            raise self.error(line, "not UTF-8; save the file with that encoding") from error
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Reads one source file per split, in file order."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    # Nothing is downloaded, so there are no checksums. Looking for them beside this module needs
+    # importlib_resources, which TFDS 4.9.10 imports without requiring it.
+    url_infos = None
+
+    def __init__(self, *, files: Mapping[str, SourceFile], **kwargs):
+        self._files = files
+        super().__init__(**kwargs)
+
+    def _split_generators(self, dl_manager):
+        del dl_manager  # nothing is downloaded
+        return {split: self._generate_examples(split, file) for split, file in self._files.items()}
+
+    def _dataset_info(self, features: dict[str, Any]) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,  # file order is kept; the pipeline shuffles
+        )
+
+
+class Dialogsum(_Builder, skip_registration=True):
+    """Dialogues with one summary, or in the test split three."""
+
+    def _info(self):
+        text = tfds.features.Text
+        return self._dataset_info(
+            {
+                "fname": text(),
+                "dialogue": text(),
+                "topic": text(),
+                "summaries": tfds.features.Sequence(text()),
+            }
+        )
+
+    def _generate_examples(self, split, file):
+        del split  # the number of summaries is seen from the fields
+        yield from enumerate(_dialogsum_records(file))
+
+
+class E2eNlg(_Builder, skip_registration=True):
+    """Meaning representations (mr) with one reference in train, else with all of them."""
+
+    def _info(self):
+        text = tfds.features.Text
+        return self._dataset_info({"mr": text(), "references": tfds.features.Sequence(text())})
+
+    def _generate_examples(self, split, file):
+        pairs = _e2e_pairs(file)
+        if split == "train":
+            records = ({"mr": mr, "references": (reference,)} for mr, reference in pairs)
+        else:
+            grouped: dict[str, list[str]] = {}
+            for mr, reference in pairs:
+                grouped.setdefault(mr, []).append(reference)
+            records = ({"mr": mr, "references": texts} for mr, texts in grouped.items())
+        yield from enumerate(records)
+
+
+@dataclass(frozen=True)
+class _Published:
+    """Where the files of a task come from and what they are called."""
+
+    builder: type[_Builder]
+    file_names: Mapping[str, str]
+    url: str
+    make_sample: Callable[[int], dict[str, SourceFile]] | None
+
+
+def _sample_files(seed: int) -> dict[str, SourceFile]:
+    """The generated sample in the form of the published files."""
+    return {
+        split: SourceFile(
+            name=f"sample/{split}.jsonl",
+            data="".join(f"{json.dumps(record)}\n" for record in records).encode(),
+        )
+        for split, records in sample.generate(sample.SPLIT_SIZES, seed).items()
+    }
+
+
+_PUBLISHED = {
+    DIALOGSUM.name: _Published(
+        builder=Dialogsum,
+        file_names={split: f"{split}.jsonl" for split in SPLITS},
+        url="https://github.com/cylnlp/dialogsum (DialogSum_Data/dialogsum.{train,dev,test}.jsonl)",
+        make_sample=_sample_files,
+    ),
+    E2E_NLG.name: _Published(
+        builder=E2eNlg,
+        file_names={
+            "train": "trainset.csv",
+            "validation": "devset.csv",
+            "test": "testset_w_refs.csv",
+        },
+        url="https://github.com/tuetschek/e2e-dataset",
+        make_sample=None,
+    ),
+}
+
+
+class RecordSource(Sequence):
+    """A prepared split: `len`, and records by number as dicts of str and tuple[str, ...]."""
+
+    def __init__(self, encoded: Sequence[Mapping[str, Any]]):
+        """encoded: a TFDS data source, whose texts are bytes."""
+        self._encoded = encoded
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return {
+            field: value.decode() if isinstance(value, bytes) else tuple(v.decode() for v in value)
+            for field, value in self._encoded[index % len(self)].items()
+        }
+
+
+def prepare(task_name: str, path: str, prepared_dir: str, seed: int) -> Path:
+    """Prepares all splits of a task, unless that has been done.
+
+    Safe against being killed and against another process that does the same: the data is
+    written aside and appears under its name in one rename.
+
+    Args:
+      task_name: a name that `get_task` knows.
+      path: directory with the published files; empty: the generated sample.
+      prepared_dir: where prepared data is kept.
+      seed: of the generated sample; not used with files.
+
+    Returns:
+      A directory for `tfds.builder_from_directory`.
+
+    Raises:
+      UserError: a file is missing or malformed; the message names file and line.
+    """
+    published = _PUBLISHED[get_task(task_name).name]
+    files = _read_files(task_name, path, seed)
+    version = published.builder.VERSION
+    digest = hashlib.sha256(f"{task_name} {version}".encode())
+    for split, file in files.items():
+        digest.update(f" {split} {len(file.data)} ".encode() + file.data)
+    parent = Path(prepared_dir)
+    final = parent / f"{task_name}-{digest.hexdigest()[:16]}"
+    if not final.exists():
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(dir=parent, prefix=".incomplete-"))
+        except OSError as error:
+            raise UserError(
+                f"cannot write prepared data to {prepared_dir}: {error.strerror}; "
+                "choose another directory with --config.data.prepared_dir=DIR"
+            ) from error
+        try:
+            _write(published.builder, files, temporary)
+            _rename(temporary, final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return final / published.builder.name / str(version)
+
+
+def open_source(
+    task_name: str, path: str, prepared_dir: str, seed: int, split: str
+) -> RecordSource:
+    """Opens one split of a task, preparing the task first where needed.
+
+    Args:
+      task_name, path, prepared_dir, seed: as in `prepare`.
+      split: train, validation or test.
+
+    Raises:
+      UserError: as `prepare`, or the split is not known.
+    """
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    directory = prepare(task_name, path, prepared_dir, seed)
+    with _quiet():
+        builder = tfds.builder_from_directory(directory)
+        return RecordSource(builder.as_data_source(split=split))
+
+
+def _read_files(task_name: str, path: str, seed: int) -> dict[str, SourceFile]:
+    """Reads what the splits are made from. Raises: UserError naming what is missing."""
+    published = _PUBLISHED[task_name]
+    expected = f"the files {', '.join(published.file_names.values())}, published at {published.url}"
+    if not path:
+        if published.make_sample is None:
+            raise UserError(
+                f"{task_name} has no generated sample: pass --config.data.path=DIR, "
+                f"a directory with {expected}"
+            )
+        return published.make_sample(seed)
+    if not Path(path).is_dir():
+        raise UserError(f"{path} is not a directory: --config.data.path should hold {expected}")
+    files = {}
+    for split, name in published.file_names.items():
+        file = Path(path) / name
+        try:
+            files[split] = SourceFile(str(file), file.read_bytes())
+        except OSError as error:
+            raise UserError(
+                f"cannot read {file}: {error.strerror}; --config.data.path should hold {expected}"
+            ) from error
+    return files
+
+
+def _write(builder: type[_Builder], files: Mapping[str, SourceFile], data_dir: Path) -> None:
+    """Prepares all splits below data_dir."""
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    with _quiet():
+        builder(files=files, data_dir=data_dir, file_format="array_record").download_and_prepare(
+            download_config=config
+        )
+
+
+def _rename(temporary: Path, final: Path) -> None:
+    """Puts finished data in its place; whoever came first wins, the contents are equal."""
+    try:
+        os.rename(temporary, final)
+    except OSError:
+        if not final.exists():
+            raise
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TFDS from printing: stdout belongs to results, stderr to our own lines."""
+    tfds.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _dialogsum_records(file: SourceFile) -> Iterator[dict[str, Any]]:
+    """Parses DialogSum's JSON lines; the many topics of a test record are cut to the first."""
+    # Not splitlines: a JSON string may hold characters that it takes for line ends.
+    for number, line in enumerate(file.text().split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise file.error(number, f"not a JSON object: {error}") from error
+        if not isinstance(record, dict):
+            raise file.error(number, f"expected a JSON object, found {type(record).__name__}")
+        names = ["summary"]
+        if "summary" not in record and "summary1" in record:
+            names = [f"summary{i}" for i in range(1, len(record)) if f"summary{i}" in record]
+        topic = "topic1" if "topic" not in record and "topic1" in record else "topic"
+        yield {
+            "fname": _field(file, number, record, "fname", may_be_blank=True),
+            "dialogue": _field(file, number, record, "dialogue", may_be_blank=False),
+            "topic": _field(file, number, record, topic, may_be_blank=True),
+            "summaries": [_field(file, number, record, name, may_be_blank=False) for name in names],
+        }
+    if not file.data.strip():
+        raise file.error(1, "the file is empty; expected one JSON object a line")
+
+
+def _field(
+    file: SourceFile, line: int, record: Mapping[str, Any], name: str, *, may_be_blank: bool
+) -> str:
+    """Checks one text of a record."""
+    if name not in record:
+        raise file.error(line, f'field "{name}" is missing; the line has {", ".join(record)}')
+    value = record[name]
+    if not isinstance(value, str):
+        raise file.error(line, f'field "{name}" should be text, found {type(value).__name__}')
+    if not (may_be_blank or value.strip()):
+        raise file.error(line, f'field "{name}" is empty; fill it in or take the line out')
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise file.error(line, f'field "{name}" holds half of a surrogate pair') from error
+    return value
+
+
+def _e2e_pairs(file: SourceFile) -> Iterator[tuple[str, str]]:
+    """Parses the rows of an E2E CSV file into (mr, reference)."""
+    rows = csv.reader(io.StringIO(file.text(), newline=""), strict=True)
+    line = 1  # where the row at hand begins; a quoted text may span several
+    num_rows = 0
+    try:
+        header = next(rows, [])
+        if header != ["mr", "ref"]:
+            raise file.error(line, f"expected the header mr,ref, found {','.join(header)!r}")
+        line = rows.line_num + 1
+        for row in rows:
+            if row:
+                yield _e2e_pair(file, line, row)
+                num_rows += 1
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise file.error(line, f"not a row of comma-separated values: {error}") from error
+    if not num_rows:
+        raise file.error(line, "no rows follow the header mr,ref")
+
+
+def _e2e_pair(file: SourceFile, line: int, row: list[str]) -> tuple[str, str]:
+    """Checks one row."""
+    if len(row) != 2:
+        raise file.error(line, f"expected 2 columns (mr, ref), found {len(row)}")
+    for name, value in zip(("mr", "ref"), row, strict=True):
+        if not value.strip():
+            raise file.error(line, f'column "{name}" is empty; fill it in or take the row out')
+    return row[0], " ".join(row[1].split())

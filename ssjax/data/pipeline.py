@@ -1,0 +1,284 @@
+"""From records to batches: encoding, cutting, padding, shuffling, reading ahead.
+
+A batch is a dict of numpy arrays:
+
+    tokens         [B, T] int32   prompt, target, pad ids; T = max prompt + max target length
+    prompt_length  [B] int32      prompt tokens, bos included
+    length         [B] int32      prompt and target tokens; what lies behind is padding
+
+    tokens   bos p1 p2 y1 y2 eos pad pad     prompt_length 3, length 6
+
+Training batch i is a function of the seed and i alone, so a run continues from a step number
+and no state of the pipeline needs saving. Sequences are not packed.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+
+from ssjax.data.tasks import Record, Task
+from ssjax.data.tokenizer import SentencePieceTokenizer
+from ssjax.errors import UserError
+
+# Two threads hide reading and encoding behind a step, and eight batches a slow file system.
+_READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+
+# Records that `describe` looks at, spread evenly over the source.
+_DESCRIBED_RECORDS = 2000
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt to be answered, and the answers that would be right."""
+
+    index: int  # of the record in its source
+    prompt: str  # whole, even where prompt_ids had to be cut
+    prompt_ids: tuple[int, ...]
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LengthReport:
+    """How long examples are before cutting, in tokens with bos and eos."""
+
+    num_records: int  # in the source
+    num_described: int  # of them, looked at
+    prompts_cut: int
+    targets_cut: int
+    mean_prompt: float
+    max_prompt: int
+    mean_target: float
+    max_target: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_records:,} records; prompt {self.mean_prompt:.0f} tokens on average, "
+            f"{self.max_prompt} at most, {self.prompts_cut} cut; target {self.mean_target:.0f}, "
+            f"{self.max_target} at most, {self.targets_cut} cut "
+            f"(of {self.num_described:,} looked at)"
+        )
+
+
+def encode_example(
+    record: Record,
+    task: Task,
+    tokenizer: SentencePieceTokenizer,
+    max_prompt_length: int,
+    max_target_length: int,
+) -> tuple[list[int], list[int]]:
+    """Encodes the prompt and the first reference.
+
+    Args:
+      record: one record of the task.
+      task: says what is prompt and what is target.
+      tokenizer: encodes both.
+      max_prompt_length: a longer prompt loses tokens behind bos, since its end asks the question.
+      max_target_length: a longer target loses its end, eos included: stopping there is not
+        what the model should learn.
+
+    Returns:
+      prompt ids (bos first) and target ids (eos last, unless cut).
+    """
+    prompt_ids = _encode_prompt(task.prompt(record), tokenizer, max_prompt_length)
+    target_ids = [*tokenizer.encode(task.references(record)[0]), tokenizer.eos_id]
+    return prompt_ids, target_ids[:max_target_length]
+
+
+def train_batches(
+    source: Sequence[Record],
+    task: Task,
+    tokenizer: SentencePieceTokenizer,
+    *,
+    batch_size: int,
+    max_prompt_length: int,
+    max_target_length: int,
+    seed: int,
+) -> grain.MapDataset:
+    """An endless data set of batches, each a function of the seed and its index.
+
+    The source is gone through in a new order every epoch. A batch that begins in one epoch may
+    end in the next, so every record occurs equally often whatever the batch size.
+
+    Raises:
+      UserError: a size below 1, or no records.
+    """
+    _check(source, batch_size, max_prompt_length, max_target_length)
+
+    def row(record: Record) -> dict[str, np.ndarray]:
+        return _row(
+            *encode_example(record, task, tokenizer, max_prompt_length, max_target_length),
+            max_prompt_length + max_target_length,
+            tokenizer.pad_id,
+        )
+
+    return (
+        grain.MapDataset.source(source)
+        .seed(seed)
+        .shuffle()
+        .repeat(None)
+        .map(row)
+        .batch(batch_size, drop_remainder=True)
+    )
+
+
+def train_iterator(dataset: grain.MapDataset, start: int) -> grain.DatasetIterator:
+    """Iterates from batch `start` on, reading ahead in threads.
+
+    The caller ends the threads with `close()`, best by `contextlib.closing`.
+    """
+    iterator = iter(dataset.to_iter_dataset(_READ_OPTIONS))
+    grain.experimental.set_next_index(iterator, start)
+    return iterator
+
+
+class EvalBatches(Sequence):
+    """Every record of a source once, in order; see `eval_batches`."""
+
+    def __init__(self, source, task, tokenizer, batch_size, max_prompt_length, max_target_length):
+        self._source = source
+        self._task = task
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+        self._max_lengths = max_prompt_length, max_target_length
+
+    def __len__(self) -> int:
+        return -(-len(self._source) // self._batch_size)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        width, pad_id = sum(self._max_lengths), self._tokenizer.pad_id
+        rows = []
+        for i in range(index * self._batch_size, (index + 1) * self._batch_size):
+            if i < len(self._source):
+                example = encode_example(
+                    self._source[i], self._task, self._tokenizer, *self._max_lengths
+                )
+            else:
+                example = [self._tokenizer.bos_id], []
+            rows.append(_row(*example, width, pad_id))
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def eval_batches(
+    source: Sequence[Record],
+    task: Task,
+    tokenizer: SentencePieceTokenizer,
+    *,
+    batch_size: int,
+    max_prompt_length: int,
+    max_target_length: int,
+) -> EvalBatches:
+    """A sequence of batches with every record once, in order.
+
+    The last batch is filled with rows that hold bos alone: length equals prompt_length, so
+    none of their tokens is a target.
+
+    Raises:
+      UserError: a size below 1, or no records.
+    """
+    _check(source, batch_size, max_prompt_length, max_target_length)
+    return EvalBatches(source, task, tokenizer, batch_size, max_prompt_length, max_target_length)
+
+
+def decode_examples(
+    source: Sequence[Record],
+    task: Task,
+    tokenizer: SentencePieceTokenizer,
+    max_prompt_length: int,
+    limit: int,
+) -> list[Example]:
+    """The prompts to decode, in the order of the source; a prompt that recurs is left out.
+
+    Args:
+      source, task, tokenizer, max_prompt_length: as in `encode_example`.
+      limit: number of examples; 0: as many as there are.
+    """
+    examples: list[Example] = []
+    seen: set[str] = set()
+    for index, record in enumerate(source):
+        if limit and len(examples) == limit:
+            break
+        prompt = task.prompt(record)
+        if prompt not in seen:
+            seen.add(prompt)
+            prompt_ids = tuple(_encode_prompt(prompt, tokenizer, max_prompt_length))
+            examples.append(Example(index, prompt, prompt_ids, task.references(record)))
+    return examples
+
+
+def describe(
+    source: Sequence[Record],
+    task: Task,
+    tokenizer: SentencePieceTokenizer,
+    max_prompt_length: int,
+    max_target_length: int,
+) -> LengthReport:
+    """Measures the examples, of a large source up to 2,000 of them; `str` of it is a log line."""
+    described = _spread(len(source), _DESCRIBED_RECORDS)
+    prompts, targets = [], []
+    for index in described:
+        record = source[index]
+        prompts.append(1 + len(tokenizer.encode(task.prompt(record))))
+        targets.append(len(tokenizer.encode(task.references(record)[0])) + 1)
+    return LengthReport(
+        num_records=len(source),
+        num_described=len(described),
+        prompts_cut=sum(length > max_prompt_length for length in prompts),
+        targets_cut=sum(length > max_target_length for length in targets),
+        mean_prompt=float(np.mean(prompts)),
+        max_prompt=max(prompts),
+        mean_target=float(np.mean(targets)),
+        max_target=max(targets),
+    )
+
+
+def tokenizer_texts(source: Sequence[Record], task: Task, limit: int) -> Iterator[str]:
+    """Prompts and targets to train a tokenizer on, of up to `limit` evenly spread records."""
+    for index in _spread(len(source), limit):
+        record = source[index]
+        yield task.prompt(record)
+        yield task.references(record)[0]
+
+
+def _encode_prompt(
+    prompt: str, tokenizer: SentencePieceTokenizer, max_prompt_length: int
+) -> list[int]:
+    """bos and the last max_prompt_length - 1 tokens of the prompt."""
+    ids = tokenizer.encode(prompt)
+    return [tokenizer.bos_id, *ids[max(0, len(ids) - (max_prompt_length - 1)) :]]
+
+
+def _row(
+    prompt_ids: list[int], target_ids: list[int], width: int, pad_id: int
+) -> dict[str, np.ndarray]:
+    """One row of a batch: tokens [width], prompt_length [] and length [], all int32."""
+    length = len(prompt_ids) + len(target_ids)
+    tokens = np.full(width, pad_id, np.int32)
+    tokens[:length] = prompt_ids + target_ids
+    return {
+        "tokens": tokens,
+        "prompt_length": np.array(len(prompt_ids), np.int32),
+        "length": np.array(length, np.int32),
+    }
+
+
+def _check(source: Sequence[Record], batch_size: int, max_prompt: int, max_target: int) -> None:
+    sizes = {
+        "batch_size": batch_size,
+        "max_prompt_length": max_prompt,
+        "max_target_length": max_target,
+    }
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{name} is {size}: it must be at least 1")
+    if not len(source):
+        raise UserError("the data source has no records")
+
+
+def _spread(size: int, limit: int) -> list[int]:
+    """Up to `limit` indices below `size`, in order and equally far apart."""
+    count = min(size, limit)
+    return [i * size // count for i in range(count)]

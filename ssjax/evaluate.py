@@ -1,0 +1,35 @@
+"""Compares plain and speculative decoding of a run on a split of its data.
+
+python -m ssjax.evaluate --workdir RUN --split test --json OUT
+"""
+
+import dataclasses
+
+from absl import flags
+
+from ssjax import cli, report
+from ssjax.run import load_run
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
+_SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "What to decode.")
+_MAX_RECORDS = flags.DEFINE_integer("max_records", 0, "Stop after so many; 0: all.", lower_bound=0)
+_DATA = flags.DEFINE_string("data_path", None, "Where the files are now; default: as trained.")
+_JSON = flags.DEFINE_string("json", "", "Also write the result to this file.")
+_CHANGES = cli.define_decode_flags()
+
+
+def main() -> int:
+    """Evaluates the run of the command line; returns the exit code."""
+    run = load_run(_WORKDIR.value, _CHECKPOINT.value)
+    if _DATA.value is not None:
+        data = dataclasses.replace(run.config.data, path=_DATA.value)
+        run = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
+    evaluation = report.evaluate(run, _SPLIT.value, _MAX_RECORDS.value, **cli.given(_CHANGES))
+    cli.write_json(_JSON.value, evaluation)
+    report.show(evaluation)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,132 @@
+"""The evaluation of a run: measured, as plain values, and as a table on the terminal."""
+
+import sys
+
+import jax
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ssjax.data import builders, pipeline
+from ssjax.decoding.drafters import make_drafter
+from ssjax.errors import UserError
+from ssjax.evaluation.compare import compare, mark_runs
+from ssjax.evaluation.text_metrics import rouge
+from ssjax.run import Run, make_sampling
+
+
+def evaluate(run: Run, split: str, max_records: int, **changes) -> dict:
+    """Decodes a split plainly and speculatively and compares.
+
+    Args:
+      run: an opened run.
+      split: "train", "validation" or "test".
+      max_records: 0 for all.
+      **changes: fields of `DecodeConfig` to use in place of the run's.
+
+    Returns:
+      Plain values: settings, `Comparison.summary`, ROUGE of both, one example.
+    """
+    decode = run.decode_config(**changes)
+    data = run.config.data
+    source = builders.open_source(data.task, data.path, data.prepared_dir, run.config.seed, split)
+    examples = pipeline.decode_examples(
+        source, run.task, run.tokenizer, data.max_prompt_length, max_records or len(source)
+    )
+    if not examples:
+        raise UserError(f"split {split!r} has no records")
+    drafter = make_drafter(decode, run.config.streams.num_streams)
+    comparison = compare(
+        run.decoder,
+        [example.prompt_ids for example in examples],
+        drafter=drafter,
+        sampling=make_sampling(decode),
+        deferred=decode.deferred,
+        max_new_tokens=decode.max_new_tokens,
+        batch_size=decode.batch_size,
+        seed=decode.seed,
+        on_batch=_progress(len(examples)),
+    )
+    references = [example.references for example in examples]
+
+    def quality(measurement):
+        texts = [run.tokenizer.decode(c.tokens) for c in measurement.completions]
+        return rouge(texts, references)
+
+    summary = comparison.summary()
+    summary["plain"] |= quality(comparison.plain)
+    summary["speculative"] |= quality(comparison.speculative)
+    shown = comparison.speculative.completions[0]
+    return {
+        "workdir": str(run.workdir),
+        "step": run.step,
+        "task": run.task.name,
+        "split": split,
+        "device": jax.devices()[0].device_kind,
+        "dtype": run.config.model.dtype,
+        "batch_size": decode.batch_size,
+        "temperature": decode.temperature,
+        "max_new_tokens": decode.max_new_tokens,
+        "drafter": type(drafter).__name__,
+        "draft_nodes": drafter.num_nodes - 1,
+        "streams": drafter.num_streams,
+        "deferred": decode.deferred,
+        **summary,
+        "example": {
+            "prompt": examples[0].prompt,
+            "reference": examples[0].references[0],
+            "output": run.tokenizer.decode(shown.tokens),
+            "runs": mark_runs(shown, run.tokenizer.decode),
+        },
+    }
+
+
+def show(evaluation: dict) -> None:
+    """Prints an evaluation to stdout."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    console.print(
+        f"\n{evaluation['task']} {evaluation['split']}: {evaluation['prompts']} prompts, "
+        f"step {evaluation['step']}, {evaluation['device']}, {evaluation['dtype']}, "
+        f"batch size {evaluation['batch_size']}, {evaluation['streams']} streams, "
+        f"{evaluation['draft_nodes']} draft nodes"
+    )
+    table = Table()
+    table.add_column("")
+    for name in ("plain", "speculative"):
+        table.add_column(name, justify="right")
+    plain, fast = evaluation["plain"], evaluation["speculative"]
+    identical = f"{evaluation['identical']} of {evaluation['prompts']}"
+    table.add_row("identical outputs", "", identical)
+    table.add_row("tokens", f"{plain['tokens']:,}", f"{fast['tokens']:,}")
+    table.add_row("decode passes", f"{plain['calls']:,}", f"{fast['calls']:,}")
+    table.add_row("call reduction", "", f"{evaluation['call_reduction']:.2f}x")
+    for key, name, form in (
+        ("tokens_per_call", "tokens per call", ".2f"),
+        ("milliseconds_per_call", "milliseconds per pass", ".2f"),
+        ("tokens_per_second", "tokens per second", ",.0f"),
+    ):
+        table.add_row(name, f"{plain[key]:{form}}", f"{fast[key]:{form}}")
+    table.add_row("speedup", "", f"{evaluation['speedup']:.2f}x")
+    for kind in ("rouge1", "rouge2", "rougeLsum"):
+        table.add_row(kind, f"{plain[kind]:.2f}", f"{fast[kind]:.2f}")
+    console.print(table)
+    depths = " ".join(f"{share:.2f}" for share in fast["acceptance_by_depth"])
+    console.print(f"acceptance by depth: {depths or 'no drafts'}")
+    example = evaluation["example"]
+    console.print("\nOne example; brackets hold what one pass emitted.")
+    for name in ("prompt", "reference", "runs"):
+        console.print(Text(f"{name}: {example[name]}"), soft_wrap=True)
+
+
+def _progress(total):
+    """Plain lines at each quarter, to stderr."""
+    quarters = {max(1, total * part // 4) for part in range(1, 5)}
+    last = 0
+
+    def on_batch(done):
+        nonlocal last
+        if any(last < quarter <= done for quarter in quarters):
+            print(f"evaluating: {done} of {total} prompts", file=sys.stderr, flush=True)
+        last = done
+
+    return on_batch

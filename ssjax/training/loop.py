@@ -1,0 +1,115 @@
+"""The training loop: next batch, dispatch, look at the step before, validate, save.
+
+The device never waits for Python: a step is dispatched before the metrics of the step
+before it are read. Nothing random is kept: weights come from the seed, batch i is a function
+of (seed, i). So a run that is stopped and started again ends with the same weights, bit for
+bit.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from ssjax.config import Config
+from ssjax.models.parameters import Params
+from ssjax.training.checkpoint import Checkpoints
+from ssjax.training.interruption import Interruption
+from ssjax.training.losses import Batch
+from ssjax.training.reporting import Reporter
+from ssjax.training.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledSteps:
+    """The two step functions, jitted by the entry point."""
+
+    train: Callable  # (state, frozen, batch) -> (state, metrics); donates the state
+    evaluate: Callable  # (params, frozen, batch) -> LossSums
+
+
+def train(
+    config: Config,
+    steps: CompiledSteps,
+    state: TrainState,
+    frozen: Params,
+    *,
+    open_batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
+    validation_batches: Sequence[dict[str, np.ndarray]],
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    tokenizer: bytes,
+    config_values: dict,
+) -> tuple[TrainState, bool]:
+    """Trains from state.step to the end, or until a signal asks to stop.
+
+    Args:
+      config: of the run.
+      steps: compiled step functions.
+      state: initial or restored; donated.
+      frozen: weights that are not trained.
+      open_batches: batches from the given index on.
+      validation_batches: for the validation loss.
+      checkpoints: written on the way.
+      reporter: entered by the caller.
+      tokenizer, config_values: stored with every checkpoint.
+
+    Returns:
+      The last state, saved, and whether training is complete.
+
+    Raises:
+      DivergenceError: the loss or the gradient is not finite; that state is not saved.
+    """
+    num_steps = config.train.num_steps
+    start = int(state.step)
+    batches = open_batches(start)
+    saved_step = start if checkpoints.latest_step == start else None
+    pending = None
+
+    def report_pending():
+        nonlocal pending
+        if pending is not None:
+            reporter.add_step(*jax.device_get(pending))
+            pending = None
+
+    with Interruption(reporter.say) as interruption:
+        for step in range(start + 1, num_steps + 1):
+            arrays = next(batches)
+            state, metrics = steps.train(state, frozen, Batch(**arrays))
+            report_pending()
+            pending = (step, metrics, int(arrays["length"].sum()))
+
+            last = step == num_steps
+            validate_every = config.train.eval_every
+            validate = last or (validate_every and step % validate_every == 0)
+            stop = interruption.requested and not last
+            if not (validate or stop or step % config.checkpoint.save_every == 0):
+                continue
+            report_pending()
+            validation_loss = None
+            if validate:
+                validation_loss = _validate(
+                    steps, state, frozen, validation_batches, reporter, step
+                )
+            checkpoints.save(
+                state,
+                data={"seed": config.seed, "next_batch": step},
+                config=config_values,
+                tokenizer=tokenizer,
+                validation_loss=validation_loss,
+            )
+            saved_step = step
+            if stop:
+                break
+        checkpoints.wait()
+    return state, saved_step == num_steps
+
+
+def _validate(steps, state, frozen, batches, reporter, step) -> float:
+    sums = None
+    for batch in batches:
+        added = steps.evaluate(state.params, frozen, Batch(**batch))
+        sums = added if sums is None else jax.tree.map(jax.numpy.add, sums, added)
+    record = reporter.add_validation(step, jax.device_get(sums))
+    return record["validation_loss_main"]
