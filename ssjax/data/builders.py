@@ -209,6 +209,7 @@ def prepare(task_name: str, path: str, prepared_dir: str, seed: int) -> Path:
             ) from error
         try:
             _write(published.builder, files, temporary)
+            temporary.chmod(0o755)  # mkdtemp keeps others out, who may share prepared data
             _rename(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -48,6 +48,11 @@ class Dice:
         second = int(self._random.random() * (len(items) - 1))
         return items[first], items[second + (second >= first)]
 
+    def ordered(self, *items: _Item) -> tuple[_Item, _Item]:
+        """Two different items, in the order in which they are listed."""
+        first, second = self.two(*range(len(items)))
+        return items[min(first, second)], items[max(first, second)]
+
     def chance(self, probability: float) -> bool:
         """True with this probability."""
         return self._random.random() < probability
@@ -165,8 +170,12 @@ def doctor(d: Dice) -> Scene:
             f"Not so good, doctor. I've got {pain}. It started {span} ago.",
             f"It's {pain}, doctor. It has been going on for {span}.",
         ),
-        d.pick("Let me take a look. Does it hurt here?", "I see. Any allergies?"),
-        d.pick("Not that I know of.", "A little, yes.", "No, not at all."),
+        *d.pick(
+            ("Let me take a look. Does it hurt here?", "A little, yes."),
+            ("Let me examine you. Does this hurt?", "No, not at all."),
+            ("I see. Any allergies?", "Not that I know of."),
+            ("Have you taken anything for it?", "No, nothing so far."),
+        ),
     ]
     test = d.chance(0.4)
     if test:
@@ -176,8 +185,10 @@ def doctor(d: Dice) -> Scene:
                 f"I'd like you to have {kind} on {day}. Until then, {advice}.",
                 f"To be safe we need {kind}. Come back on {day}, and {advice}.",
             ),
-            d.pick("Is it serious?", "Should I be worried?"),
-            d.pick("Probably not, but I want to be sure.", "I don't think so. Just to be safe."),
+            *d.pick(
+                ("Is it serious?", "Probably not, but I want to be sure."),
+                ("Should I be worried?", "I don't think so. It is just a precaution."),
+            ),
         ]
         ending = f"The doctor orders {kind} on {day} and advises {patient} to {advice}."
     else:
@@ -186,8 +197,10 @@ def doctor(d: Dice) -> Scene:
                 f"It is nothing serious. I'll give you {medicine}. And please {advice}.",
                 f"Don't worry. Take {medicine} and {advice}.",
             ),
-            d.pick("How often should I take it?", "Thank you. When will I feel better?"),
-            d.pick("Follow the label and come back in a week.", "Soon. Call me if it gets worse."),
+            *d.pick(
+                ("How often should I use it?", "Follow the label and come back in a week."),
+                ("Thank you. When will I feel better?", "Soon. Call me if it gets worse."),
+            ),
         ]
         ending = f"The doctor prescribes {medicine} and advises {patient} to {advice}."
     lead = f"{patient} has had {pain} for {span}."
@@ -308,7 +321,7 @@ def car_repair(d: Dice) -> Scene:
     )  # fmt: skip
     car = d.pick("van", "truck", "sports car", "old Ford", "Toyota", "jeep", "taxi", "minibus")
     price, low = d.pick((90, 80), (120, 100), (150, 130), (200, 180), (260, 220), (340, 300))
-    day, late = d.two(*DAYS)
+    day, late = d.ordered(*DAYS)
     lines = [
         *_small_talk(d, 0.25),
         d.pick("What can I do for you today?", "What's the problem?", "Do you have car trouble?"),
@@ -462,7 +475,7 @@ def course(d: Dice) -> Scene:
         d.pick("Why do you want to take it?", "May I ask why you chose it?"),
         d.pick(f"I need it {reason}.", f"It's {reason}.", f"I'd like to do it {reason}."),
     ]
-    why = reason.replace("my", "the").replace("I go", "going")
+    why = reason.replace("my", "a").replace("I go", "going")
     outcome = d.pick("in", "full", "moved")
     if outcome == "full":
         lines += [
@@ -620,14 +633,16 @@ def birthday(d: Dice) -> Scene:
     moved = d.chance(0.35)
     if moved:
         lines += [
-            d.pick("It may rain. I'd rather not.", "We did that last year."),
+            d.pick("We did that last year. I'd rather not.", "That will be too crowded."),
             d.pick(f"You're right. Then at {other}.", f"OK, let's choose {other} instead."),
         ]
         place = other
     else:
         lines += [
-            d.pick("How many people shall we invite?", "Nice. Whom do you want to ask?"),
-            d.pick("About fifteen, I think.", "All our friends and the whole family."),
+            *d.pick(
+                ("How many people shall we invite?", "About fifteen, I think."),
+                ("Nice. Whom do you want to ask?", "All our friends and the whole family."),
+            ),
         ]
     lines.append(d.pick(f"Good. And {gift} as a present?", f"Fine. Shall we buy {gift}?"))
     swapped = d.chance(0.4)
@@ -662,7 +677,7 @@ def train(d: Dice) -> Scene:
     """A traveller buys train tickets; the first train may be full."""
     city = d.pick(*CITIES)
     number = d.pick("one", *SMALL)
-    (time, late), day = d.two(*TIMES, *EVENINGS), d.pick(*WHEN[:8])
+    (time, late), day = d.ordered(*TIMES, *EVENINGS), d.pick(*WHEN[:8])
     price = d.pick(*range(20, 95, 5))
     kind = d.pick("first class", "second class")
     back = d.chance(0.5)
@@ -690,8 +705,10 @@ def train(d: Dice) -> Scene:
         time = late
     else:
         lines += [
-            d.pick("Would you like a seat by the window?", "A window seat or the aisle?"),
-            d.pick("By the window, please.", "I don't mind, as long as it is quiet."),
+            *d.pick(
+                ("Would you like a seat by the window?", "Yes, that would be nice."),
+                ("A window seat or the aisle?", "I don't mind, as long as it is quiet."),
+            ),
         ]
     platform = d.pick(*range(1, 15))
     lines += [
@@ -713,14 +730,14 @@ def bank_card(d: Dice) -> Scene:
     """A bank card is lost, stolen or swallowed; it is blocked and perhaps replaced."""
     name, _ = _person(d)
     how, fact = d.pick(
-        ("was stolen", "Somebody stole my bank card"), ("is lost", "I lost my bank card"),
-        ("is broken", "My bank card broke"), ("was swallowed", "The machine kept my bank card"),
+        ("was stolen", "Somebody stole my bank card"), ("was lost", "I lost my bank card"),
+        ("broke", "My bank card broke"), ("was swallowed", "The machine kept my bank card"),
     )  # fmt: skip
     place = d.pick(
         "on the bus", "at the market", "in a taxi", "at the station", "in the cinema",
         "at the gym", "in the library", "at the airport", "on the beach", "at a café",
     )  # fmt: skip
-    wait, long_wait = d.two("two days", "three days", "five days", "a week", "ten days")
+    wait, long_wait = d.ordered("two days", "three days", "five days", "a week", "ten days")
     fee = d.pick("five", "eight", "ten", "twelve", "fifteen")
     lines = [
         d.pick("City Bank, what can I do for you?", "Thank you for calling City Bank."),
@@ -762,7 +779,7 @@ def library(d: Dice) -> Scene:
         "whales", "volcanoes", "cooking", "chess", "castles", "robots", "birds", "knitting",
         "pirates", "ancient Egypt", "space travel", "wild flowers", "jazz", "dinosaurs",
     )  # fmt: skip
-    span, longer = d.two("one week", "two weeks", "three weeks", "a month", "ten days")
+    span, longer = d.ordered("one week", "ten days", "two weeks", "three weeks", "a month")
     floor = d.pick("first", "second", "third", "fourth")
     use = d.pick("an essay", "a talk", "my sister", "the holidays", "my exam", "a class project")
     use_told = use.replace("my", "a" if use == "my sister" else "an")
@@ -822,10 +839,15 @@ def gym(d: Dice) -> Scene:
     coach = d.pick(*SURNAMES)
     day = d.pick(*DAYS)
     lines = [
-        d.pick("Welcome to the sports club. Are you a member?", "Hi. Is it your first visit?"),
-        d.pick(
-            f"I'm new here. I'm {name}, and I'd like to try {sport}.",
-            f"Yes, my name is {name}. I am interested in {sport}.",
+        *d.pick(
+            (
+                "Welcome to the sports club. Are you a member?",
+                f"Not yet. I'm {name}, and I'd like to try {sport}.",
+            ),
+            (
+                "Hi. Is it your first visit?",
+                f"Yes, my name is {name}. I am interested in {sport}.",
+            ),
         ),
         d.pick("Great! What is your goal?", "Why do you want to start?"),
         d.pick(f"I want to {goal}.", f"My plan is to {goal}.", f"I hope to {goal}."),
@@ -847,7 +869,7 @@ def gym(d: Dice) -> Scene:
     elif outcome == "other":
         lines += [
             d.pick(f"Then {other} would be better for you.", f"Have you thought of {other}?"),
-            d.pick("Is it hard to learn?", "I have never done that before."),
+            d.pick("Isn't that hard to learn?", "I have never done that before."),
             d.pick(
                 f"Coach {coach} will help you on {day}.", f"Try it with Coach {coach} on {day}."
             ),
@@ -884,7 +906,7 @@ def flat(d: Dice) -> Scene:
     pet = d.pick("dog", "cat", "parrot", "rabbit")
     lines = [
         d.pick(
-            f"I'm calling about the flat in {street}. My name is {name}.",
+            f"My name is {name}. Is the flat in {street} still to let?",
             f"Hello, {name} speaking. Is the flat in {street} still free?",
         ),
         d.pick(
@@ -936,15 +958,18 @@ def homework(d: Dice) -> Scene:
         ("I had a football match", "of a football match"),
         ("I did not understand it", "it was too hard"),
     )  # fmt: skip
-    day, late = d.two(*DAYS[:5])
+    day, late = d.ordered(*DAYS[:5])
     because = f"because {told}"
     lines = [
         d.pick(
-            f"{name}, where is your {subject} homework?", f"{name}, I miss your {subject} work."
+            f"{name}, where is your {subject} homework?", f"{name}, you owe me your {subject} work."
         ),
         d.pick(f"I'm sorry, {teacher}, {excuse}.", f"I don't have it, {teacher}, since {excuse}."),
-        d.pick("That is not the first time.", "I see. Why didn't you tell me earlier?"),
-        d.pick("I know. Can I have more time?", "I was afraid to. Could I do it later?"),
+        *d.pick(
+            ("That is not the first time.", "I know. Can I have more time?"),
+            ("Why didn't you tell me earlier?", "I was afraid to. Could I do it later?"),
+            ("What a poor excuse!", "But it is true. Please give me one more chance."),
+        ),
         d.pick(f"You can hand it in on {day}.", f"Bring it to me on {day}, then."),
     ]
     outcome = d.pick("plain", "later", "help")
