@@ -4,6 +4,8 @@ Sample  python -m ssjax.train --config experiments/dialogsum.py
         no files needed; minutes on 2 CPU cores
 Small   python -m ssjax.train --config experiments/dialogsum.py:small --config.data.path=DIR
         the real DialogSum from random weights; DIR holds train.jsonl, validation.jsonl, test.jsonl
+Smoke   python -m ssjax.train --config experiments/dialogsum.py:smoke
+        a tiny model, under a minute, for trying the tools
 
 Expect  see the result table in README.md
 """
@@ -13,13 +15,62 @@ from ssjax.errors import UserError
 
 
 def get_config(variant: str = "sample"):
-    """Returns the config of a variant: sample or small."""
+    """Returns the config of a variant: sample, small or smoke."""
     c = config_lib.default_config()
     c.data.task = "dialogsum"
     if variant == "sample":
         c.workdir = "runs/dialogsum"
+        _sample(c)
     elif variant == "small":
         c.workdir = "runs/dialogsum-small"
+        _small(c)
+    elif variant == "smoke":
+        c.workdir = "runs/dialogsum-smoke"
+        _sample(c)
+        config_lib.shrink(c)
     else:
-        raise UserError(f"experiments/dialogsum.py has no variant {variant!r}: sample or small")
+        raise UserError(
+            f"experiments/dialogsum.py has no variant {variant!r}: sample, small or smoke"
+        )
     return c
+
+
+def _sample(c):
+    c.model.embed_dim = 128
+    c.model.num_layers = 4
+    c.model.num_heads = 4
+    c.model.num_kv_heads = 2
+    c.model.head_dim = 32
+    c.model.mlp_dim = 384
+    c.loss.stream_weight = 0.3
+    c.optimizer.learning_rate = 3e-3
+    c.data.tokenizer_vocab_size = 1536
+    c.data.max_prompt_length = 136
+    c.data.max_target_length = 44
+    c.data.batch_size = 16
+    c.train.num_steps = 400
+    c.train.log_every = 50
+    c.train.eval_every = 200
+    c.train.eval_batches = 12
+    c.decode.max_new_tokens = 44
+    c.decode.prompt_buckets = (136,)
+
+
+def _small(c):
+    c.model.embed_dim = 256
+    c.model.num_heads = 8
+    c.model.mlp_dim = 704
+    c.loss.stream_weight = 0.3
+    c.optimizer.warmup_steps = 200
+    c.data.tokenizer_vocab_size = 4096
+    c.data.max_prompt_length = 400
+    c.data.max_target_length = 80
+    c.data.batch_size = 16
+    c.train.num_steps = 4000
+    c.train.log_every = 50
+    c.train.eval_every = 500
+    c.train.eval_batches = 16
+    c.checkpoint.save_every = 250
+    c.decode.num_nodes = 16
+    c.decode.max_new_tokens = 80
+    c.decode.prompt_buckets = (128, 256, 400)

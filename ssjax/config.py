@@ -168,6 +168,24 @@ def from_dict(values: dict[str, Any]) -> Config:
     return config
 
 
+def shrink(c) -> None:
+    """Turns the `ConfigDict` of any experiment into its tiny twin: seconds on one CPU core.
+
+    Every kind of step stays (saving, validation, accumulation of logs); only sizes change.
+    """
+    c.model.embed_dim, c.model.mlp_dim = 32, 64
+    c.model.num_layers, c.streams.num_stream_layers = 3, 2
+    c.model.num_heads, c.model.num_kv_heads, c.model.head_dim = 4, 2, 8
+    c.streams.num_streams = min(c.streams.num_streams, 3)
+    c.data.tokenizer_vocab_size, c.data.tokenizer_records = 512, 500
+    c.data.batch_size = 4
+    c.train.num_steps, c.train.log_every = 24, 4
+    c.train.eval_every, c.train.eval_batches = 12, 2
+    c.checkpoint.save_every = 6
+    c.decode.num_nodes, c.decode.max_new_tokens = 4, 16
+    c.eval.max_records = 8
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """Returns nested plain values that `from_dict` accepts and JSON can hold."""
     return dataclasses.asdict(config)
@@ -188,6 +206,8 @@ def _build(cls, values, prefix):
     for name, hint in hints.items():
         value = values[name]
         if dataclasses.is_dataclass(hint):
+            if not isinstance(value, dict):
+                raise UserError(f"config: {prefix}{name} must be a group of keys, got {value!r}")
             built[name] = _build(hint, value, f"{prefix}{name}.")
         else:
             built[name] = _typed(value, hint, prefix + name)

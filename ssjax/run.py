@@ -1,10 +1,10 @@
 """A run directory, opened for decoding.
 
-    config.json        the resolved config
-    metrics.jsonl      one JSON object per logged step
-    checkpoints/STEP   train state, data position, config, tokenizer
-    tokenizer.model    SentencePiece
-    evaluation.json    the last evaluation
+config.json        the resolved config
+metrics.jsonl      one JSON object per logged step
+checkpoints/STEP   train state, data position, config, tokenizer
+tokenizer.model    SentencePiece
+evaluation.json    the last evaluation
 """
 
 import dataclasses
@@ -180,4 +180,3 @@ def abstract_params(model: Transformer) -> Params:
 def make_sampling(decode: DecodeConfig) -> Sampling:
     """The target distribution that a config asks for."""
     return Sampling(decode.temperature, decode.top_k, decode.top_p)
-

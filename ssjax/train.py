@@ -68,9 +68,7 @@ def claim_workdir(workdir: Path, config: Config) -> None:
     """
     path = workdir / "config.json"
     if path.exists():
-        here, now = (
-            _flat(config_lib.to_dict(c)) for c in (run_lib.read_config(workdir), config)
-        )
+        here, now = (_flat(config_lib.to_dict(c)) for c in (run_lib.read_config(workdir), config))
         for key, value in now.items():
             decides = key.split(".")[0] in _DECIDES_WEIGHTS and key not in _MAY_CHANGE
             if decides and here[key] != value:
@@ -93,9 +91,7 @@ def open_tokenizer(workdir: Path, config: Config) -> SentencePieceTokenizer:
         source = open_split(config, "train")
         cli.say(f"training a tokenizer of {config.data.tokenizer_vocab_size} pieces")
         texts = pipeline.tokenizer_texts(source, task, config.data.tokenizer_records)
-        tokenizer = train_tokenizer(
-            texts, config.data.tokenizer_vocab_size, symbols=task.symbols
-        )
+        tokenizer = train_tokenizer(texts, config.data.tokenizer_vocab_size, symbols=task.symbols)
     tokenizer.save(path)
     return tokenizer
 

@@ -102,8 +102,9 @@ class StaticTree:
 
     @classmethod
     def from_branching(cls, branching: tuple[int, ...]) -> "StaticTree":
-        """The Cartesian tree of the paper: every node at depth d - 1 gets branching[d - 1] children.
+        """The Cartesian tree of the paper.
 
+        Every node at depth d - 1 gets branching[d - 1] children, so there are
         1 + sum over d of the product of branching[:d] nodes; (3, 3, 3) has 40.
         """
         parents, ranks, level = [NO_PARENT], [0], [0]
@@ -131,7 +132,7 @@ def static_tree(shape: StaticTree, root: jax.Array, log_probs_BJV: jax.Array) ->
         raise ValueError(f"the tree is {shape.max_depth} deep but there are {num_streams} streams")
     depths, ranks = shape.depths, np.array(shape.ranks, np.int32)
     width = min(int(ranks.max()) + 1, vocab_size)
-    ranked = jax.lax.top_k(log_probs_BJV, width)[1]  # [B, J, width]
+    ranked = _ranked(log_probs_BJV, width)[1]
     tokens = ranked[:, np.maximum(depths - 1, 0), np.minimum(ranks, width - 1)]  # [B, M]
     usable = np.zeros(shape.num_nodes, bool)
     for node, parent in enumerate(shape.parents):
@@ -165,7 +166,7 @@ def best_first_tree(root: jax.Array, log_probs_BJV: jax.Array, num_draft_nodes: 
     batch, num_streams, vocab_size = log_probs_BJV.shape
     budget = num_draft_nodes
     width = min(budget, vocab_size)
-    best, best_tokens = jax.lax.top_k(log_probs_BJV, width)  # [B, J, width]
+    best, best_tokens = _ranked(log_probs_BJV, width)
 
     # Level by level; a candidate's index in the concatenation of all levels is its name.
     scores, tokens, parents, depths = [], [], [], []
@@ -206,3 +207,12 @@ def best_first_tree(root: jax.Array, log_probs_BJV: jax.Array, num_draft_nodes: 
         parent=with_root(jnp.full_like(root, NO_PARENT), parent, NO_PARENT),
         depth=with_root(jnp.zeros_like(root), jnp.take_along_axis(depths, chosen, axis=1), 0),
     )
+
+
+def _ranked(log_probs_BJV, width):
+    """The best tokens of each stream: scores and ids, both [B, J, width].
+
+    The barrier keeps XLA from merging the slices that follow into the top-k, which turns it
+    into a sort of the whole vocabulary: 450 us in place of 8 us at V = 1024 on CPU.
+    """
+    return jax.lax.optimization_barrier(jax.lax.top_k(log_probs_BJV, width))

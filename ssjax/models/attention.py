@@ -71,26 +71,34 @@ def attend(q_BTIKGH: jax.Array, segments: list[SharedSegment | LocalSegment]) ->
     scaled = q_BTIKGH * jnp.asarray(q_BTIKGH.shape[-1] ** -0.5, q_BTIKGH.dtype)
     parts = [_attend_segment(scaled, segment) for segment in segments]
     if len(parts) == 1:
-        return parts[0][0].astype(q_BTIKGH.dtype)
+        return _heads_last(parts[0][0]).astype(q_BTIKGH.dtype)
     outputs, lses = zip(*parts, strict=True)
     lse_total = jax.nn.logsumexp(jnp.stack(lses), axis=0)
     joined = sum(
         out * jnp.exp(lse - lse_total)[..., None] for out, lse in zip(outputs, lses, strict=True)
     )
-    return joined.astype(q_BTIKGH.dtype)
+    return _heads_last(joined).astype(q_BTIKGH.dtype)
+
+
+def _heads_last(x_BKTIGH):
+    return jnp.moveaxis(x_BKTIGH, 1, 3)
 
 
 def _attend_segment(q_BTIKGH, segment):
-    """Returns the attention over one segment, [B,T,I,K,G,H] float32, and its lse [B,T,I,K,G]."""
+    """Returns the attention over one segment, [B,K,T,I,G,H] float32, and its lse [B,K,T,I,G].
+
+    Batch axes stay in front, as the products make them: with scores as [B,T,I,K,G,S] the CPU
+    transposes the largest array of the model.
+    """
     precision = matmul_precision(q_BTIKGH.dtype)
     if isinstance(segment, SharedSegment):
-        score, mix = "BTIKGH,BKSH->BTIKGS", "BTIKGS,BKSH->BTIKGH"
+        score, mix = "BTIKGH,BKSH->BKTIGS", "BKTIGS,BKSH->BKTIGH"
         keys, values = segment.kv.keys, segment.kv.values
-        mask = segment.mask[:, :, None, None, None, :]
+        mask = segment.mask[:, None, :, None, None, :]
     else:
-        score, mix = "BTIKGH,BTJKH->BTIKGJ", "BTIKGJ,BTJKH->BTIKGH"
+        score, mix = "BTIKGH,BTJKH->BKTIGJ", "BKTIGJ,BTJKH->BKTIGH"
         keys, values = segment.keys, segment.values
-        mask = segment.mask[None, None, :, None, None, :]
+        mask = segment.mask[:, None, :]
     scores = jnp.einsum(
         score, q_BTIKGH, keys, precision=precision, preferred_element_type=jnp.float32
     )

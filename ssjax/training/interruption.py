@@ -32,4 +32,6 @@ class Interruption:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        self._say(f"{signal.Signals(number).name}: saving after this step; once more to stop at once")
+        self._say(
+            f"{signal.Signals(number).name}: saving after this step; once more to stop at once"
+        )

@@ -110,35 +110,43 @@ def chunked_cross_entropy(hidden, table_VD, targets, weights, chunk_size: int) -
       targets: [B, A, Q] int32.
       weights: [B, A, Q] float32.
       chunk_size: rows of B*A*Q per chunk; logits of one chunk exist at a time, in the
-        backward pass too (they are computed again there).
+        backward pass too (they are computed again there). A chunk of padding alone costs
+        nothing.
     """
     num_rows, width = targets.shape[0] * targets.shape[1], targets.shape[2]
     rows_per_chunk = min(num_rows, max(1, chunk_size // width))
     num_chunks = -(-num_rows // rows_per_chunk)
     padding = num_chunks * rows_per_chunk - num_rows
+    # Rows that count come first, so that the chunks at the end hold padding alone.
+    order = jnp.argsort(-weights.max(axis=2).reshape(num_rows), stable=True)
 
     def cut(x):
-        x = x.reshape(num_rows, *x.shape[2:])
+        x = x.reshape(num_rows, *x.shape[2:])[order]
         x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
         return x.reshape(num_chunks, rows_per_chunk, *x.shape[1:])
 
     @jax.checkpoint
-    def add_chunk(sums, chunk):
-        hidden, targets, weights = chunk
+    def sum_chunk(hidden, targets, weights):
         logits = vocabulary_logits(hidden, table_VD)  # [rows, Q, V] float32
         target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         cross_entropy = jax.nn.logsumexp(logits, axis=-1) - target_logit
-        hits = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
+        hits = (target_logit >= logits.max(axis=-1)).astype(jnp.float32)
         return LossSums(
-            cross_entropy=sums.cross_entropy + (cross_entropy * weights).sum(axis=0),
-            correct=sums.correct + (hits * weights).sum(axis=0),
-            weight=sums.weight + weights.sum(axis=0),
-        ), None
+            cross_entropy=(cross_entropy * weights).sum(axis=0),
+            correct=(hits * weights).sum(axis=0),
+            weight=weights.sum(axis=0),
+        )
 
     zero = jnp.zeros(width, jnp.float32)
+    zeros = LossSums(zero, zero, zero)
+
+    def add_chunk(sums, chunk):
+        counts = chunk[2].max() > 0
+        added = jax.lax.cond(counts, sum_chunk, lambda *_: zeros, *chunk)
+        return jax.tree.map(jnp.add, sums, added), None
+
     chunks = (cut(hidden), cut(targets), cut(weights))
-    sums, _ = jax.lax.scan(add_chunk, LossSums(zero, zero, zero), chunks)
-    return sums
+    return jax.lax.scan(add_chunk, zeros, chunks)[0]
 
 
 def loss_weights(config: LossConfig, num_streams: int) -> jax.Array:

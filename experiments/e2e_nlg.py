@@ -1,0 +1,46 @@
+"""Restaurant descriptions from meaning representations: the E2E NLG challenge.
+
+Small   python -m ssjax.train --config experiments/e2e_nlg.py:small --config.data.path=DIR
+        from random weights; DIR holds trainset.csv, devset.csv, testset_w_refs.csv
+Smoke   python -m ssjax.train --config experiments/e2e_nlg.py:smoke --config.data.path=DIR
+
+Expect  see the result table in README.md
+"""
+
+from ssjax import config as config_lib
+from ssjax.errors import UserError
+
+
+def get_config(variant: str = "small"):
+    """Returns the config of a variant: small or smoke."""
+    c = config_lib.default_config()
+    c.data.task = "e2e_nlg"
+    if variant not in ("small", "smoke"):
+        raise UserError(f"experiments/e2e_nlg.py has no variant {variant!r}: small or smoke")
+    c.workdir = "runs/e2e_nlg-small"
+    c.model.embed_dim = 192
+    c.model.num_layers = 4
+    c.model.num_heads = 6
+    c.model.num_kv_heads = 2
+    c.model.head_dim = 32
+    c.model.mlp_dim = 512
+    c.streams.num_streams = 4
+    c.streams.num_stream_layers = 2
+    c.loss.stream_weight = 0.3
+    c.optimizer.learning_rate = 2e-3
+    c.data.tokenizer_vocab_size = 2048
+    c.data.max_prompt_length = 44
+    c.data.max_target_length = 40
+    c.data.batch_size = 32
+    c.train.num_steps = 1600
+    c.train.eval_every = 400
+    c.train.eval_batches = 10
+    c.train.log_every = 50
+    c.checkpoint.save_every = 200
+    c.decode.num_nodes = 16
+    c.decode.max_new_tokens = 64
+    c.decode.prompt_buckets = (48,)
+    if variant == "smoke":
+        c.workdir = "runs/e2e_nlg-smoke"
+        config_lib.shrink(c)
+    return c
