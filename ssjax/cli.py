@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from ssjax.errors import UserError
 from ssjax.files import write_atomic
@@ -54,6 +55,22 @@ def write_json(path: str, value) -> None:
         write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def experiment(holder: flags.FlagHolder) -> ConfigDict:
+    """The config of a `DEFINE_config_file` flag.
+
+    Raises:
+      UserError: not given, or no such file.
+    """
+    if holder.value is None:
+        raise UserError("no experiment; give one with --config experiments/NAME.py")
+    try:
+        holder.value.to_dict()  # a file that could not be loaded says so on first use
+    except OSError as error:
+        path = str(error).splitlines()[2].strip(": ")
+        raise UserError(f"cannot read the experiment {path}; see experiments/") from None
+    return holder.value
+
+
 def define_decode_flags() -> dict[str, flags.FlagHolder]:
     """Flags that change a run's decode settings, by field of `DecodeConfig`."""
     return {
@@ -80,7 +97,11 @@ def _parse_flags(argv):
     except flags.Error as error:
         sys.exit(fail(str(error)))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        # ml_collections: an unknown --config key or a value of the wrong type.
-        sys.exit(fail(f"command line: {error.args[0] if error.args else error}"))
+        # ml_collections: an unknown --config key or a value of the wrong type. It quotes its
+        # message twice, with the line break written out.
+        text = str(error.args[0] if error.args else error).replace("\\n", " ")
+        sys.exit(fail(f"command line: {text}"))
+    except (SyntaxError, ImportError) as error:
+        sys.exit(fail(f"the experiment file is not valid Python: {error}"))
     except UserError as error:
         sys.exit(fail(str(error)))

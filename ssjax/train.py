@@ -42,9 +42,7 @@ _MAY_CHANGE = ("data.prepared_dir", "train.log_every", "train.eval_every", "trai
 
 def main() -> int:
     """Runs the experiment of the command line; returns the exit code."""
-    if _CONFIG.value is None:
-        raise UserError("no experiment; give one with --config experiments/NAME.py")
-    config = config_lib.from_config_dict(_CONFIG.value)
+    config = config_lib.from_config_dict(cli.experiment(_CONFIG))
     workdir = Path(config.workdir)
     claim_workdir(workdir, config)
     tokenizer = open_tokenizer(workdir, config)
@@ -80,7 +78,7 @@ def claim_workdir(workdir: Path, config: Config) -> None:
 
 
 def open_tokenizer(workdir: Path, config: Config) -> SentencePieceTokenizer:
-    """The run's tokenizer: kept from before, copied from a file, or trained on the training split."""
+    """The run's tokenizer: kept from before, read from a file, or trained on the training split."""
     path = workdir / "tokenizer.model"
     if path.exists():
         return SentencePieceTokenizer.from_file(path)

@@ -1,0 +1,225 @@
+"""The verbs as a user runs them: processes, files, signals, exit codes, one-line errors."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+LAST_STEP = 24  # of the smoke variant
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring")
+DIALOGUE = "#Person1#: Hi Ben, are you free on Friday?\\n#Person2#: Yes, at 7 pm."
+
+
+def command(verb, *arguments):
+    return [sys.executable, "-m", f"ssjax.{verb}", *map(str, arguments)]
+
+
+def call(verb, *arguments, **options):
+    return subprocess.run(
+        command(verb, *arguments), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True,
+        timeout=500, **options,
+    )  # fmt: skip
+
+
+def train_arguments(workdir, prepared, *more):
+    return [
+        "--config=experiments/dialogsum.py:smoke",
+        f"--config.workdir={workdir}",
+        f"--config.data.prepared_dir={prepared}",
+        *more,
+    ]
+
+
+def assert_one_line_error(finished, *fragments):
+    assert finished.returncode == 2, finished.stderr
+    lines = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in finished.stderr, finished.stderr
+    for fragment in fragments:
+        assert fragment in lines[0]
+
+
+def saved_params(workdir):
+    steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    state = ocp.load(str(workdir / "checkpoints" / str(steps[-1])), checkpointable_name="state")
+    return steps[-1], state
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Most processes here compile the same programs."""
+    ENVIRONMENT["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
+    ENVIRONMENT["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, prepared):
+    """A finished smoke run, never interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "smoke"
+    finished = call("train", *train_arguments(workdir, prepared))
+    assert finished.returncode == 0, finished.stderr
+    assert "identical outputs" in finished.stdout and "8 of 8" in finished.stdout
+    return workdir
+
+
+def test_run_directory_holds_what_the_readme_says(run):
+    assert {path.name for path in run.iterdir()} >= {
+        "config.json", "metrics.jsonl", "checkpoints", "evaluation.json", "tokenizer.model",
+    }  # fmt: skip
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluation["identical"] == evaluation["prompts"] == 8
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if "loss" in r] == [4, 8, 12, 16, 20, 24]
+    assert [r["step"] for r in records if "validation_loss_main" in r] == [12, 24]
+    losses = [r["loss_stream_3"] for r in records if "loss" in r]
+    assert losses[-1] < losses[0]
+
+
+def test_old_checkpoints_go_and_the_best_stays(run):
+    steps = {int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()}
+    assert {18, 24} <= steps and 6 not in steps
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_continues_to_the_same_weights(run, prepared, tmp_path, number):
+    """Bit for bit: weights, optimizer state and step; metrics hold every step once."""
+    workdir = tmp_path / "run"
+    arguments = train_arguments(workdir, prepared)
+    stop_at = random.Random(int(number)).choice([4, 8, 12, 16])  # steps that are logged
+    with subprocess.Popen(
+        command("train", *arguments), cwd=ROOT, env=ENVIRONMENT,
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    ) as process:  # fmt: skip
+        for line in process.stderr:
+            if line.startswith(f"step {stop_at}/"):
+                process.send_signal(number)
+                break
+        rest = process.stderr.read()
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 42, rest
+        assert "saved; run the same command to continue" in rest
+    finished = call("train", *arguments)
+    assert finished.returncode == 0, finished.stderr
+    if number != signal.SIGKILL:
+        assert "continuing from step" in finished.stderr
+
+    expected_step, expected = saved_params(run)
+    step, state = saved_params(workdir)
+    assert step == expected_step == LAST_STEP
+    assert _compare_leaves(expected, state) > 30
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    trained = [r["step"] for r in records if "loss" in r]
+    assert trained == sorted(set(trained)) and trained[-1] == LAST_STEP
+
+
+def _compare_leaves(expected, actual):
+    if isinstance(expected, dict):
+        assert expected.keys() == actual.keys()
+        return sum(_compare_leaves(expected[key], actual[key]) for key in expected)
+    if isinstance(expected, list | tuple):
+        return sum(_compare_leaves(e, a) for e, a in zip(expected, actual, strict=True))
+    if expected is None:
+        return 0
+    np.testing.assert_array_equal(np.asarray(actual), np.asarray(expected))
+    return 1
+
+
+def test_a_second_start_of_a_finished_run_only_evaluates(run, prepared):
+    metrics = (run / "metrics.jsonl").read_bytes()
+    finished = call("train", *train_arguments(run, prepared))
+    assert finished.returncode == 0 and f"continuing from step {LAST_STEP}" in finished.stderr
+    assert "8 of 8" in finished.stdout and (run / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_generate_from_flag_file_and_standard_input(run, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text(f"{DIALOGUE}\n\n{DIALOGUE} Fine.\n")
+    out = tmp_path / "out.json"
+    by_flag = call("generate", "--workdir", run, "--prompt", DIALOGUE)
+    by_file = call("generate", "--workdir", run, "--prompts_file", file, "--json", out)
+    by_stdin = call("generate", "--workdir", run, input=file.read_text())
+    assert by_flag.returncode == by_file.returncode == by_stdin.returncode == 0, by_file.stderr
+    assert by_file.stdout == by_stdin.stdout
+    assert len(by_file.stdout.splitlines()) == 2
+    assert by_file.stdout.splitlines()[0] == by_flag.stdout.splitlines()[0]
+    answers = json.loads(out.read_text())
+    assert [a["prompt"] for a in answers] == [
+        DIALOGUE.replace("\\n", "\n"), DIALOGUE.replace("\\n", "\n") + " Fine.",
+    ]  # fmt: skip
+    assert all(0 < a["tokens"] <= 16 for a in answers)
+
+
+def test_generate_with_no_room_prints_an_empty_line(run):
+    finished = call("generate", "--workdir", run, "--prompt", DIALOGUE, "--max_new_tokens", 0)
+    assert (finished.returncode, finished.stdout) == (0, "\n")
+
+
+def test_evaluate_writes_json_and_accepts_changes(run, tmp_path):
+    out = tmp_path / "evaluation.json"
+    finished = call(
+        "evaluate", "--workdir", run, "--split", "validation", "--max_records", 5, "--json", out,
+        "--batch_size", 2, "--num_nodes", 6, "--temperature", 1.0, "--nodeferred",
+        "--checkpoint", "best",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    evaluation = json.loads(out.read_text())
+    assert evaluation["identical"] == evaluation["prompts"] == 5
+    assert (evaluation["split"], evaluation["batch_size"]) == ("validation", 2)
+    assert (evaluation["draft_nodes"], evaluation["deferred"]) == (6, False)
+
+
+def test_bad_command_lines_get_one_line(run, prepared, tmp_path):
+    smoke = train_arguments(tmp_path / "x", prepared)
+    cases = (
+        (["train"], ["--config"]),
+        (["train", "--config=experiments/none.py"], ["none.py"]),
+        (["train", "--config=experiments/dialogsum.py:huge"], ["huge", "sample"]),
+        (["train", *smoke, "--config.model.embed_dmi=3"], ["embed_dmi"]),
+        (["train", *smoke, "--config.model.embed_dim=wide"], ["embed_dim"]),
+        (["train", *smoke, "--config.model.num_kv_heads=3"], ["model.num_heads 4"]),
+        (["train", *smoke, "stray"], ["stray"]),
+        (["train", *smoke, "--config.data.path=/none"], ["/none", "train.jsonl"]),
+        (["train", *train_arguments(run, prepared, "--config.seed=5")], ["seed=0", "5"]),
+        (["train", "--config=experiments/e2e_nlg.py"], ["trainset.csv", "--config.data.path"]),
+        (["generate", "--workdir", tmp_path / "none", "--prompt", "x"], ["config.json"]),
+        (["generate", "--workdir", run], ["no prompt"]),
+        (["generate", "--workdir", run, "--prompts_file", tmp_path / "none"], ["none"]),
+        (["generate", "--workdir", run, "--prompt", "x", "--checkpoint", "7"], ["'7'", "24"]),
+        (["evaluate", "--workdir", run, "--split", "dev"], ["split"]),
+        (["evaluate", "--workdir", run, "--num_nodes", 0], ["num_nodes"]),
+        (["evaluate"], ["workdir"]),
+    )
+    with ThreadPoolExecutor(2) as pool:
+        finished = pool.map(lambda case: call(*case[0], stdin=subprocess.DEVNULL), cases)
+        for result, (_, fragments) in zip(finished, cases, strict=True):
+            assert_one_line_error(result, *fragments)
+    assert not (tmp_path / "x" / "checkpoints").exists()
+
+
+def test_divergence_stops_with_the_step_number(prepared, tmp_path):
+    finished = call(
+        "train",
+        *train_arguments(
+            tmp_path / "run", prepared,
+            "--config.optimizer.learning_rate=1e38", "--config.optimizer.clip_norm=1e30",
+            "--config.optimizer.warmup_steps=1",
+        ),
+    )  # fmt: skip
+    assert_one_line_error(finished, "diverged at step")

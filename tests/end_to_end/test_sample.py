@@ -1,0 +1,109 @@
+"""A model trained on the generated sample: every test record, plain against speculative."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ssjax
+import ssjax.run
+from ssjax import report
+from ssjax.data import builders, pipeline
+from ssjax.decoding.decoder import num_compilations
+from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter
+from ssjax.decoding.tree import StaticTree
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A third of the default training: enough for drafts that are often, not always, right."""
+    directory = tmp_path_factory.mktemp("sample")
+    finished = subprocess.run(
+        [
+            sys.executable, "-m", "ssjax.train", "--config=experiments/dialogsum.py",
+            f"--config.workdir={directory / 'run'}",
+            f"--config.data.prepared_dir={directory / 'data'}",
+            "--config.train.num_steps=130", "--config.eval.max_records=2",
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    return directory / "run"
+
+
+@pytest.fixture(scope="module")
+def run(workdir):
+    return ssjax.load_run(workdir)
+
+
+@pytest.fixture(scope="module")
+def prompts(run):
+    data = run.config.data
+    source = builders.open_source(data.task, data.path, data.prepared_dir, run.config.seed, "test")
+    examples = pipeline.decode_examples(source, run.task, run.tokenizer, data.max_prompt_length, 0)
+    return [example.prompt_ids for example in examples]
+
+
+def generate(run, prompts, drafter, **changes):
+    decode = run.decode_config(**changes)
+    return run.decoder.generate(
+        prompts,
+        decode.max_new_tokens,
+        drafter=drafter,
+        sampling=ssjax.run.make_sampling(decode),
+        deferred=decode.deferred,
+        batch_size=decode.batch_size,
+        seed=decode.seed,
+    )
+
+
+def test_all_200_records_are_identical_in_one_compilation_per_bucket(run):
+    before = num_compilations()
+    evaluation = report.evaluate(run, "test", 0)
+    assert (evaluation["prompts"], evaluation["identical"]) == (200, 200)
+    assert evaluation["speculative"]["tokens_per_call"] > 1.2
+    assert evaluation["call_reduction"] > 1.2
+    assert evaluation["plain"]["tokens_per_call"] == 1.0
+    assert evaluation["plain"]["rouge1"] == evaluation["speculative"]["rouge1"] > 20
+    # One bucket: a prefill and a loop for plain decoding, the same for speculative.
+    assert num_compilations() - before == 4
+
+
+@pytest.mark.parametrize(
+    "drafter",
+    [
+        BestFirstDrafter(16, 4),
+        StaticDrafter(StaticTree.from_branching((3, 2, 1)), 3),
+        StaticDrafter(StaticTree.from_branching((1, 1, 1, 1)), 4),
+    ],
+    ids=["best first", "wide", "chain"],
+)
+def test_other_trees_batches_and_orders_are_identical_too(run, prompts, drafter):
+    plain = generate(run, prompts, PlainDrafter(), batch_size=8)
+    fast = generate(run, prompts, drafter, batch_size=8, deferred=False)
+    assert [c.tokens for c in fast] == [c.tokens for c in plain]
+    assert sum(c.calls for c in fast) < sum(c.calls for c in plain)
+
+
+def test_sampled_outputs_are_identical_too(run, prompts):
+    chosen = prompts[:64]
+    settings = {"batch_size": 8, "temperature": 0.8, "top_p": 0.95, "seed": 3}
+    plain = generate(run, chosen, PlainDrafter(), **settings)
+    fast = generate(run, chosen, BestFirstDrafter(8, 4), **settings)
+    assert [c.tokens for c in fast] == [c.tokens for c in plain]
+    assert len({c.tokens for c in fast}) > 60
+
+
+def test_python_interface(run):
+    texts = ["#Person1#: Hello, is this City Bank?\n#Person2#: Yes.", "#Person1#: Hi."]
+    answers = run.generate(texts, max_new_tokens=10)
+    assert [answer.prompt for answer in answers] == texts
+    assert all(len(answer.completion.tokens) <= 10 for answer in answers)
+    assert answers[0].text == run.generate(texts[:1], max_new_tokens=10)[0].text
+    with pytest.raises(ssjax.UserError, match="prompt 2 is empty"):
+        run.generate(["a", " "])
+    with pytest.raises(ssjax.UserError, match="max_new_tokens"):
+        run.generate(["a"], max_new_tokens=-1)

@@ -1,0 +1,39 @@
+"""Rewrites the resolved config of every experiment; the diff is what a reviewer reads.
+
+python tests/update_goldens.py
+"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+EXPERIMENTS = {
+    "dialogsum": ("sample", "small", "smoke"),
+    "e2e_nlg": ("small", "smoke"),
+}
+
+
+def resolved(name: str, variant: str) -> str:
+    """The resolved config of a variant, as JSON text."""
+    from ssjax import config as config_lib
+
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = config_lib.from_config_dict(module.get_config(variant))
+    return json.dumps(config_lib.to_dict(config), indent=2) + "\n"
+
+
+def main() -> None:
+    GOLDEN.mkdir(exist_ok=True)
+    for name, variants in EXPERIMENTS.items():
+        for variant in variants:
+            (GOLDEN / f"{name}.{variant}.json").write_text(resolved(name, variant))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()
