@@ -57,20 +57,24 @@ def _sample(c):
 
 
 def _small(c):
-    c.model.embed_dim = 256
-    c.model.num_heads = 8
-    c.model.mlp_dim = 704
+    c.model.embed_dim = 192
+    c.model.num_layers = 6
+    c.model.num_heads = 6
+    c.model.num_kv_heads = 2
+    c.model.head_dim = 32
+    c.model.mlp_dim = 512
     c.loss.stream_weight = 0.3
-    c.optimizer.warmup_steps = 200
+    c.optimizer.learning_rate = 2e-3
+    c.optimizer.warmup_steps = 100
     c.data.tokenizer_vocab_size = 4096
-    c.data.max_prompt_length = 400
-    c.data.max_target_length = 80
+    c.data.max_prompt_length = 384
+    c.data.max_target_length = 72
     c.data.batch_size = 16
-    c.train.num_steps = 4000
+    c.train.num_steps = 2000
     c.train.log_every = 50
     c.train.eval_every = 500
     c.train.eval_batches = 16
-    c.checkpoint.save_every = 250
+    c.checkpoint.save_every = 100
     c.decode.num_nodes = 16
     c.decode.max_new_tokens = 80
-    c.decode.prompt_buckets = (128, 256, 400)
+    c.decode.prompt_buckets = (128, 256, 384)

@@ -6,18 +6,20 @@
 >>> answer.text, answer.tokens_per_call
 """
 
-__all__ = ["UserError", "load_run"]
+import importlib
+
+# Loaded on first use: `ssjax.models` and `ssjax.decoding` must import without Orbax and
+# SentencePiece.
+_HOME = {
+    "PlainDrafter": "ssjax.decoding.drafters",
+    "UserError": "ssjax.errors",
+    "load_run": "ssjax.run",
+}
+
+__all__ = ["PlainDrafter", "UserError", "load_run"]  # noqa: F822
 
 
 def __getattr__(name):
-    # Loaded on first use: `ssjax.models` and `ssjax.decoding` must import without Orbax and
-    # SentencePiece.
-    if name == "load_run":
-        from ssjax.run import load_run
-
-        return load_run
-    if name == "UserError":
-        from ssjax.errors import UserError
-
-        return UserError
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'ssjax' has no attribute {name!r}")

@@ -21,6 +21,9 @@ from ssjax.decoding.sampling import Sampling
 from ssjax.models.parameters import Params, cast, unstack_layers
 from ssjax.models.transformer import Transformer
 
+# Rows are sized in these steps, so that a few more tokens asked for do not compile anew.
+_CAPACITY_MULTIPLE = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
@@ -45,12 +48,13 @@ class Decoder:
     """A model ready to decode.
 
     Args:
-      model: scanned form; on CPU it is decoded in the unrolled form.
+      model: scanned form.
       params: scanned form, float32; held in the model's compute dtype.
       eos_ids: ids that end a completion, at least one.
       pad_id: fills short prompts; may also occur inside prompts.
       prompt_buckets: padded prompt lengths, to bound the number of compiled programs. A
         longer prompt is padded to a multiple of the largest.
+      scan: decode in the scanned form; None: on CPU unrolled, elsewhere scanned.
     """
 
     def __init__(
@@ -61,11 +65,12 @@ class Decoder:
         eos_ids: Sequence[int],
         pad_id: int,
         prompt_buckets: Sequence[int],
+        scan: bool | None = None,
     ):
-        unrolled = jax.default_backend() == "cpu"
-        self.model = model.clone(scan=not unrolled)
+        scan = jax.default_backend() != "cpu" if scan is None else scan
+        self.model = model.clone(scan=scan)
         params = cast(params, model.config.dtype)
-        self.params = unstack_layers(params) if unrolled else params
+        self.params = params if scan else unstack_layers(params)
         self.eos_ids = tuple(eos_ids)
         self.pad_id = pad_id
         self.prompt_buckets = tuple(sorted(prompt_buckets))
@@ -135,7 +140,8 @@ class Decoder:
                 padded[row, : len(prompt)] = prompt
             lengths = np.array([len(prompt) for prompt in batch_prompts], np.int32)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.array(rows))
-            spec = DecodeSpec(bucket + room, self.eos_ids, self.pad_id, sampling, deferred)
+            capacity = -(-(bucket + room) // _CAPACITY_MULTIPLE) * _CAPACITY_MULTIPLE
+            spec = DecodeSpec(capacity, self.eos_ids, self.pad_id, sampling, deferred)
 
             began = time.perf_counter()
             state = _prefill(
