@@ -17,6 +17,7 @@ _MAX_RECORDS = flags.DEFINE_integer("max_records", 0, "Stop after so many; 0: al
 _DATA = flags.DEFINE_string("data_path", None, "Where the files are now; default: as trained.")
 _JSON = flags.DEFINE_string("json", "", "Also write the result to this file.")
 _CHANGES = cli.define_decode_flags()
+flags.adopt_module_key_flags(cli)  # so that --help lists them
 
 
 def main() -> int:

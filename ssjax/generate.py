@@ -24,6 +24,7 @@ _RAW = flags.DEFINE_bool("raw", False, "Use prompts as they are, without the tas
 _SHOW_RUNS = flags.DEFINE_bool("show_runs", False, "Bracket what each pass emitted.")
 _JSON = flags.DEFINE_string("json", "", "Also write outputs and statistics to this file.")
 _CHANGES = cli.define_decode_flags()
+flags.adopt_module_key_flags(cli)  # so that --help lists them
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ of (seed, i). So a run that is stopped and started again ends with the same weig
 bit.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
@@ -63,7 +64,6 @@ def train(
     """
     num_steps = config.train.num_steps
     start = int(state.step)
-    batches = open_batches(start)
     saved_step = start if checkpoints.latest_step == start else None
     pending = None
 
@@ -73,7 +73,8 @@ def train(
             reporter.add_step(*jax.device_get(pending))
             pending = None
 
-    with Interruption(reporter.say) as interruption:
+    batches = open_batches(start)
+    with contextlib.closing(batches), Interruption(reporter.say) as interruption:
         for step in range(start + 1, num_steps + 1):
             arrays = next(batches)
             state, metrics = steps.train(state, frozen, Batch(**arrays))
