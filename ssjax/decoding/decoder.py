@@ -1,8 +1,8 @@
 """Prompts in, completions out: padding to buckets, batching, the compiled functions.
 
-The two phases are jitted here, once for the process. A program is compiled for each
-(model form, drafter, spec, batch size, prompt bucket) and never again; `num_compilations`
-counts them.
+The two phases are jitted here, once for the process. For one model, drafter, spec and batch
+size a prefill is compiled per prompt bucket and a loop per capacity, and never again;
+`num_compilations` counts them.
 """
 
 import dataclasses

@@ -8,8 +8,8 @@ One pass of three rows with R = 3, capital letters new, `.` empty:
     2     v w <eos>   (done)           -             -          v w <eos>
 
 Invariants of `DecodeState`: tokens[b, :length[b]] are final; the last of them is the root of
-the draft and the only one that is not in the cache; a row that is done keeps tokens, length,
-cache and counters.
+the draft and the only one that is not in the cache (of a row that may emit nothing, the whole
+prompt is); a row that is done keeps tokens, length, cache and counters.
 """
 
 import dataclasses

@@ -87,7 +87,7 @@ def make_train_step(
             (grads, sums), _ = jax.lax.scan(add, zeros, micro_batches)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(sums, weighted_loss(sums, alphas, weight), optax.global_norm(grads))
+        metrics = StepMetrics(sums, weighted_loss(sums, alphas, weight), optax.tree.norm(grads))
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step

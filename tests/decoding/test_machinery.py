@@ -1,0 +1,173 @@
+"""The cache that passes leave behind, the compiled loop against a Python loop, compilations."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssjax.decoding import decoder as decoder_module
+from ssjax.decoding import loop
+from ssjax.decoding.decoder import num_compilations
+from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
+from ssjax.decoding.loop import DecodeSpec
+from ssjax.decoding.sampling import Sampling
+
+CACHE_TOLERANCE = 1e-5  # of the largest entry of a layer's keys or values
+BATCH, BUCKET, NEW, CAPACITY = 4, 16, 24, 64
+LENGTHS = np.array([1, 16, 5, 10], np.int32)
+DRAFTER = BestFirstDrafter(6, 3)
+
+
+def assert_close(ours, theirs):
+    scale = float(np.abs(theirs).max())
+    np.testing.assert_allclose(ours, theirs, atol=CACHE_TOLERANCE * scale, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def arguments(kit):
+    padded = np.full((BATCH, BUCKET), kit.PAD, np.int32)
+    for row, prompt in enumerate(kit.random_prompts(21, BATCH, LENGTHS.tolist())):
+        padded[row, : len(prompt)] = prompt
+    limits = np.array([NEW, 7, NEW, 15], np.int32)
+    return jax.device_put((padded, LENGTHS, limits, jax.random.split(jax.random.key(0), BATCH)))
+
+
+@pytest.fixture(scope="module")
+def static(decoder, arguments, kit):
+    """With a drafter of which, by row and length, 0 to 3 tokens in a branching tree are right."""
+    spec = DecodeSpec(CAPACITY, kit.NEVER, kit.PAD, Sampling(), True)
+    plain = (decoder.model, decoder.params, PlainDrafter(), spec)
+    script = jax.jit(lambda *a: loop.decode(*plain, loop.prefill(*plain, *a)))(*arguments).tokens
+    right = np.random.default_rng(0).integers(0, 4, (BATCH, CAPACITY + 1)).astype(np.int32)
+    drafter = kit.ScriptDrafter(
+        np.asarray(script), (-1, 0, 0, 1, 2, 2, 4), (0, 1, 0, 0, 0, 1, 0), right, num_streams=3
+    )
+    return decoder.model, decoder.params, drafter, spec
+
+
+@pytest.fixture(scope="module")
+def start(static, arguments):
+    """start() -> a fresh state after the prefill."""
+    return lambda: decoder_module._prefill(*static, *arguments)
+
+
+@pytest.fixture(scope="module")
+def states(static, start):
+    """After the prefill and after each pass of a Python loop."""
+    step = jax.jit(functools.partial(loop.decode_step, *static))
+    states = [start()]
+    while bool(loop.keep_going(states[-1])):
+        states.append(step(states[-1]))
+    return states
+
+
+def test_python_loop_equals_the_compiled_loop(states, static, start):
+    compiled = decoder_module._decode(*static, start())
+    for name in ("tokens", "born", "length", "limit", "done", "calls", "accepted"):
+        np.testing.assert_array_equal(getattr(compiled, name), getattr(states[-1], name), name)
+    assert int(compiled.calls.max()) == len(states) - 1
+    for ours, theirs in zip(
+        jax.tree.leaves(compiled.cache), jax.tree.leaves(states[-1].cache), strict=True
+    ):
+        assert_close(ours, theirs)
+
+
+def test_cache_equals_a_prefill_over_the_same_tokens(states, static, arguments):
+    """Every layer, keys and values, every row, after every pass; zeros behind, exactly."""
+    model, params, _, spec = static
+    spec = DecodeSpec(CAPACITY, spec.eos_ids, spec.pad_id, Sampling(), True)
+    read = jax.jit(functools.partial(loop.prefill, model, params, PlainDrafter(), spec))
+    assert int(states[-1].accepted[:, 1].sum()) > 0  # paths of two draft nodes were written
+    for state in states[:: max(1, len(states) // 5)] + [states[-1]]:
+        cached = state.length - 1
+        again = read(state.tokens, cached, jnp.zeros(BATCH, jnp.int32), arguments[3])
+        behind = np.arange(CAPACITY) >= np.asarray(cached)[:, None]
+        pairs = zip(jax.tree.leaves(state.cache), jax.tree.leaves(again.cache), strict=True)
+        for ours, fresh in pairs:
+            assert_close(ours, fresh)
+            assert not np.moveaxis(np.asarray(ours), 2, 1)[behind].any()
+
+
+def test_finished_rows_stay_frozen(states):
+    frozen = 0
+    for before, after in zip(states[:-1], states[1:], strict=True):
+        for row in np.flatnonzero(np.asarray(before.done)):
+            frozen += 1
+            for name in ("tokens", "born", "length", "done", "calls", "accepted"):
+                a, b = getattr(before, name)[row], getattr(after, name)[row]
+                np.testing.assert_array_equal(a, b, name)
+            for a, b in zip(
+                jax.tree.leaves(before.cache), jax.tree.leaves(after.cache), strict=True
+            ):
+                np.testing.assert_array_equal(a[row], b[row])
+    assert frozen > 3
+
+
+def test_one_compilation_per_bucket(decoder, model, params, kit):
+    prompts = kit.random_prompts(22, 11, (1, 5, 8, 3)) + kit.random_prompts(23, 6, (9, 16))
+    prompts += kit.random_prompts(24, 2, (17, 33))  # longer than the largest bucket: 32 and 48
+    two = kit.make_decoder(model, params, buckets=(16, 8))
+
+    def generate(decoder, limit):
+        return decoder.generate(
+            prompts, limit, drafter=BestFirstDrafter(2, 2), sampling=Sampling(), deferred=True,
+            batch_size=1, seed=0,
+        )  # fmt: skip
+
+    before = num_compilations()
+    first = generate(two, 6)
+    # Four prefills for 8, 16, 32 and 48 tokens; rows of all of them have 64 slots: one loop.
+    assert num_compilations() - before == 4 + 1
+    after = num_compilations()
+    assert generate(two, 6) == first
+    # Another limit of the same capacity, other weights: the same programs.
+    generate(two, [1, 2] * 9 + [6])
+    other = kit.make_decoder(model, kit.make_params(model, seed=1), buckets=(8, 16))
+    assert generate(other, 6) != first
+    assert num_compilations() == after
+
+
+def test_no_transfer_while_decoding(static, start):
+    expected = decoder_module._decode(*static, start())
+    state = start()
+    with jax.transfer_guard("disallow"):
+        state = decoder_module._decode(*static, state)
+        state.length.block_until_ready()
+    np.testing.assert_array_equal(state.tokens, expected.tokens)
+
+
+def test_compiled_loop_never_asks_the_host(static, start, kit):
+    def text(drafter, state):
+        decode = jax.jit(loop.decode, static_argnums=(0, 2, 3))
+        return decode.lower(static[0], static[1], drafter, static[3], state).compile().as_text()
+
+    host = re.compile(r"infeed|outfeed|callback|send\(|recv\(", re.IGNORECASE)
+    program = text(static[2], start())
+    assert "while" in program and not host.search(program)
+    # The search finds a host call where there is one.
+    drafter = kit.HostDrafter(7, 3, {"tree": lambda row, sequence: []})
+    assert host.search(text(drafter, start()))
+
+
+def test_state_is_donated(static, start):
+    state = start()
+    leaves = jax.tree.leaves(state.cache) + [state.tokens]
+    decoder_module._decode(*static, state)
+    assert all(leaf.is_deleted() for leaf in leaves)
+
+
+def test_bfloat16_decoder(kit, params):
+    model = kit.make_model(dtype="bfloat16")
+    decoder = kit.make_decoder(model, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(decoder.params)} == {jnp.dtype("bfloat16")}
+    completions = decoder.generate(
+        kit.random_prompts(25, 4, (1, 8, 16, 5)), NEW, drafter=DRAFTER,
+        sampling=Sampling(temperature=0.7), deferred=True, batch_size=4, seed=0,
+    )  # fmt: skip
+    for completion in completions:
+        assert 0 < len(completion.tokens) <= NEW and sum(completion.runs) == len(completion.tokens)
+        assert all(0 <= token < kit.VOCAB for token in completion.tokens)
+    assert len({c.tokens for c in completions}) == 4

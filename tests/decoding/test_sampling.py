@@ -1,0 +1,224 @@
+"""Sampling: the warped distribution against NumPy, and speculative samples against exact sums."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
+from ssjax.decoding.sampling import Sampling, draw, first_argmax, position_noise, warp
+from ssjax.models.transformer import causal_mask
+
+TOLERANCE = 1e-5
+P_VALUE = 1e-3
+ROWS, VOCAB, NEW = 4096, 5, 4
+PROMPT = (3, 1, 4, 0)
+DRAFTER = BestFirstDrafter(8, 3)
+SETTINGS = [
+    Sampling(temperature=1.0),
+    Sampling(temperature=0.8, top_k=4, top_p=0.9),
+]
+NAMES = ["temperature", "top_k_top_p"]
+
+
+def numpy_warp(logits, sampling):
+    """Kept tokens and their probabilities for one vector of logits."""
+    scaled = np.asarray(logits, np.float64) / sampling.temperature
+    kept = np.ones(len(scaled), bool)
+    if sampling.top_k:
+        best = sorted(scaled, reverse=True)[: sampling.top_k]
+        kept = scaled >= best[-1]
+    probability = np.where(kept, np.exp(scaled - scaled.max()), 0)
+    probability /= probability.sum()
+    if sampling.top_p < 1:
+        mass, lowest = 0.0, None
+        for value in sorted(scaled[kept], reverse=True):
+            if mass >= sampling.top_p:
+                break
+            lowest = value
+            mass += np.exp(value - scaled.max()) / np.exp(scaled[kept] - scaled.max()).sum()
+        kept &= scaled >= lowest
+    probability = np.where(kept, probability, 0)
+    return probability / probability.sum()
+
+
+@pytest.mark.parametrize("temperature", [0.25, 1.0, 3.0])
+@pytest.mark.parametrize("top_k", [0, 1, 3, 12, 40])
+@pytest.mark.parametrize("top_p", [1.0, 0.95, 0.4, 1e-6])
+def test_warp_equals_numpy(temperature, top_k, top_p):
+    sampling = Sampling(temperature, top_k, top_p)
+    logits = np.random.default_rng(0).normal(size=(6, 2, 12)).astype(np.float32) * 2
+    warped = np.asarray(jax.nn.softmax(warp(jnp.asarray(logits), sampling)))
+    for index in np.ndindex(6, 2):
+        expected = numpy_warp(logits[index], sampling)
+        np.testing.assert_allclose(warped[index], expected, atol=TOLERANCE)
+        np.testing.assert_array_equal(warped[index] > 0, expected > 0)
+        assert (expected > 0).sum() <= (top_k or 12)
+
+
+def test_warp_keeps_ties():
+    logits = jnp.array([2.0, 1.0, 2.0, 1.0, 1.0, 0.0])
+    kept = {
+        (top_k, top_p): tuple(
+            np.flatnonzero(np.asarray(warp(logits, Sampling(1.0, top_k, top_p))) > -1e29)
+        )
+        for top_k, top_p in [(1, 1.0), (2, 1.0), (3, 1.0), (0, 0.1), (0, 0.8), (3, 0.8)]
+    }
+    assert kept == {
+        (1, 1.0): (0, 2),
+        (2, 1.0): (0, 2),
+        (3, 1.0): (0, 1, 2, 3, 4),
+        (0, 0.1): (0, 2),
+        (0, 0.8): (0, 1, 2, 3, 4),
+        (3, 0.8): (0, 1, 2, 3, 4),
+    }
+
+
+def test_first_argmax_takes_the_lowest_index():
+    x = np.random.default_rng(0).integers(0, 3, (200, 7)).astype(np.float32)
+    got = np.asarray(first_argmax(jnp.asarray(x)))
+    assert got.tolist() == [row.tolist().index(max(row)) for row in x]
+    assert first_argmax(jnp.full((2, 4), -1e30)).tolist() == [0, 0]
+
+
+def test_draw_is_noise_of_the_position_behind_the_node():
+    """Two nodes of one depth share the noise; the draw is a Gumbel argmax by hand."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    noise = np.asarray(position_noise(keys, jnp.arange(3)[:, None] + jnp.arange(4), 6))
+    for row, depth in itertools.product(range(3), range(4)):
+        by_hand = jax.random.gumbel(jax.random.fold_in(keys[row], row + depth), (6,))
+        np.testing.assert_array_equal(noise[row, depth], by_hand)
+    depths = np.array([[0, 1, 1, 3]] * 3)
+    logits = np.random.default_rng(1).normal(size=(3, 4, 6)).astype(np.float32)
+    got = draw(jnp.asarray(logits), jnp.asarray(depths), jnp.asarray(noise), Sampling(0.5))
+    for row, node in itertools.product(range(3), range(4)):
+        scores = logits[row, node] / 0.5 + noise[row, depths[row, node]]
+        assert int(got[row, node]) == int(np.argmax(scores))
+    greedy = draw(jnp.asarray(logits), jnp.asarray(depths), None, Sampling())
+    np.testing.assert_array_equal(greedy, logits.argmax(axis=-1))
+
+
+@pytest.fixture(scope="module")
+def small(kit):
+    """A model of five tokens and its parameters with a larger table, for uneven odds."""
+    model = kit.make_model(vocab_size=VOCAB)
+    params = kit.make_params(model)
+    return model, {**params, "embedder": params["embedder"] * 5}
+
+
+@pytest.fixture(scope="module")
+def sample(small, kit):
+    """sample(drafter, sampling, seed, rows) -> completions of rows equal prompts, cached."""
+    decoder, done = kit.make_decoder(*small, eos_ids=kit.NEVER, buckets=(4,)), {}
+
+    def run(drafter, sampling, seed=0, rows=ROWS, batch=ROWS):
+        key = (drafter, sampling, seed, rows, batch)
+        if key not in done:
+            done[key] = decoder.generate(
+                [PROMPT] * rows, NEW, drafter=drafter, sampling=sampling, deferred=True,
+                batch_size=batch, seed=seed,
+            )  # fmt: skip
+        return done[key]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def logits_behind(small):
+    """Main logits behind the prompt and every continuation of up to 3 tokens; teacher-forced."""
+    model, params = small
+    continuations = np.array(list(itertools.product(range(VOCAB), repeat=NEW - 1)))
+    tokens = np.concatenate([np.tile(PROMPT, (len(continuations), 1)), continuations], axis=1)
+
+    @jax.jit
+    def forward(tokens):
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        output = model.apply({"params": params}, tokens, positions, causal_mask(tokens.shape[1]))
+        return model.apply({"params": params}, output.hidden, method="logits")
+
+    logits = np.asarray(forward(jnp.asarray(tokens, jnp.int32)))
+    return {
+        tuple(continuation[:kept].tolist()): row[len(PROMPT) - 1 + kept]
+        for continuation, row in zip(continuations, logits, strict=True)
+        for kept in range(NEW)
+    }
+
+
+def joint_of(logits_behind, sampling):
+    """Exact probability of every quadruple."""
+    joint = {}
+    for four in itertools.product(range(VOCAB), repeat=NEW):
+        factors = [numpy_warp(logits_behind[four[:i]], sampling)[four[i]] for i in range(NEW)]
+        joint[four] = float(np.prod(factors))
+    assert abs(sum(joint.values()) - 1) < TOLERANCE
+    return joint
+
+
+def chi_square(observed, expected):
+    """P-value; cells that expect fewer than 5 are joined."""
+    observed, expected = np.asarray(observed, float), np.asarray(expected, float)
+    rare = expected < 5
+    if rare.any():
+        observed = np.append(observed[~rare], observed[rare].sum())
+        expected = np.append(expected[~rare], expected[rare].sum())
+    used = expected > 0
+    assert not observed[~used].any() and used.sum() > 3
+    return stats.chisquare(observed[used], expected[used]).pvalue
+
+
+@pytest.mark.parametrize("sampling", SETTINGS, ids=NAMES)
+def test_joint_of_four_tokens_is_exact(sampling, sample, logits_behind):
+    completions = sample(DRAFTER, sampling)
+    runs = {c.runs for c in completions}
+    # Drafts of depth 1 and 2 were accepted, and rejected.
+    assert {(1, 3), (1, 2, 1), (1, 1, 1, 1)} <= runs
+    joint = joint_of(logits_behind, sampling)
+    counts = dict.fromkeys(joint, 0)
+    for completion in completions:
+        counts[completion.tokens] += 1
+    assert not any(count for four, count in counts.items() if joint[four] == 0)
+    expected = ROWS * np.array(list(joint.values()))
+    assert chi_square(list(counts.values()), expected) > P_VALUE
+    # The same test refuses a distribution that is a little off.
+    other = joint_of(logits_behind, Sampling(sampling.temperature * 1.3, sampling.top_k))
+    assert chi_square(list(counts.values()), ROWS * np.array(list(other.values()))) < P_VALUE
+
+
+@pytest.mark.parametrize("sampling", SETTINGS, ids=NAMES)
+def test_speculative_samples_equal_plain_ones_token_for_token(sampling, sample):
+    plain, drafted = sample(PlainDrafter(), sampling), sample(DRAFTER, sampling)
+    assert [c.tokens for c in drafted] == [c.tokens for c in plain]
+    assert all(c.calls == NEW - 1 for c in plain)
+    assert sum(c.calls for c in drafted) < sum(c.calls for c in plain)
+
+
+def test_rows_are_independent(sample, logits_behind):
+    first = np.array([c.tokens[0] for c in sample(DRAFTER, SETTINGS[0])])
+    single = numpy_warp(logits_behind[()], SETTINGS[0])
+    counts = np.zeros((VOCAB, VOCAB))
+    np.add.at(counts, (first[0::2], first[1::2]), 1)
+    expected = ROWS // 2 * np.outer(single, single)
+    assert chi_square(counts.ravel(), expected.ravel()) > P_VALUE
+
+
+def test_seed_decides(sample):
+    batch = [c.tokens for c in sample(DRAFTER, SETTINGS[0], 0)]
+    sample_again = [c.tokens for c in sample(DRAFTER, SETTINGS[0], 0, rows=ROWS - 1)]
+    assert sample_again == batch[:-1]  # another call, one row fewer
+    other = [c.tokens for c in sample(DRAFTER, SETTINGS[0], 1)]
+    assert np.mean([a != b for a, b in zip(batch, other, strict=True)]) > 0.5
+
+
+def test_batch_composition_does_not_change_samples(sample):
+    whole = [c.tokens for c in sample(DRAFTER, SETTINGS[0])][:10]
+    assert [c.tokens for c in sample(DRAFTER, SETTINGS[0], rows=10, batch=4)] == whole
+
+
+def test_tiny_temperature_is_greedy(sample):
+    cold = sample(DRAFTER, Sampling(temperature=1e-4), rows=64, batch=64)
+    greedy = sample(DRAFTER, Sampling(), rows=64, batch=64)
+    assert [c.tokens for c in cold] == [c.tokens for c in greedy]
+    assert len({c.tokens for c in greedy}) == 1

@@ -1,0 +1,257 @@
+"""Teacher-forced logits, as training computes them, equal the decoder's at the same state.
+
+Training: scanned form, one call over the whole sequence, streams beside all anchors. Decoding:
+unrolled form, a prefill and then passes over draft trees with a cache. Row i of the batch is
+prompt i // 4; i % 4 says how many of its drafted tokens are right: 0, 1, a mixture, 3.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssjax.decoding import loop
+from ssjax.decoding.drafters import PlainDrafter
+from ssjax.decoding.loop import DecodeSpec
+from ssjax.decoding.sampling import Sampling
+from ssjax.models.cache import KVCache
+from ssjax.models.transformer import causal_mask
+from ssjax.training.losses import Batch, anchor_targets
+
+TOLERANCE = 1e-4
+PROMPT_LENGTHS = (1, 5, 12, 9)
+SCHEDULES = 4
+LENGTHS = np.repeat(PROMPT_LENGTHS, SCHEDULES).astype(np.int32)
+NUM_ROWS = len(LENGTHS)
+BUCKET = 12
+NUM_NEW = 12
+NUM_STREAMS = 3
+CAPACITY = BUCKET + NUM_NEW
+SAMPLING = Sampling(temperature=1.0)  # a varied target; greedy ones of a random model repeat
+
+# 2 -> 4 -> 6 is the true chain, 1 and 5 are wrong, 3 is a true token in a wrong context, 7 is
+# unused. Where the schedule makes 2, 4 or 6 wrong, so are the nodes below.
+PARENTS = (-1, 0, 0, 1, 2, 2, 4, -1)
+OFFSETS = (0, 1, 0, 0, 0, 1, 0, 0)
+NUM_NODES = len(PARENTS)
+DEPTHS = (0, 1, 1, 2, 2, 2, 3, 0)
+PATHS = ((0,), (0, 1), (0, 2), (0, 1, 3), (0, 2, 4), (0, 2, 5), (0, 2, 4, 6), (7,))
+NODE_MASK = np.zeros((NUM_NODES, NUM_NODES), bool)
+for _node, _path in enumerate(PATHS):
+    NODE_MASK[_node, list(_path)] = True
+
+
+@pytest.fixture(scope="module")
+def rows(decoder, kit):
+    """Arguments of prefill behind the drafter and spec; and the sequences with their targets."""
+    prompts = kit.random_prompts(0, len(PROMPT_LENGTHS), PROMPT_LENGTHS)
+    prompts = [prompt for prompt in prompts for _ in range(SCHEDULES)]
+    padded = np.zeros((NUM_ROWS, BUCKET), np.int32)
+    for row, prompt in enumerate(prompts):
+        padded[row, : len(prompt)] = prompt
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), jnp.arange(NUM_ROWS))
+    limits = np.full(NUM_ROWS, NUM_NEW, np.int32)
+    arguments = (padded, LENGTHS, limits, keys)
+    spec = DecodeSpec(CAPACITY, kit.NEVER, kit.PAD, SAMPLING, True)
+    static = (decoder.model, decoder.params, PlainDrafter(), spec)
+    state = jax.jit(lambda *a: loop.decode(*static, loop.prefill(*static, *a)))(*arguments)
+    tokens = np.asarray(state.tokens)
+    targets = [tokens[row, n : n + NUM_NEW] for row, n in enumerate(LENGTHS)]
+    assert all(len(set(target.tolist())) > NUM_NEW // 2 for target in targets)  # not a loop
+    return arguments, kit.script_of(prompts, targets, CAPACITY)
+
+
+@pytest.fixture(scope="module")
+def right():
+    """[B, CAPACITY + 1]: how many drafted tokens are right, by row and length."""
+    mixture = np.random.default_rng(1).integers(0, 4, (NUM_ROWS, CAPACITY + 1))
+    schedule = (np.arange(NUM_ROWS) % SCHEDULES)[:, None]
+    return np.where(schedule == 2, mixture, schedule).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def forward(model, params):
+    """Log-probabilities [B, A, 1 + J, V] of whole sequences at anchors, as the loss has them."""
+
+    @jax.jit
+    def run(tokens, anchors):
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        output = model.apply(
+            {"params": params}, tokens, positions, causal_mask(tokens.shape[1]),
+            anchors=anchors, num_streams=NUM_STREAMS,
+        )  # fmt: skip
+        main = jnp.take_along_axis(output.hidden, anchors[:, :, None], axis=1)[:, :, None]
+        hidden = jnp.concatenate([main, output.stream_hidden], axis=2)
+        return jax.nn.log_softmax(model.apply({"params": params}, hidden, method="logits"))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(rows, forward):
+    """Teacher-forced log-probabilities at every anchor of training."""
+    script = jnp.asarray(rows[1])
+    batch = Batch(script, jnp.asarray(LENGTHS), jnp.asarray(LENGTHS) + NUM_NEW)
+    anchors, targets, weights = anchor_targets(batch, NUM_NEW, NUM_STREAMS)
+    anchors, targets, weights = (np.asarray(x) for x in (anchors, targets, weights))
+    for row, length in enumerate(LENGTHS):  # what is predicted at an anchor, by hand
+        for anchor in range(NUM_NEW):
+            assert anchors[row, anchor] == length - 1 + anchor
+            for stream in range(1 + NUM_STREAMS):
+                position = length + anchor + stream
+                counts = position < length + NUM_NEW
+                assert weights[row, anchor, stream] == counts
+                if counts:
+                    assert targets[row, anchor, stream] == script[row, position]
+    return np.asarray(forward(script, anchors))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["fused", "deferred"])
+def walk(request, decoder, rows, right, kit):
+    """States before each pass and at the end, and the drafter that saw all of them."""
+    arguments, script = rows
+    spec = DecodeSpec(CAPACITY, kit.NEVER, kit.PAD, SAMPLING, request.param)
+    drafter = kit.ScriptDrafter(
+        script, PARENTS, OFFSETS, right=right, record=[], num_streams=NUM_STREAMS
+    )
+    static = (decoder.model, decoder.params, drafter, spec)
+    step = jax.jit(functools.partial(loop.decode_step, *static))
+    states = [jax.jit(functools.partial(loop.prefill, *static))(*arguments)]
+    while bool(loop.keep_going(states[-1])):
+        states.append(step(states[-1]))
+    jax.effects_barrier()
+    return states, drafter
+
+
+def test_target_is_walked_with_the_scheduled_acceptance(walk, rows, right):
+    states, _ = walk
+    script = rows[1]
+    tokens = np.asarray(states[-1].tokens)
+    for row, length in enumerate(LENGTHS):
+        end = length + NUM_NEW
+        np.testing.assert_array_equal(tokens[row, :end], script[row, :end])
+        at, calls = length + 1, 0
+        while at < end:
+            at, calls = at + right[row, at] + 1, calls + 1
+        assert int(states[-1].calls[row]) == calls
+
+
+def test_streams_that_reach_the_drafter(walk, trained):
+    states, drafter = walk
+    assert len(drafter.record) == len(states)
+    seen = {schedule: set() for schedule in range(SCHEDULES)}
+    for state, (log_probs, length) in zip(states, drafter.record, strict=True):
+        np.testing.assert_array_equal(length, state.length)
+        for row in np.flatnonzero(~np.asarray(state.done)):
+            anchor = int(length[row] - 1 - LENGTHS[row])
+            np.testing.assert_allclose(
+                log_probs[row], trained[row, anchor, 1:], atol=TOLERANCE, rtol=TOLERANCE
+            )
+            seen[row % SCHEDULES].add((int(row), anchor))
+    for schedule, step in ((0, 1), (1, 2), (3, 4)):
+        anchors = range(0, NUM_NEW - 1, step)
+        rows_of = range(schedule, NUM_ROWS, SCHEDULES)
+        assert seen[schedule] == {(row, anchor) for row in rows_of for anchor in anchors}
+
+
+@pytest.fixture(scope="module")
+def node_log_probs(decoder):
+    """Log-probabilities [B, M, 1 + J, V] at every node of a state's tree, and deferred streams.
+
+    The mask and the depths are the test's own.
+    """
+    model, params = decoder.model, {"params": decoder.params}
+
+    @jax.jit
+    def run(tokens, cache, length):
+        shape, cached = tokens.shape, length - 1
+        positions = cached[:, None] + jnp.array(DEPTHS)
+        mask = jnp.broadcast_to(NODE_MASK, (*shape, NUM_NODES))
+        nodes = jnp.broadcast_to(jnp.arange(NUM_NODES), shape)
+        output = model.apply(
+            params, tokens, positions, mask, cache, cached, anchors=nodes, num_streams=NUM_STREAMS
+        )
+        later = model.apply(
+            params, output.trunk_hidden, positions, mask, output.block, cache, cached,
+            NUM_STREAMS, method="speculate",
+        )  # fmt: skip
+
+        def log_probs(hidden):
+            return jax.nn.log_softmax(model.apply(params, hidden, method="logits"))
+
+        main = log_probs(output.hidden)[:, :, None]
+        beside = jnp.concatenate([main, log_probs(output.stream_hidden)], axis=2)
+        return beside, log_probs(later)
+
+    return lambda state, cache: [
+        np.asarray(x) for x in run(state.draft.tokens, cache, state.length)
+    ]
+
+
+def test_every_node_on_the_true_path(walk, node_log_probs, trained, right):
+    states, _ = walk
+    main_seen, stream_seen = set(), set()
+    for state in states[:-1]:
+        beside, later = node_log_probs(state, state.cache)
+        for row in np.flatnonzero(~np.asarray(state.done)):
+            length = int(state.length[row])
+            for node in (0, 2, 4, 6)[: 1 + right[row, length]]:
+                anchor = length - LENGTHS[row] + DEPTHS[node]
+                if anchor >= NUM_NEW:  # behind the target
+                    continue
+                expected = trained[row, anchor]
+                np.testing.assert_allclose(
+                    beside[row, node], expected, atol=TOLERANCE, rtol=TOLERANCE
+                )
+                np.testing.assert_allclose(
+                    later[row, node], expected[1:], atol=TOLERANCE, rtol=TOLERANCE
+                )
+                main_seen.add((int(row), int(anchor)))
+                stream_seen.add((int(row), int(anchor), node > 0))
+    # All targets but the first, which the prefill draws; most of them behind draft nodes too.
+    assert main_seen == {(row, a) for row in range(NUM_ROWS) for a in range(1, NUM_NEW)}
+    assert sum(behind for *_, behind in stream_seen) > NUM_ROWS * NUM_NEW // 3
+
+
+def test_every_branch_equals_its_path_as_a_plain_sequence(walk, node_log_probs, forward):
+    """Wrong branches, cousins and a token that stands in two contexts: each alone, no cache."""
+    states, _ = walk
+    for state in states[:-1:3]:
+        beside, later = node_log_probs(state, state.cache)
+        tokens, drafted = np.asarray(state.tokens), np.asarray(state.draft.tokens)
+        sequences, anchors, where = [], [], []
+        for row in range(NUM_ROWS):
+            length = int(state.length[row])
+            for node in range(1, NUM_NODES - 1):
+                sequence = np.zeros(CAPACITY + 3, np.int32)
+                sequence[:length] = tokens[row, :length]
+                for at in PATHS[node][1:]:
+                    sequence[length - 1 + DEPTHS[at]] = drafted[row, at]
+                sequences.append(sequence)
+                anchors.append([length - 1 + DEPTHS[node]])
+                where.append((row, node))
+        expected = np.asarray(forward(np.array(sequences), np.array(anchors)))[:, 0]
+        row, node = np.array(where).T
+        np.testing.assert_allclose(beside[row, node], expected, atol=TOLERANCE, rtol=TOLERANCE)
+        np.testing.assert_allclose(
+            later[row, node], expected[:, 1:], atol=TOLERANCE, rtol=TOLERANCE
+        )
+        same = drafted[:, 3] == drafted[:, 4]  # one token under two parents
+        assert same.any()
+        gap = np.abs(beside[same, 3] - beside[same, 4]).max(axis=(1, 2))
+        assert np.median(gap) > 100 * TOLERANCE
+
+
+def test_slots_behind_the_cached_prefix_are_never_read(walk, node_log_probs):
+    state = walk[0][2]
+
+    def poison(leaf):
+        behind = jnp.arange(CAPACITY) >= (state.length - 1)[:, None]
+        return jnp.where(behind[:, None, :, None], 1e4, leaf)
+
+    poisoned = KVCache(*jax.tree.map(poison, (state.cache.trunk, state.cache.stream_layers)))
+    clean, dirty = node_log_probs(state, state.cache), node_log_probs(state, poisoned)
+    np.testing.assert_array_equal(clean[0], dirty[0])
+    np.testing.assert_array_equal(clean[1], dirty[1])

@@ -1,0 +1,370 @@
+"""What the tests compare the product with: other algorithms for the same results.
+
+The forward pass here is NumPy in float64, one unpadded sequence at a time, with one explicit
+(T + A*J) x (T + A*J) mask over concatenated rows; it has no batch, cache or segments.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from scipy import stats
+
+from ssjax.config import LossConfig, ModelConfig, OptimizerConfig, StreamsConfig
+from ssjax.decoding.decoder import Decoder
+from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.tree import DraftTree
+from ssjax.models.parameters import unstack_layers
+from ssjax.models.transformer import Transformer, causal_mask
+from ssjax.training.losses import Batch
+from ssjax.training.optimizer import make_optimizer
+from ssjax.training.step import init_state, make_train_step
+
+LOGIT_TOLERANCE = 1e-4  # float32 against float64, or two float32 algorithms; logits of size 10
+HIDDEN_TOLERANCE = 1e-5  # float32 against float32, the same algorithm in another layout
+BFLOAT16_TOLERANCE = 0.15  # largest difference of bfloat16 and float32 logits, share of their range
+SIGNIFICANCE = 1e-3  # of the chi-square tests; seeds are fixed, so a pass stays a pass
+
+MODEL = ModelConfig(
+    vocab_size=13,
+    embed_dim=24,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_dim=40,
+)
+STREAMS = StreamsConfig(num_streams=3, num_stream_layers=2)
+GREEDY = Sampling()
+NEVER = (10**6,)  # an end-of-sequence id that no model has
+
+
+def make_model(scan=True, num_streams=3, **changes) -> Transformer:
+    """The test model with some sizes changed."""
+    streams = {k: changes.pop(k) for k in ("num_stream_layers",) if k in changes}
+    return Transformer(
+        dataclasses.replace(MODEL, **changes),
+        dataclasses.replace(STREAMS, num_streams=num_streams, **streams),
+        scan=scan,
+    )
+
+
+def random_params(model: Transformer, seed: int, table_scale=1.0):
+    """Scanned parameters from NumPy, matrices 2-3 times wider than at initialisation.
+
+    Wide weights put the margins of argmax far above float noise; norms differ from one.
+    """
+    rng = np.random.default_rng(seed)
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    mask = jax.ShapeDtypeStruct((1, 2, 2), bool)
+    scanned = model.clone(scan=True)
+    shapes = jax.eval_shape(scanned.init, jax.random.key(0), tokens, tokens, mask)["params"]
+
+    def fill(path, leaf):
+        names = [part.key for part in path]
+        noise = rng.standard_normal(leaf.shape)
+        if names[-1] in ("embedder", "lm_head"):
+            return noise * table_scale
+        if names[-1] == "stream_embedding":
+            return noise
+        if names[-2].endswith("_proj"):
+            return noise * 2.0 / np.sqrt(leaf.shape[-1])
+        return 1.0 + 0.2 * noise
+
+    filled = jax.tree_util.tree_map_with_path(fill, shapes)
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), filled)
+
+
+def ragged_prompts(seed, count, shortest=1, longest=8, vocab_size=13):
+    """Random prompts of mixed lengths; ids may be the pad id 0."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(shortest, longest + 1, count)
+    return [rng.integers(0, vocab_size, n).tolist() for n in lengths]
+
+
+def pad(sequences, width):
+    """[B, width] int32 padded with 0, and lengths [B] int32."""
+    padded = np.zeros((len(sequences), width), np.int32)
+    for row, sequence in enumerate(sequences):
+        padded[row, : len(sequence)] = sequence
+    return padded, np.array([len(s) for s in sequences], np.int32)
+
+
+# The model.
+
+
+def forward(
+    params, config: ModelConfig, tokens, anchors=(), num_streams=0, positions=None, visible=None
+):
+    """Hidden states before the head and trunk states of one sequence, NumPy float64.
+
+    Args:
+      params: scanned or unrolled form.
+      config: sizes.
+      tokens: [T] ids.
+      anchors: positions in the sequence that carry streams.
+      num_streams: J.
+      positions: [T] rotary positions; None: 0..T-1.
+      visible: [T, T] bool; None: causal.
+
+    Returns:
+      main logits [T, V] and stream logits [A, J, V].
+    """
+    if "layers" in params["stream_layers"]:
+        params = unstack_layers(params)
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    num_main = len(tokens)
+    positions = list(range(num_main)) if positions is None else list(positions)
+    visible = np.tril(np.ones((num_main, num_main), bool)) if visible is None else visible
+
+    x = params["embedder"][np.asarray(tokens)]
+    for i in range(len(params.get("trunk", {}))):
+        x = _layer(params["trunk"][f"layers_{i}"], config, x, positions, visible)
+    rows, row_positions = list(x), list(positions)
+    owner = [(t, None, 0) for t in range(num_main)]  # position, anchor, stream
+    for a, t in enumerate(anchors):
+        for j in range(1, num_streams + 1):
+            rows.append(x[t] + params["stream_embedding"][j - 1])
+            row_positions.append(positions[t] + j)
+            owner.append((t, a, j))
+    full = np.zeros((len(rows), len(rows)), bool)
+    for i, (t, a, j) in enumerate(owner):
+        for k, (u, other_a, other_j) in enumerate(owner):
+            full[i, k] = visible[t, u] if other_j == 0 else (a == other_a and other_j <= j)
+    x = np.stack(rows)
+    for i in range(len(params["stream_layers"])):
+        x = _layer(params["stream_layers"][f"layers_{i}"], config, x, row_positions, full)
+    x = _norm(x, params["final_norm"]["weight"], config.norm_epsilon)
+    logits = x @ params.get("lm_head", params["embedder"]).T
+    return logits[:num_main], logits[num_main:].reshape(len(anchors), num_streams, logits.shape[1])
+
+
+def _norm(x, weight, epsilon):
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon) * weight
+
+
+def _layer(weights, config, x, positions, visible):
+    attention, mlp = weights["attention"], weights["mlp"]
+    normed = _norm(x, weights["attention_norm"]["weight"], config.norm_epsilon)
+    q, k, v = (normed @ attention[f"{name}_proj"]["weight"].T for name in "qkv")
+    per_kv, width = config.num_heads // config.num_kv_heads, config.head_dim
+    heads = []
+    for n in range(config.num_heads):
+        own, shared = slice(n * width, (n + 1) * width), n // per_kv
+        theirs = slice(shared * width, (shared + 1) * width)
+        rotated_q = rotate(q[:, own], positions, config.rope_theta)
+        rotated_k = rotate(k[:, theirs], positions, config.rope_theta)
+        scores = np.where(visible, rotated_q @ rotated_k.T / np.sqrt(width), -np.inf)
+        weight = np.exp(scores - scores.max(axis=1, keepdims=True))
+        heads.append(weight / weight.sum(axis=1, keepdims=True) @ v[:, theirs])
+    x = x + np.concatenate(heads, axis=1) @ attention["o_proj"]["weight"].T
+    normed = _norm(x, weights["mlp_norm"]["weight"], config.norm_epsilon)
+    gate = normed @ mlp["gate_proj"]["weight"].T
+    up = normed @ mlp["up_proj"]["weight"].T
+    return x + (gate / (1 + np.exp(-gate)) * up) @ mlp["down_proj"]["weight"].T
+
+
+def rotate(x, positions, theta):
+    """Rotary positions as a product of complex numbers."""
+    half = x.shape[1] // 2
+    angles = np.outer(positions, theta ** (-2.0 * np.arange(half) / x.shape[1]))
+    turned = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
+    return np.concatenate([turned.real, turned.imag], axis=1)
+
+
+def greedy(params, config, prompt, max_new_tokens, eos_ids):
+    """Greedy continuation by a whole NumPy forward pass per token."""
+    tokens = list(prompt)
+    while len(tokens) - len(prompt) < max_new_tokens:
+        tokens.append(int(forward(params, config, tokens)[0][-1].argmax()))
+        if tokens[-1] in eos_ids:
+            break
+    return tuple(tokens[len(prompt) :])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2), static_argnames="num_streams")
+def apply(model, params, method, *arguments, **kwargs):
+    """`model.apply`, compiled once per model and shape."""
+    return model.apply({"params": params}, *arguments, **kwargs, method=method)
+
+
+def run_model(model, params, tokens, **kwargs):
+    """The product's forward pass over a causal batch."""
+    tokens = jnp.asarray(tokens)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return apply(model, params, None, tokens, positions, causal_mask(tokens.shape[1]), **kwargs)
+
+
+def logits_of(model, params, hidden):
+    """The product's LM head."""
+    return np.asarray(apply(model, params, "logits", hidden))
+
+
+def log_softmax(logits):
+    """NumPy float64."""
+    logits = np.asarray(logits, np.float64)
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+# Decoding.
+
+
+def make_decoder(model, params, eos_ids=NEVER, bucket=8):
+    """A decoder with one prompt bucket and pad id 0."""
+    return Decoder(model, params, eos_ids=eos_ids, pad_id=0, prompt_buckets=(bucket,))
+
+
+def generate(decoder, prompts, drafter, *, deferred=True, max_new_tokens=12, batch_size=None,
+             sampling=GREEDY, seed=0):  # fmt: skip
+    """`Decoder.generate` with the defaults of the tests."""
+    return decoder.generate(
+        prompts, max_new_tokens, drafter=drafter, sampling=sampling, deferred=deferred,
+        batch_size=batch_size or len(prompts), seed=seed,
+    )  # fmt: skip
+
+
+def tokens_of(completions):
+    """The token tuples alone."""
+    return [completion.tokens for completion in completions]
+
+
+def relabel(params, prompts, first, second):
+    """Swaps two ids in the embedding table (tied) and in the prompts: the same language."""
+    swap = {first: second, second: first}
+    order = [swap.get(i, i) for i in range(params["embedder"].shape[0])]
+    swapped = {**params, "embedder": params["embedder"][jnp.array(order)]}
+    return swapped, [tuple(swap.get(t, t) for t in prompt) for prompt in prompts]
+
+
+# Training.
+
+
+def counting_batch(seed, rows=16, prompt_length=2, target_length=9, vocab_size=13):
+    """Sequences that count up from a random start, modulo the vocabulary."""
+    start = np.random.default_rng(seed).integers(0, vocab_size, (rows, 1))
+    tokens = (start + np.arange(prompt_length + target_length)) % vocab_size
+    return Batch(
+        jnp.asarray(tokens, jnp.int32),
+        jnp.full(rows, prompt_length, jnp.int32),
+        jnp.full(rows, prompt_length + target_length, jnp.int32),
+    )
+
+
+def train_to_count(steps):
+    """Trains the test model on counting; returns (model, params, last metrics)."""
+    model = make_model()
+    config = OptimizerConfig(learning_rate=5e-3, warmup_steps=20)
+    optimizer = make_optimizer(config, steps)
+    params = jax.tree.map(lambda x: x * 0.5, random_params(model, seed=1, table_scale=0.2))
+    step = make_train_step(
+        model, optimizer, LossConfig(stream_weight=1.0), num_anchors=9, accumulation=1
+    )
+    step = jax.jit(step)
+    state = init_state(params, optimizer)
+    for i in range(steps):
+        state, metrics = step(state, {}, counting_batch(i))
+    return model, state.params, metrics
+
+
+# Statistics.
+
+
+def assert_distribution(counts, probabilities):
+    """Chi-square test; cells that expect fewer than 5 are joined, impossible ones are empty."""
+    counts, probabilities = np.ravel(counts), np.ravel(probabilities)
+    assert counts[probabilities < 1e-12].sum() == 0, "a token of probability 0 was drawn"
+    expected = probabilities / probabilities.sum() * counts.sum()
+    rare = expected < 5
+    observed = np.append(counts[~rare], counts[rare].sum())
+    expected = np.append(expected[~rare], expected[rare].sum())
+    held = expected > 0
+    statistic = ((observed - expected)[held] ** 2 / expected[held]).sum()
+    freedom = held.sum() - 1
+    assert freedom >= 1, "one cell holds everything: nothing is tested"
+    p_value = stats.chi2.sf(statistic, freedom)
+    assert p_value > SIGNIFICANCE, f"chi-square {statistic:.1f}, freedom {freedom}, p {p_value:.1e}"
+
+
+# Drafters that know the future. They hold tables of the true continuation, row by row.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TableDrafter:
+    """Proposes trees from a table; how far they are right is decided by the test.
+
+    Attributes:
+      truth: [B, capacity] int, the tokens that the model itself produces, prompt included.
+      offset: [variants, M] int, added to the true token at each node's depth, modulo V;
+        0 is right.
+      parents: [variants, M] int, -1 for the root and for unused nodes.
+      vocab_size: V.
+      num_streams: streams it asks for and ignores (or records).
+      record: return the stream scores with the tree.
+
+    The variant of a row is (length + row) modulo the number of variants.
+    """
+
+    truth: np.ndarray
+    offset: np.ndarray
+    parents: np.ndarray
+    vocab_size: int = 13
+    num_streams: int = 0
+    record: bool = False
+
+    @property
+    def depths(self):
+        depths = np.zeros(self.parents.shape, np.int32)
+        for variant, row in enumerate(self.parents):
+            for node, parent in enumerate(row):
+                if parent >= 0:
+                    depths[variant, node] = depths[variant, parent] + 1
+        return depths
+
+    @property
+    def num_nodes(self):
+        return self.parents.shape[1]
+
+    @property
+    def max_depth(self):
+        return int(self.depths.max())
+
+    def propose(self, root, stream_log_probs, tokens, length):
+        batch = root.shape[0]
+        rows = jnp.arange(batch)
+        variant = (length + rows) % len(self.parents)
+        parent, depth = jnp.asarray(self.parents)[variant], jnp.asarray(self.depths)[variant]
+        truth = jnp.asarray(self.truth)
+        slot = jnp.minimum(length[:, None] - 1 + depth, truth.shape[1] - 1)
+        drafted = (truth[rows[:, None], slot] + jnp.asarray(self.offset)[variant]) % self.vocab_size
+        # Unused nodes and the root's column: token 0 for the unused, as drafters pad.
+        drafted = jnp.where(parent < 0, 0, drafted).at[:, 0].set(root).astype(jnp.int32)
+        fields = (drafted, parent.astype(jnp.int32), depth.astype(jnp.int32))
+        return RecordedTree(*fields, stream_log_probs) if self.record else DraftTree(*fields)
+
+
+@struct.dataclass
+class RecordedTree:
+    """A draft tree that also carries the stream scores it was (not) made from."""
+
+    tokens: jax.Array
+    parent: jax.Array
+    depth: jax.Array
+    log_probs: jax.Array  # [B, J, V]
+
+
+def truth_table(prompts, outputs, capacity, vocab_size=13):
+    """[B, capacity] true tokens of every row; random ids behind the end."""
+    table = np.random.default_rng(0).integers(0, vocab_size, (len(prompts), capacity))
+    for row, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
+        whole = [*prompt, *output]
+        table[row, : len(whole)] = whole
+    return table.astype(np.int32)
+
+
+def chain(depth):
+    """[1, depth + 1] parents of a chain."""
+    return np.arange(-1, depth, dtype=np.int32)[None]

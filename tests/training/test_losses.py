@@ -1,0 +1,166 @@
+"""Losses against NumPy, and what they must not depend on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from oracles import LOGIT_TOLERANCE
+
+from ssjax.config import LossConfig
+from ssjax.training.losses import (
+    Batch,
+    anchor_targets,
+    chunked_cross_entropy,
+    loss_sums,
+    loss_weights,
+    target_weight,
+    weighted_loss,
+)
+
+J, EOS = 3, 12
+SUM_TOLERANCE = 1e-5  # relative, of sums of about 20 terms
+
+PROMPTS = [[5, 1, 2], [7], [3, 3, 0, 4], [1, 2]]
+TARGETS = [[8, 9, EOS], [4, 0, 6, 1, EOS], [], [EOS]]
+
+
+def make_batch(width=9):
+    whole = [p + t for p, t in zip(PROMPTS, TARGETS, strict=True)]
+    tokens, length = oracles.pad(whole, width)
+    prompt_length = np.array([len(p) for p in PROMPTS], np.int32)
+    return Batch(jnp.asarray(tokens), jnp.asarray(prompt_length), jnp.asarray(length))
+
+
+@pytest.fixture(scope="module")
+def sums_of(tiny):
+    """(batch, num_anchors, chunk_size) -> LossSums of the tiny model."""
+    model, params = tiny
+    jitted = jax.jit(
+        lambda batch, anchors, chunk: loss_sums(model, params, batch, anchors, chunk),
+        static_argnums=(1, 2),
+    )
+    return lambda batch, num_anchors=5, chunk_size=1024: jitted(batch, num_anchors, chunk_size)
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=SUM_TOLERANCE)
+
+
+def test_anchor_targets_by_hand():
+    """Main at t predicts t + 1, stream j predicts t + 1 + j; prompt and padding never."""
+    anchors, targets, weights = anchor_targets(make_batch(), num_anchors=5, num_streams=J)
+    np.testing.assert_array_equal(anchors[:2], [[2, 3, 4, 5, 6], [0, 1, 2, 3, 4]])
+    _ = None  # no target
+    tables = [
+        [[8, 9, EOS, _], [9, EOS, _, _], [EOS, _, _, _], [_] * 4, [_] * 4],
+        [[4, 0, 6, 1], [0, 6, 1, EOS], [6, 1, EOS, _], [1, EOS, _, _], [EOS, _, _, _]],
+        [[_] * 4] * 5,
+        [[EOS, _, _, _]] + [[_] * 4] * 4,
+    ]
+    for b, table in enumerate(tables):
+        for a, row in enumerate(table):
+            for stream, token in enumerate(row):
+                assert weights[b, a, stream] == (token is not None)
+                if token is not None:
+                    assert targets[b, a, stream] == token
+
+
+def test_target_weight_counts_targets():
+    np.testing.assert_array_equal(target_weight(make_batch(), J), [9, 6, 4, 2])
+
+
+def test_sums_equal_numpy(tiny, sums_of):
+    """A float64 forward pass per row; the loss spelled out target by target."""
+    model, params = tiny
+    cross_entropy, correct, weight = np.zeros((3, 1 + J))
+    for prompt, target in zip(PROMPTS, TARGETS, strict=True):
+        whole = prompt + target
+        main, streams = oracles.forward(params, model.config, whole, range(len(whole)), J)
+        for index in range(len(prompt), len(whole)):  # of the predicted token
+            for j in range(1 + J):
+                t = index - 1 - j
+                if t < len(prompt) - 1:
+                    continue  # the prompt carries no streams
+                scores = oracles.log_softmax(main[t] if j == 0 else streams[t, j - 1])
+                cross_entropy[j] -= scores[whole[index]]
+                correct[j] += scores.argmax() == whole[index]
+                weight[j] += 1
+    sums = sums_of(make_batch())
+    np.testing.assert_allclose(sums.cross_entropy, cross_entropy, rtol=LOGIT_TOLERANCE)
+    np.testing.assert_array_equal(sums.correct, correct)
+    np.testing.assert_array_equal(sums.weight, weight)
+    assert weight.min() > 0
+
+
+def test_top_1_hits_are_counted():
+    """Literal logits: hidden states pick rows of the identity."""
+    hidden = jnp.eye(4)[jnp.array([[[0, 1], [2, 3]]])]  # [1, 2, 2, 4]
+    targets = jnp.array([[[0, 2], [2, 3]]])
+    weights = jnp.array([[[1.0, 1.0], [1.0, 0.0]]])
+    sums = chunked_cross_entropy(hidden, 5 * jnp.eye(4), targets, weights, 8)
+    right = np.log(np.exp(5) + 3) - 5
+    np.testing.assert_array_equal(sums.correct, [2, 0])
+    np.testing.assert_array_equal(sums.weight, [2, 1])
+    np.testing.assert_allclose(sums.cross_entropy, [2 * right, 5 + right], rtol=SUM_TOLERANCE)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 12, 36])
+def test_chunk_size_does_not_matter(sums_of, chunk_size):
+    assert_same(sums_of(make_batch(), chunk_size=chunk_size), sums_of(make_batch()))
+
+
+def test_amount_of_padding_does_not_matter(sums_of):
+    wide = make_batch(width=14)
+    assert_same(sums_of(wide), sums_of(make_batch()))
+    assert_same(sums_of(wide, num_anchors=9), sums_of(make_batch()))
+
+
+def test_content_of_padding_does_not_matter(sums_of):
+    batch = make_batch()
+    behind = jnp.arange(9) >= batch.length[:, None]
+    other = batch.replace(tokens=jnp.where(behind, 11, batch.tokens))
+    for a, b in zip(*map(jax.tree.leaves, (sums_of(other), sums_of(batch))), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_rows_without_targets_weigh_nothing(sums_of):
+    """A batch of them alone has sums of exactly 0, and a finite loss and gradient."""
+    batch = make_batch()
+    empty = batch.replace(length=batch.prompt_length)
+    sums = sums_of(empty)
+    assert all(not np.asarray(x).any() for x in jax.tree.leaves(sums))
+    assert float(weighted_loss(sums, jnp.ones(4), target_weight(empty, J))) == 0.0
+
+
+def test_weighted_loss_by_hand():
+    """Three main targets and two of stream 1, each at log 7 nats."""
+    batch = Batch(jnp.zeros((1, 4), int), jnp.array([1]), jnp.array([4]))
+    weights = jnp.array([[[1, 1], [1, 1], [1, 0]]], jnp.float32)
+    hidden, targets = jnp.zeros((1, 3, 2, 5)), jnp.zeros((1, 3, 2), int)
+    sums = chunked_cross_entropy(hidden, jnp.ones((7, 5)), targets, weights, 4)
+    alphas = loss_weights(LossConfig(main_weight=2.0, stream_weight=0.5), 1)
+    np.testing.assert_allclose(
+        weighted_loss(sums, alphas, target_weight(batch, 1)), 2.5 * np.log(7), rtol=SUM_TOLERANCE
+    )
+
+
+def test_gradient_of_chunks_equals_plain_autodiff(tiny):
+    """Chunks are computed again in the backward pass and may be skipped; so what."""
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.standard_normal((2, 5, 2, 6)), jnp.float32)
+    table = jnp.asarray(rng.standard_normal((9, 6)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 9, (2, 5, 2)))
+    weights = jnp.asarray(rng.random((2, 5, 2)) < 0.4, jnp.float32)
+
+    def chunked(hidden, table):
+        return chunked_cross_entropy(hidden, table, targets, weights, 4).cross_entropy.sum()
+
+    def plain(hidden, table):
+        log_probs = jax.nn.log_softmax(hidden @ table.T)
+        return -(jax.nn.one_hot(targets, 9) * log_probs * weights[..., None]).sum()
+
+    got, expected = (jax.jit(jax.grad(f, (0, 1)))(hidden, table) for f in (chunked, plain))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=0)
