@@ -19,14 +19,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A third of the default training: enough for drafts that are often, not always, right."""
+    """A quarter of the default training: enough for drafts that are often, not always, right."""
     directory = tmp_path_factory.mktemp("sample")
     finished = subprocess.run(
         [
             sys.executable, "-m", "ssjax.train", "--config=experiments/dialogsum.py",
             f"--config.workdir={directory / 'run'}",
             f"--config.data.prepared_dir={directory / 'data'}",
-            "--config.train.num_steps=130", "--config.eval.max_records=2",
+            "--config.train.num_steps=90", "--config.eval.max_records=2",
         ],
         cwd=ROOT, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
@@ -67,7 +67,7 @@ def test_all_200_records_are_identical_in_one_compilation_per_bucket(run):
     assert evaluation["speculative"]["tokens_per_call"] > 1.2
     assert evaluation["call_reduction"] > 1.2
     assert evaluation["plain"]["tokens_per_call"] == 1.0
-    assert evaluation["plain"]["rouge1"] == evaluation["speculative"]["rouge1"] > 20
+    assert evaluation["plain"]["rouge1"] == evaluation["speculative"]["rouge1"] > 10
     # One bucket: a prefill and a loop for plain decoding, the same for speculative.
     assert num_compilations() - before == 4
 
