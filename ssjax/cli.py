@@ -6,6 +6,7 @@ where there was nothing to save.
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable
 
@@ -36,6 +37,18 @@ def run(main: Callable[[], int | None]) -> None:
             return EXIT_INTERRUPTED
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def restart_with_huge_pages() -> None:
+    """Starts this process again with huge pages for malloc, on Linux, unless that is set.
+
+    XLA on CPU allocates the temporaries of every step anew. With 4 KiB pages a training step
+    of the sample model takes 78,000 page faults and 700 ms, with huge pages 500 faults and
+    300 to 550 ms. glibc reads the setting only when a process starts.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def say(message: str) -> None:

@@ -186,4 +186,5 @@ def _flat(values: dict, prefix: str = "") -> dict:
 
 
 if __name__ == "__main__":
+    cli.restart_with_huge_pages()
     cli.run(main)
