@@ -1,13 +1,14 @@
 """Dialogue summaries: DialogSum, or a sample of the same form that the package generates.
 
 Sample  python -m ssjax.train --config experiments/dialogsum.py
-        no files needed; minutes on 2 CPU cores
+        no files needed
 Small   python -m ssjax.train --config experiments/dialogsum.py:small --config.data.path=DIR
         the real DialogSum from random weights; DIR holds train.jsonl, validation.jsonl, test.jsonl
 Smoke   python -m ssjax.train --config experiments/dialogsum.py:smoke
         a tiny model, under a minute, for trying the tools
 
-Expect  see the result table in README.md
+Expect  sample: 2.53 tokens per call, 200 of 200 outputs identical, 3 min 9 s in all (2-core AMD EPYC)
+        small: not measured
 """
 
 from ssjax import config as config_lib

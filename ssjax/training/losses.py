@@ -41,7 +41,7 @@ class LossSums:
     """Sums over target tokens, entry 0 for the main stream, entry j for stream j."""
 
     cross_entropy: jax.Array  # [1 + J] float32, nats
-    correct: jax.Array  # [1 + J] float32, top-1 hits
+    correct: jax.Array  # [1 + J] float32, top-1 hits; a tie with the target is one
     weight: jax.Array  # [1 + J] float32, number of target tokens
 
 
