@@ -7,7 +7,8 @@ Small   python -m ssjax.train --config experiments/dialogsum.py:small --config.d
 Smoke   python -m ssjax.train --config experiments/dialogsum.py:smoke
         a tiny model, under a minute, for trying the tools
 
-Expect  sample: 2.53 tokens per call, 200 of 200 outputs identical, 3 min 9 s in all (2-core AMD EPYC)
+Expect  sample: 2.53 tokens per call, 200 of 200 outputs identical, 3 min 9 s in all
+        (2-core AMD EPYC)
         small: not measured
 """
 

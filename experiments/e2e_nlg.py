@@ -4,8 +4,8 @@ Small   python -m ssjax.train --config experiments/e2e_nlg.py:small --config.dat
         from random weights; DIR holds trainset.csv, devset.csv, testset_w_refs.csv
 Smoke   python -m ssjax.train --config experiments/e2e_nlg.py:smoke --config.data.path=DIR
 
-Expect  small: 3.28 tokens per call at 16 draft nodes, 420 of 420 outputs identical, 33 min of training
-        (2-core AMD EPYC, beside other work)
+Expect  small: 3.28 tokens per call at 16 draft nodes, 420 of 420 outputs identical, 33 min
+        of training (2-core AMD EPYC, beside other work)
 """
 
 from ssjax import config as config_lib
