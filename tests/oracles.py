@@ -10,8 +10,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
-from scipy import stats
 
 from ssjax.config import LossConfig, ModelConfig, OptimizerConfig, StreamsConfig
 from ssjax.decoding.decoder import Decoder
@@ -26,7 +24,6 @@ from ssjax.training.step import init_state, make_train_step
 LOGIT_TOLERANCE = 1e-4  # float32 against float64, or two float32 algorithms; logits of size 10
 HIDDEN_TOLERANCE = 1e-5  # float32 against float32, the same algorithm in another layout
 BFLOAT16_TOLERANCE = 0.15  # largest difference of bfloat16 and float32 logits, share of their range
-SIGNIFICANCE = 1e-3  # of the chi-square tests; seeds are fixed, so a pass stays a pass
 
 MODEL = ModelConfig(
     vocab_size=13,
@@ -232,14 +229,6 @@ def tokens_of(completions):
     return [completion.tokens for completion in completions]
 
 
-def relabel(params, prompts, first, second):
-    """Swaps two ids in the embedding table (tied) and in the prompts: the same language."""
-    swap = {first: second, second: first}
-    order = [swap.get(i, i) for i in range(params["embedder"].shape[0])]
-    swapped = {**params, "embedder": params["embedder"][jnp.array(order)]}
-    return swapped, [tuple(swap.get(t, t) for t in prompt) for prompt in prompts]
-
-
 # Training.
 
 
@@ -273,22 +262,6 @@ def train_to_count(steps):
 # Statistics.
 
 
-def assert_distribution(counts, probabilities):
-    """Chi-square test; cells that expect fewer than 5 are joined, impossible ones are empty."""
-    counts, probabilities = np.ravel(counts), np.ravel(probabilities)
-    assert counts[probabilities < 1e-12].sum() == 0, "a token of probability 0 was drawn"
-    expected = probabilities / probabilities.sum() * counts.sum()
-    rare = expected < 5
-    observed = np.append(counts[~rare], counts[rare].sum())
-    expected = np.append(expected[~rare], expected[rare].sum())
-    held = expected > 0
-    statistic = ((observed - expected)[held] ** 2 / expected[held]).sum()
-    freedom = held.sum() - 1
-    assert freedom >= 1, "one cell holds everything: nothing is tested"
-    p_value = stats.chi2.sf(statistic, freedom)
-    assert p_value > SIGNIFICANCE, f"chi-square {statistic:.1f}, freedom {freedom}, p {p_value:.1e}"
-
-
 # Drafters that know the future. They hold tables of the true continuation, row by row.
 
 
@@ -302,8 +275,7 @@ class TableDrafter:
         0 is right.
       parents: [variants, M] int, -1 for the root and for unused nodes.
       vocab_size: V.
-      num_streams: streams it asks for and ignores (or records).
-      record: return the stream scores with the tree.
+      num_streams: streams it asks for and ignores.
 
     The variant of a row is (length + row) modulo the number of variants.
     """
@@ -313,7 +285,6 @@ class TableDrafter:
     parents: np.ndarray
     vocab_size: int = 13
     num_streams: int = 0
-    record: bool = False
 
     @property
     def depths(self):
@@ -343,17 +314,7 @@ class TableDrafter:
         # Unused nodes and the root's column: token 0 for the unused, as drafters pad.
         drafted = jnp.where(parent < 0, 0, drafted).at[:, 0].set(root).astype(jnp.int32)
         fields = (drafted, parent.astype(jnp.int32), depth.astype(jnp.int32))
-        return RecordedTree(*fields, stream_log_probs) if self.record else DraftTree(*fields)
-
-
-@struct.dataclass
-class RecordedTree:
-    """A draft tree that also carries the stream scores it was (not) made from."""
-
-    tokens: jax.Array
-    parent: jax.Array
-    depth: jax.Array
-    log_probs: jax.Array  # [B, J, V]
+        return DraftTree(*fields)
 
 
 def truth_table(prompts, outputs, capacity, vocab_size=13):
