@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from ssjax.data import sample
-from ssjax.data.tasks import DIALOGSUM, E2E_NLG, get_task
+from ssjax.data.tasks import CHAT, DIALOGSUM, E2E_NLG, PAIRS, SQL_CONTEXT, get_task
 from ssjax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -112,6 +112,53 @@ class E2eNlg(_Builder, skip_registration=True):
         yield from enumerate(records)
 
 
+class SqlContext(_Builder, skip_registration=True):
+    """A CREATE TABLE context with a question, and the SQL that answers it."""
+
+    def _info(self):
+        text = tfds.features.Text
+        return self._dataset_info({"context": text(), "question": text(), "answer": text()})
+
+    def _generate_examples(self, split, file):
+        del split
+        for number, (line, record) in enumerate(_json_lines(file)):
+            names = ("context", "question", "answer")
+            yield number, {n: _field(file, line, record, n, may_be_blank=False) for n in names}
+
+
+class Pairs(_Builder, skip_registration=True):
+    """Prompts and the responses that continue them, as they are."""
+
+    def _info(self):
+        text = tfds.features.Text
+        return self._dataset_info({"prompt": text(), "response": text()})
+
+    def _generate_examples(self, split, file):
+        del split
+        for number, (line, record) in enumerate(_json_lines(file)):
+            names = ("prompt", "response")
+            yield number, {n: _field(file, line, record, n, may_be_blank=False) for n in names}
+
+
+class Chat(_Builder, skip_registration=True):
+    """Conversations, one record for each answer of the assistant with all that came before."""
+
+    def _info(self):
+        text = tfds.features.Text
+        return self._dataset_info({"messages": text(), "answer": text()})
+
+    def _generate_examples(self, split, file):
+        del split
+        number = 0
+        for line, record in _json_lines(file):
+            messages = _conversation(file, line, record)
+            for end, message in enumerate(messages):
+                if message["role"] == "assistant":
+                    asked = json.dumps(messages[:end], ensure_ascii=False)
+                    yield number, {"messages": asked, "answer": message["content"]}
+                    number += 1
+
+
 @dataclass(frozen=True)
 class _Published:
     """Where the files of a task come from and what they are called."""
@@ -133,10 +180,12 @@ def _sample_files(seed: int) -> dict[str, SourceFile]:
     }
 
 
+_JSON_LINES = {split: f"{split}.jsonl" for split in SPLITS}
+
 _PUBLISHED = {
     DIALOGSUM.name: _Published(
         builder=Dialogsum,
-        file_names={split: f"{split}.jsonl" for split in SPLITS},
+        file_names=_JSON_LINES,
         url="https://github.com/cylnlp/dialogsum (DialogSum_Data/dialogsum.{train,dev,test}.jsonl)",
         make_sample=_sample_files,
     ),
@@ -148,6 +197,25 @@ _PUBLISHED = {
             "test": "testset_w_refs.csv",
         },
         url="https://github.com/tuetschek/e2e-dataset",
+        make_sample=None,
+    ),
+    SQL_CONTEXT.name: _Published(
+        builder=SqlContext,
+        file_names=_JSON_LINES,
+        url="https://huggingface.co/datasets/b-mc2/sql-create-context without splits: cut its one "
+        "array into these, an object a line with context, question and answer",
+        make_sample=None,
+    ),
+    PAIRS.name: _Published(
+        builder=Pairs,
+        file_names=_JSON_LINES,
+        url="your own data, an object a line with prompt and response",
+        make_sample=None,
+    ),
+    CHAT.name: _Published(
+        builder=Chat,
+        file_names=_JSON_LINES,
+        url="your own data, an object a line with messages (or ShareGPT's conversations)",
         make_sample=None,
     ),
 }
@@ -239,7 +307,7 @@ def open_source(
 def _read_files(task_name: str, path: str, seed: int) -> dict[str, SourceFile]:
     """Reads what the splits are made from. Raises: UserError naming what is missing."""
     published = _PUBLISHED[task_name]
-    expected = f"the files {', '.join(published.file_names.values())}, published at {published.url}"
+    expected = f"the files {', '.join(published.file_names.values())}, from {published.url}"
     if not path:
         if published.make_sample is None:
             raise UserError(
@@ -294,16 +362,7 @@ def _quiet() -> Iterator[None]:
 
 def _dialogsum_records(file: SourceFile) -> Iterator[dict[str, Any]]:
     """Parses DialogSum's JSON lines; the many topics of a test record are cut to the first."""
-    # Not splitlines: a JSON string may hold characters that it takes for line ends.
-    for number, line in enumerate(file.text().split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise file.error(number, f"not a JSON object: {error}") from error
-        if not isinstance(record, dict):
-            raise file.error(number, f"expected a JSON object, found {type(record).__name__}")
+    for number, record in _json_lines(file):
         names = ["summary"]
         if "summary" not in record and "summary1" in record:
             names = [f"summary{i}" for i in range(1, len(record)) if f"summary{i}" in record]
@@ -314,8 +373,54 @@ def _dialogsum_records(file: SourceFile) -> Iterator[dict[str, Any]]:
             "topic": _field(file, number, record, topic, may_be_blank=True),
             "summaries": [_field(file, number, record, name, may_be_blank=False) for name in names],
         }
+
+
+def _json_lines(file: SourceFile) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON lines file with their line numbers; blank lines are passed over."""
+    # Not splitlines: a JSON string may hold characters that it takes for line ends.
+    for number, line in enumerate(file.text().split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise file.error(number, f"not a JSON object: {error}") from error
+        if not isinstance(record, dict):
+            raise file.error(number, f"expected a JSON object, found {type(record).__name__}")
+        yield number, record
     if not file.data.strip():
         raise file.error(1, "the file is empty; expected one JSON object a line")
+
+
+# ShareGPT's names of the roles.
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+_ROLES |= {"system": "system"}
+
+
+def _conversation(file: SourceFile, line: int, record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Checks one conversation, in either form, and brings it into messages."""
+    form = "messages" if "messages" in record else "conversations"
+    turns = record.get(form)
+    if not isinstance(turns, list) or not turns:
+        raise file.error(line, 'expected a list "messages" (or "conversations") of turns')
+    role_key, text_key = ("role", "content") if form == "messages" else ("from", "value")
+    messages = []
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise file.error(line, f"a turn should be an object, found {type(turn).__name__}")
+        role = _field(file, line, turn, role_key, may_be_blank=False)
+        if role not in _ROLES:
+            raise file.error(line, f"unknown role {role!r}: use {', '.join(_ROLES)}")
+        if _ROLES[role] == "system" and messages:
+            raise file.error(line, "a system message can only come first")
+        content = _field(file, line, turn, text_key, may_be_blank=False)
+        messages.append({"role": _ROLES[role], "content": content})
+    roles = [message["role"] for message in messages if message["role"] != "system"]
+    if roles[:1] != ["user"]:
+        raise file.error(line, "a conversation should begin with the user")
+    if "assistant" not in roles:
+        raise file.error(line, "no turn of the assistant: there is nothing to learn")
+    return messages
 
 
 def _field(

@@ -3,10 +3,10 @@
 A batch is a dict of numpy arrays:
 
     tokens         [B, T] int32   prompt, target, pad ids; T = max prompt + max target length
-    prompt_length  [B] int32      prompt tokens, bos included
+    prompt_length  [B] int32      prompt tokens, what stands before every prompt included
     length         [B] int32      prompt and target tokens; what lies behind is padding
 
-    tokens   bos p1 p2 y1 y2 eos pad pad     prompt_length 3, length 6
+    tokens   bos p1 p2 y1 y2 eos pad pad     prompt_length 3, length 6 (bos: if the model has one)
 
 Training batch i is a function of the seed and i alone, so a run continues from a step number
 and no state of the pipeline needs saving. Sequences are not packed.
@@ -19,7 +19,7 @@ import grain
 import numpy as np
 
 from ssjax.data.tasks import Record, Task
-from ssjax.data.tokenizer import SentencePieceTokenizer
+from ssjax.data.tokenizer import Tokenizer
 from ssjax.errors import UserError
 
 # Two threads hide reading and encoding behind a step, and eight batches a slow file system.
@@ -64,7 +64,7 @@ class LengthReport:
 def encode_example(
     record: Record,
     task: Task,
-    tokenizer: SentencePieceTokenizer,
+    tokenizer: Tokenizer,
     max_prompt_length: int,
     max_target_length: int,
 ) -> tuple[list[int], list[int]]:
@@ -74,22 +74,27 @@ def encode_example(
       record: one record of the task.
       task: says what is prompt and what is target.
       tokenizer: encodes both.
-      max_prompt_length: a longer prompt loses tokens behind bos, since its end asks the question.
+      max_prompt_length: a longer prompt loses its beginning, since its end asks the question; what
+        stands before every prompt stays.
       max_target_length: a longer target loses its end, eos included: stopping there is not
         what the model should learn.
 
     Returns:
-      prompt ids (bos first) and target ids (eos last, unless cut).
+      prompt ids and target ids (end of sequence last, unless cut).
     """
-    prompt_ids = _encode_prompt(task.prompt(record), tokenizer, max_prompt_length)
-    target_ids = [*tokenizer.encode(task.references(record)[0]), tokenizer.eos_id]
-    return prompt_ids, target_ids[:max_target_length]
+    prompt_ids = _cut_prompt(task.prompt_ids(record, tokenizer), tokenizer, max_prompt_length)
+    return prompt_ids, task.target_ids(record, tokenizer)[:max_target_length]
+
+
+def answer_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of decoded ids, without the space that sets it off from the prompt."""
+    return tokenizer.decode_continuation(ids).removeprefix(" ")
 
 
 def train_batches(
     source: Sequence[Record],
     task: Task,
-    tokenizer: SentencePieceTokenizer,
+    tokenizer: Tokenizer,
     *,
     batch_size: int,
     max_prompt_length: int,
@@ -157,7 +162,7 @@ class EvalBatches(Sequence):
                     self._source[i], self._task, self._tokenizer, *self._max_lengths
                 )
             else:
-                example = [self._tokenizer.bos_id], []
+                example = list(self._tokenizer.prefix_ids) or [self._tokenizer.pad_id], []
             rows.append(_row(*example, width, pad_id))
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -165,7 +170,7 @@ class EvalBatches(Sequence):
 def eval_batches(
     source: Sequence[Record],
     task: Task,
-    tokenizer: SentencePieceTokenizer,
+    tokenizer: Tokenizer,
     *,
     batch_size: int,
     max_prompt_length: int,
@@ -173,8 +178,7 @@ def eval_batches(
 ) -> EvalBatches:
     """A sequence of batches with every record once, in order.
 
-    The last batch is filled with rows that hold bos alone: length equals prompt_length, so
-    none of their tokens is a target.
+    The last batch is filled with rows without a target: length equals prompt_length.
 
     Raises:
       UserError: a size below 1, or no records.
@@ -186,7 +190,7 @@ def eval_batches(
 def decode_examples(
     source: Sequence[Record],
     task: Task,
-    tokenizer: SentencePieceTokenizer,
+    tokenizer: Tokenizer,
     max_prompt_length: int,
     limit: int,
 ) -> list[Example]:
@@ -204,25 +208,37 @@ def decode_examples(
         prompt = task.prompt(record)
         if prompt not in seen:
             seen.add(prompt)
-            prompt_ids = tuple(_encode_prompt(prompt, tokenizer, max_prompt_length))
-            examples.append(Example(index, prompt, prompt_ids, task.references(record)))
+            prompt_ids = _cut_prompt(
+                task.prompt_ids(record, tokenizer), tokenizer, max_prompt_length
+            )
+            examples.append(Example(index, prompt, tuple(prompt_ids), task.references(record)))
     return examples
 
 
 def describe(
     source: Sequence[Record],
     task: Task,
-    tokenizer: SentencePieceTokenizer,
+    tokenizer: Tokenizer,
     max_prompt_length: int,
     max_target_length: int,
 ) -> LengthReport:
-    """Measures the examples, of a large source up to 2,000 of them; `str` of it is a log line."""
+    """Measures the examples, of a large source up to 2,000 of them; `str` of it is a log line.
+
+    Raises:
+      UserError: what is looked at has nothing to learn, or never an end of sequence.
+    """
     described = _spread(len(source), _DESCRIBED_RECORDS)
     prompts, targets = [], []
     for index in described:
         record = source[index]
-        prompts.append(1 + len(tokenizer.encode(task.prompt(record))))
-        targets.append(len(tokenizer.encode(task.references(record)[0])) + 1)
+        prompts.append(len(task.prompt_ids(record, tokenizer)))
+        target = task.target_ids(record, tokenizer)
+        if not target or target[-1] not in tokenizer.eos_ids:
+            raise UserError(
+                f"record {index} of task {task.name}: its target does not end with an end of "
+                "sequence, so the model would not learn to stop; check the tokenizer's eos token"
+            )
+        targets.append(len(target))
     return LengthReport(
         num_records=len(source),
         num_described=len(described),
@@ -243,12 +259,12 @@ def tokenizer_texts(source: Sequence[Record], task: Task, limit: int) -> Iterato
         yield task.references(record)[0]
 
 
-def _encode_prompt(
-    prompt: str, tokenizer: SentencePieceTokenizer, max_prompt_length: int
-) -> list[int]:
-    """bos and the last max_prompt_length - 1 tokens of the prompt."""
-    ids = tokenizer.encode(prompt)
-    return [tokenizer.bos_id, *ids[max(0, len(ids) - (max_prompt_length - 1)) :]]
+def _cut_prompt(ids: list[int], tokenizer: Tokenizer, max_prompt_length: int) -> list[int]:
+    """What stands before every prompt, and as much of the prompt's end as there is room for."""
+    if len(ids) <= max_prompt_length:
+        return ids
+    prefix = tokenizer.prefix_ids[:max_prompt_length]
+    return [*prefix, *ids[len(ids) - (max_prompt_length - len(prefix)) :]]
 
 
 def _row(

@@ -1,13 +1,16 @@
-"""The tasks: how a record becomes a prompt and the texts that would be right answers.
+"""The tasks: how a record becomes prompt ids and target ids.
 
 A record is one element of `ssjax.data.builders.open_source`: a dict of `str` and, for a list of
-texts, `tuple[str, ...]`. Nothing here cuts, encodes or cleans.
+texts, `tuple[str, ...]`. Training and decoding call the same `prompt_ids`. Nothing here cuts.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ssjax.data.chat_template import Messages
+from ssjax.data.tokenizer import Tokenizer
 from ssjax.errors import UserError
 
 Record = Mapping[str, Any]
@@ -15,17 +18,83 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """What the model reads and what it should write."""
+    """What the model reads and what it should write, as text that continues text."""
 
     name: str
-    prompt: Callable[[Record], str]
+    prompt: Callable[[Record], str]  # whole, for people too
     references: Callable[[Record], tuple[str, ...]]  # the first is the training target
     symbols: tuple[str, ...]  # strings that a tokenizer trained for the task never splits
     input_field: str  # the field that a user gives when there is no record
+    glue: str  # between prompt and answer
 
-    def prompt_from_input(self, text: str) -> str:
-        """The prompt for a bare input, such as a dialogue."""
-        return self.prompt({self.input_field: text})
+    def record_from_input(self, text: str) -> Record:
+        """The record for a bare input, such as a dialogue."""
+        return {self.input_field: text}
+
+    def prompt_ids(self, record: Record, tokenizer: Tokenizer) -> list[int]:
+        """Ids of the prompt, with what stands before every prompt."""
+        return [*tokenizer.prefix_ids, *tokenizer.encode(self.prompt(record))]
+
+    def target_ids(self, record: Record, tokenizer: Tokenizer) -> list[int]:
+        """Ids that should follow the prompt, end of sequence included."""
+        text = self.glue + self.references(record)[0]
+        return [*tokenizer.encode_continuation(text), tokenizer.eos_id]
+
+
+@dataclass(frozen=True)
+class ChatTask(Task):
+    """One answer of an assistant, in the form of the tokenizer's chat template.
+
+    The target is what the template writes behind the prompt for the answer, up to the token
+    that ends the turn; what comes after that token is the template's own.
+
+        prompt                                        target
+        <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n | Hello!<|im_end|> | \\n
+    """
+
+    def record_from_input(self, text: str) -> Record:
+        """A chat of one message."""
+        return {self.input_field: json.dumps([{"role": "user", "content": text}])}
+
+    def prompt_ids(self, record: Record, tokenizer: Tokenizer) -> list[int]:
+        """Ids of the chat so far, ready for the assistant."""
+        return tokenizer.encode_chat(_messages(record), add_generation_prompt=True)
+
+    def target_ids(self, record: Record, tokenizer: Tokenizer) -> list[int]:
+        """Ids of the answer; the token that ends the turn is the last.
+
+        Raises:
+          UserError: the template writes the chat so far in another way once it is answered.
+        """
+        asked = _messages(record)
+        answered = [*asked, {"role": "assistant", "content": self.references(record)[0]}]
+        prompt = tokenizer.render_chat(asked, add_generation_prompt=True)
+        whole = tokenizer.render_chat(answered, add_generation_prompt=False)
+        if not whole.startswith(prompt):
+            # Some templates trim the white space in front of the answer.
+            prompt = prompt.rstrip()
+        if not whole.startswith(prompt):
+            raise UserError(
+                "the chat template does not begin an answered chat with the prompt that it writes "
+                "for the answer, so the answer cannot be told apart; use another template"
+            )
+        ids = tokenizer.encode_continuation(whole[len(prompt) :], special=True)
+        ends = [i for i, token in enumerate(ids) if token in tokenizer.eos_ids]
+        return ids[: ends[0] + 1] if ends else [*ids, tokenizer.eos_id]
+
+
+def _messages(record: Record) -> Messages:
+    return json.loads(record["messages"])
+
+
+def _chat_text(record: Record) -> str:
+    return "\n".join(f"{m['role']}: {m['content']}" for m in _messages(record))
+
+
+def _sql_prompt(record: Record) -> str:
+    """A bare input is the CREATE TABLE statements and the question in one text."""
+    asked = record.get("asked") or f"{record['context']}\n\nQuestion: {record['question']}"
+    return f"{asked}\n\nSQL:"
 
 
 DIALOGSUM = Task(
@@ -34,6 +103,7 @@ DIALOGSUM = Task(
     references=lambda record: record["summaries"],
     symbols=tuple(f"#Person{number}#" for number in range(1, 8)),
     input_field="dialogue",
+    glue=" ",
 )
 
 E2E_NLG = Task(
@@ -42,9 +112,37 @@ E2E_NLG = Task(
     references=lambda record: record["references"],
     symbols=(),
     input_field="mr",
+    glue=" ",
 )
 
-_TASKS = {task.name: task for task in (DIALOGSUM, E2E_NLG)}
+SQL_CONTEXT = Task(
+    name="sql_context",
+    prompt=_sql_prompt,
+    references=lambda record: (record["answer"],),
+    symbols=(),
+    input_field="asked",
+    glue=" ",
+)
+
+PAIRS = Task(
+    name="pairs",
+    prompt=lambda record: record["prompt"],
+    references=lambda record: (record["response"],),
+    symbols=(),
+    input_field="prompt",
+    glue="",
+)
+
+CHAT = ChatTask(
+    name="chat",
+    prompt=_chat_text,
+    references=lambda record: (record["answer"],),
+    symbols=(),
+    input_field="messages",
+    glue="",
+)
+
+_TASKS = {task.name: task for task in (DIALOGSUM, E2E_NLG, SQL_CONTEXT, PAIRS, CHAT)}
 
 
 def get_task(name: str) -> Task:

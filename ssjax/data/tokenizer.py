@@ -1,105 +1,166 @@
-"""SentencePiece tokenizers: loading one, and training one in memory.
+"""Tokenizers of decoder language models: text to ids and back.
 
-Texts are kept as they are: no normalisation, no trimmed spaces, and bytes for characters
-outside the vocabulary. Two conventions of SentencePiece remain visible. A text is encoded as
-if a space stood before it, and decoding takes that space off again, so the ids of a prompt
-and of its answer put together spell the two with one space between. And U+2581, with which
-SentencePiece marks spaces inside, reads back as a space.
+    tokenizer.json              Hugging Face's, read with the library `tokenizers`
+    tokenizer.model             SentencePiece
+    vocab.json and merges.txt   byte-level BPE, as GPT-2 and OPT have it
+
+`open_tokenizer` reads any of them, with the small files beside it (`tokenizer_settings`);
+`train_tokenizer` makes one from texts. Texts are kept as they are, as far as the tokenizer's own
+normalisation allows.
 """
 
 import io
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import sentencepiece
 
+from ssjax.data import tokenizer_json, tokenizer_sentencepiece, tokenizer_settings
+from ssjax.data.chat_template import Messages
+from ssjax.data.tokenizer_json import JsonTokenizer
+from ssjax.data.tokenizer_sentencepiece import SentencePieceTokenizer
 from ssjax.errors import UserError
-from ssjax.files import write_atomic
+
+__all__ = [
+    "SentencePieceTokenizer",
+    "Tokenizer",
+    "open_tokenizer",
+    "tokenizer_from_files",
+    "train_tokenizer",
+]
+
+_TOKENIZER_FILES = (
+    tokenizer_json.FILE,
+    tokenizer_sentencepiece.FILE,
+    tokenizer_json.VOCAB_FILE,
+    tokenizer_json.MERGES_FILE,
+)
 
 # Log level of SentencePiece that leaves errors alone; those arrive as exceptions anyway.
 _QUIET = 2
 
 
-class SentencePieceTokenizer:
+class Tokenizer(Protocol):
     """Text to ids and back.
 
-    bos_id, eos_id and pad_id are always ids of the model. A file without a padding piece
-    (Llama's) pads with eos; batches carry lengths, so padding is never read. A file without
-    a beginning-of-sequence piece (T5's) begins with eos, as OPT does.
+    Every id is below vocab_size. A prompt is `[*prefix_ids, *encode(text)]`, a training target
+    that follows it `[*encode_continuation(text), eos_id]`, a chat `encode_chat(messages)`.
+
+    Attributes:
+      vocab_size: number of ids, added tokens included.
+      prefix_ids: what stands in front of every prompt: (bos,) for Llama, (2,) "</s>" for OPT,
+        () for GPT-2.
+      eos_id: ends a training target.
+      eos_ids: every id that ends a completion, eos_id first.
+      pad_id: fills rows up; eos_id if the tokenizer has none of its own.
+      files: names and contents of the files with which `open_tokenizer` opens it again.
+      chat_template: Jinja text, None if the tokenizer has none.
     """
 
-    def __init__(self, model_bytes: bytes):
-        """model_bytes: a serialized SentencePiece model. Raises: UserError for anything else."""
-        try:
-            # Not the constructor's model_proto: it takes empty bytes for no model given.
-            self._processor = sentencepiece.SentencePieceProcessor()
-            self._processor.LoadFromSerializedProto(model_bytes)
-        except RuntimeError as error:
-            raise UserError("not a SentencePiece model") from error
-        if self._processor.eos_id() < 0:
-            raise UserError("the SentencePiece model has no end-of-sequence piece (</s>)")
-        self._model_bytes = model_bytes
-        self._unprinted = {self.bos_id, self.eos_id, self.pad_id}
+    vocab_size: int
+    prefix_ids: tuple[int, ...]
+    eos_id: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    files: dict[str, bytes]
+    chat_template: str | None
 
-    @classmethod
-    def from_bytes(cls, model_bytes: bytes) -> "SentencePieceTokenizer":
-        """The inverse of `model_bytes`. Raises: UserError if it is not a SentencePiece model."""
-        return cls(model_bytes)
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of the start of a text, without prefix_ids and eos.
 
-    @classmethod
-    def from_file(cls, path: str | os.PathLike) -> "SentencePieceTokenizer":
-        """Reads a SentencePiece .model. Raises: UserError naming the file."""
-        try:
-            return cls(Path(path).read_bytes())
-        except OSError as error:
-            raise UserError(f"cannot read tokenizer {path}: {error.strerror}") from error
-        except UserError as error:
-            raise UserError(
-                f"tokenizer {path}: {error}; give a SentencePiece .model file"
-            ) from error
-
-    @property
-    def vocab_size(self) -> int:
-        return self._processor.vocab_size()
-
-    @property
-    def bos_id(self) -> int:
-        bos_id = self._processor.bos_id()
-        return bos_id if bos_id >= 0 else self.eos_id
-
-    @property
-    def eos_id(self) -> int:
-        return self._processor.eos_id()
-
-    @property
-    def pad_id(self) -> int:
-        pad_id = self._processor.pad_id()
-        return pad_id if pad_id >= 0 else self.eos_id
-
-    @property
-    def model_bytes(self) -> bytes:
-        """The serialized model: equal bytes, equal tokenizer."""
-        return self._model_bytes
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, without bos and eos. Text that spells a special piece stays text."""
-        return self._processor.encode(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; bos, eos, pad and ids beyond the vocabulary (a padded table) are skipped.
-
-        Bytes that are not UTF-8, as in an answer cut inside a character, become U+FFFD.
+        Args:
+          text: any text.
+          special: strings that spell special tokens, such as "</s>", become those tokens;
+            otherwise they stay text.
         """
-        size = self.vocab_size
-        return self._processor.decode(
-            [int(i) for i in ids if int(i) not in self._unprinted and 0 <= int(i) < size]
-        )
+        ...
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes the .model file at once: a reader sees the old file or the whole new one."""
-        write_atomic(path, self._model_bytes)
+    def encode_continuation(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of a text as it stands behind other text: no space is put in front of it."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that `encode` made the ids of.
+
+        Special tokens and ids beyond the vocabulary (of a padded table) are skipped; bytes that
+        are not UTF-8, as in an answer cut inside a character, become U+FFFD.
+        """
+        ...
+
+    def decode_continuation(self, ids: Iterable[int]) -> str:
+        """The same for ids of `encode_continuation`: a space in front is kept."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one id adds to a text: UTF-8 or a part of it; nothing where decoding skips it."""
+        ...
+
+    def render_chat(self, messages: Messages, *, add_generation_prompt: bool) -> str:
+        """Text of a chat by the tokenizer's template; for reading, `encode_chat` gives the ids.
+
+        Raises:
+          UserError: there is no template, or it rejects the messages.
+        """
+        ...
+
+    def encode_chat(self, messages: Messages, *, add_generation_prompt: bool) -> list[int]:
+        """Ids of a chat, with prefix_ids in front exactly once.
+
+        Text of a message that spells a special token becomes that token, as everywhere.
+
+        Raises:
+          UserError: as `render_chat`.
+        """
+        ...
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Writes `files`; each is either whole or absent."""
+        ...
+
+
+def open_tokenizer(directory: str | os.PathLike) -> Tokenizer:
+    """Opens the tokenizer of a Hugging Face model directory, or one that `save` wrote.
+
+    Raises:
+      UserError: there is none, or a file of it is malformed.
+    """
+    path = Path(directory)
+    if not path.is_dir():
+        raise UserError(f"no tokenizer directory {path}; give one that exists")
+    names = (*_TOKENIZER_FILES, *tokenizer_settings.FILES)
+    try:
+        files = {name: (path / name).read_bytes() for name in names if (path / name).is_file()}
+    except OSError as error:
+        raise UserError(f"cannot read tokenizer {error.filename}: {error.strerror}") from error
+    return tokenizer_from_files(files, str(path))
+
+
+def tokenizer_from_files(files: Mapping[str, bytes], where: str) -> Tokenizer:
+    """The same from memory.
+
+    Args:
+      files: names and contents; names that mean nothing here are ignored.
+      where: names the place in error messages.
+
+    Raises:
+      UserError: there is no tokenizer among them, or a file is malformed.
+    """
+    settings = tokenizer_settings.read_settings(files, where)
+    if tokenizer_json.FILE in files:
+        return JsonTokenizer.from_json(files, settings, where)
+    if tokenizer_sentencepiece.FILE in files:
+        model_bytes = files[tokenizer_sentencepiece.FILE]
+        place = f"{where}/{tokenizer_sentencepiece.FILE}"
+        return SentencePieceTokenizer(model_bytes, settings, place)
+    if {tokenizer_json.VOCAB_FILE, tokenizer_json.MERGES_FILE} <= files.keys():
+        return JsonTokenizer.from_merges(files, settings, where)
+    raise UserError(
+        f"no tokenizer in {where}: it needs tokenizer.json, or tokenizer.model (SentencePiece), "
+        "or vocab.json and merges.txt"
+    )
 
 
 def train_tokenizer(
