@@ -23,8 +23,8 @@ from ssjax.decoding import loop
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.models.parameters import count, unstack_layers
-from ssjax.models.transformer import Transformer
-from ssjax.run import init_params, load_run
+from ssjax.models.transformer import Transformer, init_params
+from ssjax.run import load_run
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Measure the model of this run.")
 _NODES = flags.DEFINE_list("nodes", "1,2,4,8,16,32", "Draft nodes, the root not counted.")

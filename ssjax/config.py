@@ -16,7 +16,13 @@ from ssjax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the decoder (Llama type)."""
+    """Sizes and mathematics of the decoder; the defaults are a small Llama.
+
+    With `pretrained`, everything but `pretrained` and `dtype` is read from there.
+    """
+
+    pretrained: str = ""  # directory or hub id of the base weights; empty: random weights
+    dtype: str = "float32"  # compute dtype, float32 or bfloat16; trained weights stay float32
 
     vocab_size: int = 0  # 0: as many as the tokenizer has
     embed_dim: int = 192  # D
@@ -25,10 +31,41 @@ class ModelConfig:
     num_kv_heads: int = 2  # K, divides num_heads
     head_dim: int = 32  # H, even (rotary halves)
     mlp_dim: int = 512  # F
-    rope_theta: float = 10000.0
-    norm_epsilon: float = 1e-5
     tie_embeddings: bool = True  # the LM head is the embedding table
-    dtype: str = "float32"  # compute dtype, float32 or bfloat16; weights stay float32
+
+    positions: str = "rotary"  # rotary, or learned: a table added to the embeddings
+    max_positions: int = 0  # length of a learned table: no sequence may be longer
+    position_offset: int = 0  # rows of a learned table before position 0
+    rotary_dim: int = 0  # leading part of each head that is rotated; 0: all of it
+    rope_theta: float = 10000.0
+    rope_local_theta: float = 0.0  # of the layers in local_layers; 0: rope_theta, scaled alike
+    rope_scaling: str = "none"  # none, linear (positions / factor) or llama3
+    rope_factor: float = 1.0
+    rope_low_freq_factor: float = 1.0  # llama3
+    rope_high_freq_factor: float = 4.0  # llama3
+    rope_original_positions: int = 0  # llama3: length before scaling
+
+    block: str = "pre_norm"  # pre_norm, post_norm, parallel or sandwich; see models/layers.py
+    norm: str = "rms"  # rms or layer (mean taken off, bias)
+    norm_epsilon: float = 1e-5
+    norm_offset: float = 0.0  # added to norm weights: 1 where they are stored around 0
+    final_norm: bool = True  # a norm before the LM head
+    query_key_norm: bool = False  # RMS norm of each query and key head
+    activation: str = "silu"  # silu, relu, gelu or gelu_tanh
+    gated_mlp: bool = True  # down(act(gate(x)) * up(x)), else down(act(up(x)))
+
+    qkv_bias: bool = False
+    output_bias: bool = False  # of the attention's output projection
+    mlp_bias: bool = False
+    head_bias: bool = False  # of the LM head
+
+    table_dim: int = 0  # width of the embedding table, projected to D and back; 0: D
+    scale_embeddings: bool = False  # embeddings times sqrt(D)
+    query_scale: float = 0.0  # times query-key products; 0: head_dim ** -0.5
+    attention_softcap: float = 0.0  # c * tanh(scores / c); 0: off
+    logit_softcap: float = 0.0  # the same for the LM head
+    window: int = 0  # tokens that the layers in local_layers see; 0: no layer is local
+    local_layers: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +74,34 @@ class StreamsConfig:
 
     num_streams: int = 4  # J; 0 trains an ordinary language model
     num_stream_layers: int = 2  # N_s top layers that run the streams
+    # The form of the PMLR paper: the main stream also reads its own streams. J is then part of
+    # the model, which cannot be decoded without its streams. False: arXiv v1 and lossless.
+    main_reads_streams: bool = False
+    exit_rank: int = 0  # rank of the early-exit adapter that prunes drafts; 0: none, paper: 8
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptationConfig:
+    """What is trained, and how.
+
+    full      all weights
+    shared    LoRA on all layers, used by main and stream rows: a new model
+    lossless  LoRA on the stream layers for stream rows only: outputs are the base model's
+    """
+
+    mode: str = "full"
+    rank: int = 32  # of LoRA, as the rest of this group
+    alpha: float = 64.0  # the update is multiplied by alpha / rank
+    dropout: float = 0.0  # on the input of LoRA, in training
+    targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )  # those that the model has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +110,19 @@ class LossConfig:
 
     main_weight: float = 1.0  # alpha_0
     stream_weight: float = 0.1  # alpha_j, the same for every stream
+    exit_weight: float = 0.1  # of the early-exit adapter, if there is one
     chunk_size: int = 1024  # rows projected onto the vocabulary at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW with linear warm-up."""
 
     learning_rate: float = 1e-3  # peak
     final_learning_rate: float = 1e-5  # at the last step
     warmup_steps: int = 50
-    weight_decay: float = 0.01  # matrices only
+    decay: str = "cosine"  # of the learning rate behind the warm-up: cosine or linear
+    weight_decay: float = 0.01  # projection matrices only, not LoRA
     beta1: float = 0.9
     beta2: float = 0.98
     clip_norm: float = 1.0  # global gradient norm
@@ -65,13 +132,15 @@ class OptimizerConfig:
 class DataConfig:
     """What is read and how it is cut."""
 
-    task: str = "dialogsum"  # dialogsum or e2e_nlg
+    task: str = "dialogsum"  # dialogsum, e2e_nlg, sql_context, pairs or chat
     path: str = ""  # directory of the real files; empty: the generated sample (dialogsum only)
     prepared_dir: str = "runs/data"  # where prepared (array_record) data sets are kept
     max_prompt_length: int = 160  # tokens; longer prompts lose their beginning
     max_target_length: int = 48  # tokens, end of sequence included
     batch_size: int = 32  # sequences per optimizer step
-    tokenizer: str = ""  # a SentencePiece .model; empty: train one on the training split
+    # A directory with tokenizer files or a SentencePiece .model; empty: that of the pretrained
+    # model, or one trained on the training split.
+    tokenizer: str = ""
     tokenizer_vocab_size: int = 1024  # of the trained tokenizer
     tokenizer_records: int = 20000  # training records that it is trained on, at most
 
@@ -104,7 +173,9 @@ class DecodeConfig:
     num_nodes: int = 8  # draft nodes per pass for best_first, the root not counted
     branching: tuple[int, ...] = (2, 1, 1)  # children per node at depth 1, 2, ... for static
     num_streams: int = 0  # streams used for drafting; 0: all that were trained
-    deferred: bool = True  # streams run after verification, at the accepted node alone
+    # Streams run after verification, at the accepted node alone. Has no effect where the main
+    # stream reads its streams: they run in every pass.
+    deferred: bool = True
     temperature: float = 0.0  # 0: greedy
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
@@ -130,6 +201,7 @@ class Config:
     seed: int = 0  # weights, data order, tokenizer sample
     model: ModelConfig = ModelConfig()
     streams: StreamsConfig = StreamsConfig()
+    adaptation: AdaptationConfig = AdaptationConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
@@ -214,42 +286,35 @@ def _build(cls, values, prefix):
     return cls(**built)
 
 
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
+
+
 def _typed(value, hint, key):
     if typing.get_origin(hint) is tuple:
+        kind = typing.get_args(hint)[0]
         if not isinstance(value, list | tuple):
-            raise UserError(f"config: {key} must be a tuple of whole numbers, got {value!r}")
-        return tuple(_typed(v, int, key) for v in value)
+            raise UserError(f"config: {key} must be a tuple, got {value!r}")
+        return tuple(_typed(v, kind, key) for v in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"config: {key} must be a {hint.__name__}, got {value!r}")
+        raise UserError(f"config: {key} must be {_KINDS[hint]}, got {value!r}")
     return value
 
 
 def _validate(config: Config) -> None:
-    model, streams, data = config.model, config.streams, config.data
+    streams, data = config.streams, config.data
     train, decode = config.train, config.decode
-    _check(
-        model.num_heads % max(model.num_kv_heads, 1) == 0 and model.num_kv_heads > 0,
-        f"model.num_heads {model.num_heads} is not a multiple of model.num_kv_heads "
-        f"{model.num_kv_heads}",
-    )
-    _check(
-        model.head_dim > 0 and model.head_dim % 2 == 0,
-        f"model.head_dim {model.head_dim} must be even: rotary positions turn pairs",
-    )
-    _check(
-        model.dtype in ("float32", "bfloat16"),
-        f"model.dtype {model.dtype!r} must be float32 or bfloat16",
-    )
+    validate_model(config.model)
     _check(streams.num_streams >= 0, "streams.num_streams must be 0 or more")
     _check(
-        1 <= streams.num_stream_layers <= model.num_layers,
-        f"streams.num_stream_layers {streams.num_stream_layers} must lie between 1 and "
-        f"model.num_layers {model.num_layers}",
+        streams.num_streams > 0 or not streams.main_reads_streams,
+        "streams.main_reads_streams needs streams, and streams.num_streams is 0",
     )
-    for key in ("embed_dim", "num_layers", "mlp_dim"):
-        _check(getattr(model, key) > 0, f"model.{key} must be positive")
+    _check(streams.exit_rank >= 0, "streams.exit_rank must be 0 or more")
+    if not config.model.pretrained:  # else num_layers is not known yet
+        check_stream_layers(config)
+    _validate_adaptation(config)
     for key in ("max_prompt_length", "max_target_length", "batch_size"):
         _check(getattr(data, key) > 0, f"data.{key} must be positive")
     for key in ("num_steps", "accumulation", "log_every", "eval_batches"):
@@ -258,6 +323,10 @@ def _validate(config: Config) -> None:
         data.batch_size % train.accumulation == 0,
         f"data.batch_size {data.batch_size} is not a multiple of train.accumulation "
         f"{train.accumulation}",
+    )
+    _check(
+        config.optimizer.decay in ("cosine", "linear"),
+        f"optimizer.decay {config.optimizer.decay!r} must be cosine or linear",
     )
     _check(config.loss.chunk_size > 0, "loss.chunk_size must be positive")
     _check(config.checkpoint.save_every > 0, "checkpoint.save_every must be positive")
@@ -284,6 +353,89 @@ def _validate(config: Config) -> None:
     _check(
         len(decode.prompt_buckets) > 0 and min(decode.prompt_buckets) > 0,
         "decode.prompt_buckets must hold positive lengths",
+    )
+
+
+def check_stream_layers(config: Config) -> None:
+    """Checks that the model has the stream layers. Raises: UserError."""
+    num_layers = config.model.num_layers
+    _check(
+        1 <= config.streams.num_stream_layers <= num_layers,
+        f"streams.num_stream_layers {config.streams.num_stream_layers} must lie between 1 and "
+        f"model.num_layers {num_layers}",
+    )
+
+
+_CHOICES = {
+    "dtype": ("float32", "bfloat16"),
+    "positions": ("rotary", "learned"),
+    "rope_scaling": ("none", "linear", "llama3"),
+    "block": ("pre_norm", "post_norm", "parallel", "sandwich"),
+    "norm": ("rms", "layer"),
+    "activation": ("silu", "relu", "gelu", "gelu_tanh"),
+}
+
+
+def validate_model(model: ModelConfig) -> None:
+    """Checks that the values can work together. Raises: UserError naming the key."""
+    for key, choices in _CHOICES.items():
+        _check(
+            getattr(model, key) in choices,
+            f"model.{key} {getattr(model, key)!r} must be one of {', '.join(choices)}",
+        )
+    for key in ("embed_dim", "num_layers", "mlp_dim"):
+        _check(getattr(model, key) > 0, f"model.{key} must be positive")
+    _check(
+        model.num_heads % max(model.num_kv_heads, 1) == 0 and model.num_kv_heads > 0,
+        f"model.num_heads {model.num_heads} is not a multiple of model.num_kv_heads "
+        f"{model.num_kv_heads}",
+    )
+    _check(
+        model.head_dim > 0 and model.head_dim % 2 == 0,
+        f"model.head_dim {model.head_dim} must be even: rotary positions turn pairs",
+    )
+    _check(
+        0 <= model.rotary_dim <= model.head_dim and model.rotary_dim % 2 == 0,
+        f"model.rotary_dim {model.rotary_dim} must be even and at most model.head_dim",
+    )
+    _check(
+        model.positions == "rotary" or model.max_positions > 0,
+        "model.max_positions must be given for learned positions",
+    )
+    _check(
+        all(0 <= layer < model.num_layers for layer in model.local_layers),
+        f"model.local_layers {model.local_layers} names a layer that does not exist",
+    )
+    _check(
+        not model.local_layers or model.window > 0,
+        "model.window must be positive where model.local_layers names layers",
+    )
+
+
+def _validate_adaptation(config: Config) -> None:
+    adaptation = config.adaptation
+    _check(
+        adaptation.mode in ("full", "shared", "lossless"),
+        f"adaptation.mode {adaptation.mode!r} must be full, shared or lossless",
+    )
+    if adaptation.mode == "full":
+        return
+    _check(
+        adaptation.mode != "lossless" or not config.streams.main_reads_streams,
+        "adaptation.mode lossless cannot hold with streams.main_reads_streams: streams would "
+        "change the main output; choose shared, or main_reads_streams=False",
+    )
+    _check(
+        adaptation.mode != "lossless" or config.streams.num_streams > 0,
+        "adaptation.mode lossless trains streams alone, and streams.num_streams is 0",
+    )
+    _check(adaptation.rank > 0, "adaptation.rank must be positive")
+    _check(0 <= adaptation.dropout < 1, "adaptation.dropout must lie in [0, 1)")
+    known = AdaptationConfig().targets
+    wrong = [target for target in adaptation.targets if target not in known]
+    _check(
+        adaptation.targets and not wrong,
+        f"adaptation.targets {adaptation.targets} must name some of {', '.join(known)}",
     )
 
 

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssjax.config import LossConfig, ModelConfig, OptimizerConfig, StreamsConfig
+from ssjax.config import AdaptationConfig, LossConfig, ModelConfig, OptimizerConfig, StreamsConfig
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.tree import DraftTree
-from ssjax.models.parameters import unstack_layers
-from ssjax.models.transformer import Transformer, causal_mask
+from ssjax.models.parameters import unflatten, unstack_layers  # noqa: F401, for tests too
+from ssjax.models.transformer import Transformer, abstract_params, causal_mask
 from ssjax.training.losses import Batch
 from ssjax.training.optimizer import make_optimizer
 from ssjax.training.step import init_state, make_train_step
@@ -41,11 +41,14 @@ NEVER = (10**6,)  # an end-of-sequence id that no model has
 
 def make_model(scan=True, num_streams=3, **changes) -> Transformer:
     """The test model with some sizes changed."""
-    streams = {k: changes.pop(k) for k in ("num_stream_layers",) if k in changes}
+    keys = ("num_stream_layers", "main_reads_streams", "exit_rank")
+    streams = {k: changes.pop(k) for k in keys if k in changes}
+    adaptation = changes.pop("adaptation", AdaptationConfig())
     return Transformer(
         dataclasses.replace(MODEL, **changes),
         dataclasses.replace(STREAMS, num_streams=num_streams, **streams),
         scan=scan,
+        adaptation=adaptation,
     )
 
 
@@ -55,10 +58,8 @@ def random_params(model: Transformer, seed: int, table_scale=1.0):
     Wide weights put the margins of argmax far above float noise; norms differ from one.
     """
     rng = np.random.default_rng(seed)
-    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    mask = jax.ShapeDtypeStruct((1, 2, 2), bool)
     scanned = model.clone(scan=True)
-    shapes = jax.eval_shape(scanned.init, jax.random.key(0), tokens, tokens, mask)["params"]
+    shapes = abstract_params(scanned)
 
     def fill(path, leaf):
         names = [part.key for part in path]
@@ -67,6 +68,8 @@ def random_params(model: Transformer, seed: int, table_scale=1.0):
             return noise * table_scale
         if names[-1] == "stream_embedding":
             return noise
+        if names[-1] in ("lora_a", "lora_b", "exit_down", "exit_up"):
+            return noise / np.sqrt(leaf.shape[-1])
         if names[-2].endswith("_proj"):
             return noise * 2.0 / np.sqrt(leaf.shape[-1])
         return 1.0 + 0.2 * noise
@@ -94,8 +97,9 @@ def pad(sequences, width):
 
 
 def forward(
-    params, config: ModelConfig, tokens, anchors=(), num_streams=0, positions=None, visible=None
-):
+    params, config: ModelConfig, tokens, anchors=(), num_streams=0, positions=None, visible=None,
+    main_reads_streams=False,
+):  # fmt: skip
     """Hidden states before the head and trunk states of one sequence, NumPy float64.
 
     Args:
@@ -106,6 +110,7 @@ def forward(
       num_streams: J.
       positions: [T] rotary positions; None: 0..T-1.
       visible: [T, T] bool; None: causal.
+      main_reads_streams: the main row of an anchor sees all of its streams.
 
     Returns:
       main logits [T, V] and stream logits [A, J, V].
@@ -130,7 +135,12 @@ def forward(
     full = np.zeros((len(rows), len(rows)), bool)
     for i, (t, a, j) in enumerate(owner):
         for k, (u, other_a, other_j) in enumerate(owner):
-            full[i, k] = visible[t, u] if other_j == 0 else (a == other_a and other_j <= j)
+            if other_j == 0:
+                full[i, k] = visible[t, u]
+            elif j == 0:
+                full[i, k] = main_reads_streams and t == u
+            else:
+                full[i, k] = a == other_a and other_j <= j
     x = np.stack(rows)
     for i in range(len(params["stream_layers"])):
         x = _layer(params["stream_layers"][f"layers_{i}"], config, x, row_positions, full)

@@ -22,7 +22,7 @@ def _goldens_module():
 
 
 goldens = _goldens_module()
-VARIANTS = [(n, v) for n, variants in goldens.EXPERIMENTS.items() for v in variants]
+VARIANTS = goldens.variants()
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
@@ -32,9 +32,17 @@ def test_resolved_config_equals_its_golden(name, variant):
     assert goldens.resolved(name, variant) == golden
 
 
-def test_every_experiment_has_goldens():
-    files = {path.stem for path in (HERE.parent / "experiments").glob("*.py")}
-    assert files == set(goldens.EXPERIMENTS)
+def test_no_golden_is_left_over():
+    files = {path.name for path in (HERE / "golden").glob("*.json")}
+    assert files == {f"{name}.{variant}.json" for name, variant in VARIANTS}
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in VARIANTS}))
+def test_an_unknown_variant_names_the_known_ones(name):
+    module = goldens.experiment(name)
+    with pytest.raises(UserError, match=module.VARIANTS[-1]):
+        module.get_config("unknown")
+    assert module.get_config() is not None
 
 
 def test_round_trip_through_json():
@@ -59,12 +67,20 @@ def test_config_dict_is_locked_and_typed():
         ("model", "head_dim", 7, "model.head_dim 7 must be even"),
         ("model", "dtype", "float16", "model.dtype"),
         ("model", "embed_dim", 0, "model.embed_dim must be positive"),
-        ("model", "embed_dim", 1.5, "model.embed_dim must be a int"),
-        ("model", "tie_embeddings", 1, "model.tie_embeddings must be a bool"),
+        ("model", "embed_dim", 1.5, "model.embed_dim must be a whole number"),
+        ("model", "tie_embeddings", 1, "model.tie_embeddings must be True or False"),
         ("streams", "num_stream_layers", 9, "streams.num_stream_layers 9"),
         ("streams", "num_streams", -1, "streams.num_streams"),
-        ("data", "batch_size", True, "data.batch_size must be a int"),
+        ("data", "batch_size", True, "data.batch_size must be a whole number"),
         ("train", "accumulation", 5, "data.batch_size 32 is not a multiple"),
+        ("streams", "exit_rank", -1, "streams.exit_rank"),
+        ("model", "block", "round", "model.block 'round' must be one of pre_norm, post_norm"),
+        ("model", "positions", "learned", "model.max_positions must be given"),
+        ("model", "local_layers", (1,), "model.window must be positive"),
+        ("model", "local_layers", (6,), "names a layer that does not exist"),
+        ("model", "rotary_dim", 33, "model.rotary_dim 33"),
+        ("adaptation", "mode", "lossy", "adaptation.mode 'lossy' must be full, shared or lossless"),
+        ("optimizer", "decay", "steep", "optimizer.decay 'steep'"),
         ("decode", "tree", "wide", "decode.tree 'wide'"),
         ("decode", "branching", (2, 0), "decode.branching"),
         ("decode", "num_streams", 5, "decode.num_streams 5 is more than the 4"),
@@ -97,3 +113,27 @@ def test_shrink_keeps_every_key():
     small = config_lib.from_config_dict(c)
     assert small.model.embed_dim < Config().model.embed_dim
     assert {f.name for f in dataclasses.fields(small)} == set(config_lib.to_dict(Config()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": "lossless", "rank": 0}, "adaptation.rank must be positive"),
+        ({"mode": "shared", "dropout": 1.0}, "adaptation.dropout"),
+        ({"mode": "shared", "targets": ("q",)}, "adaptation.targets"),
+        ({"mode": "shared", "targets": ()}, "adaptation.targets"),
+    ],
+)
+def test_adaptation_that_cannot_work(changes, message):
+    values = config_lib.to_dict(Config())
+    values["adaptation"] |= changes
+    with pytest.raises(UserError, match=message):
+        config_lib.from_dict(values)
+
+
+def test_lossless_refuses_a_main_stream_that_reads_streams():
+    values = config_lib.to_dict(Config())
+    values["adaptation"]["mode"] = "lossless"
+    values["streams"]["main_reads_streams"] = True
+    with pytest.raises(UserError, match="lossless cannot hold with streams.main_reads_streams"):
+        config_lib.from_dict(values)

@@ -10,28 +10,34 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
-EXPERIMENTS = {
-    "dialogsum": ("sample", "small", "smoke"),
-    "e2e_nlg": ("small", "smoke"),
-}
+
+
+def experiment(name: str):
+    """The module of an experiment, which is not part of a package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def variants() -> list[tuple[str, str]]:
+    """Every (experiment, variant)."""
+    names = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
+    return [(name, variant) for name in names for variant in experiment(name).VARIANTS]
 
 
 def resolved(name: str, variant: str) -> str:
     """The resolved config of a variant, as JSON text."""
     from ssjax import config as config_lib
 
-    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = config_lib.from_config_dict(module.get_config(variant))
+    config = config_lib.from_config_dict(experiment(name).get_config(variant))
     return json.dumps(config_lib.to_dict(config), indent=2) + "\n"
 
 
 def main() -> None:
     GOLDEN.mkdir(exist_ok=True)
-    for name, variants in EXPERIMENTS.items():
-        for variant in variants:
-            (GOLDEN / f"{name}.{variant}.json").write_text(resolved(name, variant))
+    for name, variant in variants():
+        (GOLDEN / f"{name}.{variant}.json").write_text(resolved(name, variant))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from ssjax.decoding import loop
 from ssjax.decoding.drafters import Drafter
 from ssjax.decoding.loop import DecodeSpec, DecodeState
 from ssjax.decoding.sampling import Sampling
+from ssjax.errors import UserError
 from ssjax.models.parameters import Params, cast, unstack_layers
 from ssjax.models.transformer import Transformer
 
@@ -120,6 +121,7 @@ class Decoder:
 
         Raises:
           ValueError: an empty prompt, or a negative limit.
+          UserError: more tokens than the model has positions for.
         """
         limits = np.broadcast_to(np.asarray(max_new_tokens, np.int32), len(prompts))
         if any(len(prompt) == 0 for prompt in prompts):
@@ -134,7 +136,9 @@ class Decoder:
             rows = [min(i, stop - 1) for i in range(start, start + batch_size)]
             batch_limits = np.where(np.arange(start, start + batch_size) < stop, limits[rows], 0)
             batch_prompts = [prompts[i] for i in rows]
-            bucket = self._bucket(max(len(prompt) for prompt in batch_prompts))
+            longest = max(len(prompt) for prompt in batch_prompts)
+            self._check_room(longest + room)
+            bucket = self._bucket(longest)
             padded = np.full((batch_size, bucket), self.pad_id, np.int32)
             for row, prompt in enumerate(batch_prompts):
                 padded[row, : len(prompt)] = prompt
@@ -169,6 +173,14 @@ class Decoder:
         for batch in batches:
             first.setdefault(self._bucket(max(len(prompt) for prompt in batch)), batch)
         return list(first.values())
+
+    def _check_room(self, num_tokens: int) -> None:
+        config = self.model.config
+        if config.positions == "learned" and num_tokens > config.max_positions:
+            raise UserError(
+                f"prompt and output may have {num_tokens} tokens, but the model has positions for "
+                f"{config.max_positions}; shorten the prompt or lower max_new_tokens"
+            )
 
     def _bucket(self, length: int) -> int:
         for bucket in self.prompt_buckets:

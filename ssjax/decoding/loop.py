@@ -78,13 +78,14 @@ def prefill(
     """
     batch, num_tokens = prompts.shape
     last = prompt_length[:, None] - 1
+    needed = drafter.num_streams
     output = model.apply(
         {"params": params},
         prompts,
         jnp.broadcast_to(jnp.arange(num_tokens), prompts.shape),
         causal_mask(num_tokens),
         anchors=last,
-        num_streams=drafter.num_streams,
+        num_streams=model.streams.num_streams if model.streams.main_reads_streams else needed,
     )
     positions = jnp.arange(num_tokens)
     kept = jnp.where(positions < prompt_length[:, None], prompts, spec.pad_id)
@@ -106,7 +107,7 @@ def prefill(
     nothing_drafted = Acceptance(jnp.zeros_like(drawn), jnp.zeros(batch, jnp.int32))
     emission = emit(nothing_drafted, drawn, state.length, state.limit, state.done, spec.eos_ids)
     state = _append(state, emission, state.cache, pass_number=state.calls)
-    stream_hidden = output.stream_hidden[:, 0] if drafter.num_streams else None
+    stream_hidden = output.stream_hidden[:, 0, :needed] if needed else None
     return state.replace(draft=_propose(model, params, drafter, state, stream_hidden))
 
 
@@ -138,7 +139,7 @@ def decode_step(
     tree, cached = state.draft, state.length - 1
     with jax.named_scope("pass"):
         mask = ancestor_mask(tree.parent, drafter.max_depth)
-        fused_streams = 0 if spec.deferred else drafter.num_streams
+        fused_streams = _streams_in_pass(model, drafter, spec)
         nodes = jnp.broadcast_to(jnp.arange(drafter.num_nodes), tree.tokens.shape)
         output = model.apply(
             {"params": params}, tree.tokens, cached[:, None] + tree.depth, mask,
@@ -166,12 +167,19 @@ def decode_step(
         return following.replace(draft=_propose(model, params, drafter, following, stream_hidden))
 
 
+def _streams_in_pass(model, drafter, spec) -> int:
+    """How many streams run beside every node of a pass."""
+    if model.streams.main_reads_streams:
+        return model.streams.num_streams
+    return 0 if spec.deferred else drafter.num_streams
+
+
 def _streams_at(model, params, drafter, spec, state, output: ModelOutput, mask, acceptance):
     """Stream hidden states at the last accepted node, [B, J, D]."""
     node = acceptance.path[:, -1:]  # [B, 1]
-    if not spec.deferred:
+    if _streams_in_pass(model, drafter, spec):
         at_node = jnp.take_along_axis(output.stream_hidden, node[:, :, None, None], axis=1)
-        return at_node[:, 0]
+        return at_node[:, 0, : drafter.num_streams]
     cached = state.length - 1
     return model.apply(
         {"params": params},
@@ -179,6 +187,7 @@ def _streams_at(model, params, drafter, spec, state, output: ModelOutput, mask, 
         cached[:, None] + jnp.take_along_axis(state.draft.depth, node, axis=1),
         jnp.take_along_axis(mask, node[:, :, None], axis=1),
         output.block,
+        cached[:, None] + state.draft.depth,
         state.cache,
         cached,
         drafter.num_streams,

@@ -22,7 +22,10 @@ What main row t and stream rows (t, j) see (paper Eq. 1 of v1, Eq. 2), x = visib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+
+from ssjax.config import ModelConfig
 
 # Added in place of masked scores. Finite, so that a fully masked segment gets weight
 # exp(MASKED - lse) = 0 in the join instead of NaN.
@@ -58,18 +61,26 @@ class LocalSegment:
     mask: jax.Array  # [I, J] bool
 
 
-def attend(q_BTIKGH: jax.Array, segments: list[SharedSegment | LocalSegment]) -> jax.Array:
+def attend(
+    q_BTIKGH: jax.Array,
+    segments: list[SharedSegment | LocalSegment],
+    scale: float | None = None,
+    softcap: float = 0.0,
+) -> jax.Array:
     """Softmax attention of every query over the union of the segments.
 
     Args:
       q_BTIKGH: queries, rotary positions applied, not yet scaled.
       segments: at least one; each query must see at least one key in some segment.
+      scale: of the products of queries and keys; None: H ** -0.5.
+      softcap: scores become softcap * tanh(scores / softcap); 0: they stay.
 
     Returns:
       [B, T, I, K, G, H] in the dtype of the queries. Scores and softmax are float32.
     """
-    scaled = q_BTIKGH * jnp.asarray(q_BTIKGH.shape[-1] ** -0.5, q_BTIKGH.dtype)
-    parts = [_attend_segment(scaled, segment) for segment in segments]
+    scale = q_BTIKGH.shape[-1] ** -0.5 if scale is None else scale
+    scaled = q_BTIKGH * jnp.asarray(scale, q_BTIKGH.dtype)
+    parts = [_attend_segment(scaled, segment, softcap) for segment in segments]
     if len(parts) == 1:
         return _heads_last(parts[0][0]).astype(q_BTIKGH.dtype)
     outputs, lses = zip(*parts, strict=True)
@@ -84,7 +95,7 @@ def _heads_last(x_BKTIGH):
     return jnp.moveaxis(x_BKTIGH, 1, 3)
 
 
-def _attend_segment(q_BTIKGH, segment):
+def _attend_segment(q_BTIKGH, segment, softcap):
     """Returns the attention over one segment, [B,K,T,I,G,H] float32, and its lse [B,K,T,I,G].
 
     Batch axes stay in front, as the products make them: with scores as [B,T,I,K,G,S] the CPU
@@ -102,6 +113,8 @@ def _attend_segment(q_BTIKGH, segment):
     scores = jnp.einsum(
         score, q_BTIKGH, keys, precision=precision, preferred_element_type=jnp.float32
     )
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
     scores = jnp.where(mask, scores, MASKED)
     peak = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - peak)
@@ -121,21 +134,53 @@ def matmul_precision(dtype) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
-def rotary_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple:
-    """Cosine and sine of the rotary angles, float32, each positions.shape + (H/2,)."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions[..., None].astype(jnp.float32) * frequency
+def rotary_frequencies(config: ModelConfig, local: bool) -> np.ndarray:
+    """Angles per position of the rotated pairs, float32 [rotary_dim / 2].
+
+    Args:
+      config: of the model.
+      local: for the layers in config.local_layers.
+    """
+    width = config.rotary_dim or config.head_dim
+    own_theta = local and config.rope_local_theta
+    theta = config.rope_local_theta if own_theta else config.rope_theta
+    exponent = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    frequencies = (1.0 / np.float32(theta) ** exponent).astype(np.float32)
+    if config.rope_scaling == "none" or own_theta:
+        return frequencies
+    if config.rope_scaling == "linear":
+        return frequencies / np.float32(config.rope_factor)
+    return _llama3_frequencies(frequencies, config)
+
+
+def _llama3_frequencies(frequencies, config):
+    """Llama 3.1: long wavelengths are stretched by the factor, short ones kept, smooth between."""
+    wavelength = 2 * np.pi / frequencies
+    original = config.rope_original_positions
+    low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+    smooth = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
+    stretched = frequencies / config.rope_factor
+    return ((1 - smooth) * stretched + smooth * frequencies).astype(np.float32)
+
+
+def rotary_tables(positions: jax.Array, frequencies: np.ndarray) -> tuple:
+    """Cosine and sine of the rotary angles, float32, each positions.shape + frequencies.shape."""
+    angle = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angle), jnp.sin(angle)
 
 
 def apply_rotary(x_BXNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates pairs (i, i + H/2), the half-split form of Hugging Face's Llama.
+    """Rotates pairs (i, i + W/2) of the first W of H, the half-split form of Hugging Face.
 
     Args:
       x_BXNH: queries or keys.
-      cos, sin: [B, X, H/2] from `rotary_tables`.
+      cos, sin: [B, X, W/2] from `rotary_tables`, W the rotated width.
     """
-    first, second = jnp.split(x_BXNH.astype(jnp.float32), 2, axis=-1)
+    half = cos.shape[-1]
+    wide = x_BXNH.astype(jnp.float32)
+    first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
     cos, sin = cos[..., None, :], sin[..., None, :]
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_BXNH.dtype)
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    if rest.shape[-1]:
+        rotated.append(rest)
+    return jnp.concatenate(rotated, axis=-1).astype(x_BXNH.dtype)

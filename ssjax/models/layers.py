@@ -1,8 +1,16 @@
-"""The parts of one decoder layer: projection, norm, gated MLP, attention, block.
+"""The parts of one decoder layer: projection, norms, MLP, attention, block.
 
 Rows. A call carries main rows and stream rows in one array [B, X, D] with
 X = T + A*J: the T main rows first, then J stream rows at each of A anchors. Everything but
-attention is row-wise and does not know the difference; `Attention` reads it from `Layout`.
+attention is row-wise; only LoRA of the lossless mode and `Attention` know the difference,
+which they read from `Layout`.
+
+Blocks, f attention or MLP, n a norm:
+
+    pre_norm    x + f(n(x))          one after the other (Llama, GPT-2, most OPT)
+    post_norm   n(x + f(x))          one after the other (OPT-350m)
+    sandwich    x + n'(f(n(x)))      one after the other (Gemma 2 and 3)
+    parallel    x + attention(n(x)) + mlp(n(x))          one norm (Phi)
 """
 
 import flax.linen as nn
@@ -19,27 +27,38 @@ from ssjax.models.attention import (
     attend,
     matmul_precision,
 )
+from ssjax.models.lora import LoRA
+
+_ACTIVATIONS = {
+    "silu": nn.silu,
+    "relu": nn.relu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
+}
 
 
 @struct.dataclass
 class Layout:
-    """Where the rows of a call stand and what they may see; the same for all layers of a stack.
+    """Where the rows of a call stand and what they may see; the same for layers of one kind.
 
     Deferred streams are the call with num_main = 0: their main keys come from an earlier
     call as `block`.
     """
 
-    cos: jax.Array  # [B, X, H/2] float32, rotary tables of all rows
-    sin: jax.Array  # [B, X, H/2] float32
+    cos: jax.Array | None  # [B, X, W/2] float32, rotary tables of all rows; None: not rotary
+    sin: jax.Array | None  # [B, X, W/2] float32
     main_mask: jax.Array | None  # [B or 1, T, T] bool: main rows over the main block
     stream_mask: jax.Array | None  # [B, A, T] bool: stream rows over the main block
-    prefix_mask: jax.Array | None  # [B, 1, S] bool: valid slots of the cache
+    main_prefix: jax.Array | None  # [B, 1 or T, S] bool: main rows over the cache
+    stream_prefix: jax.Array | None  # [B, 1 or A, S] bool: stream rows over the cache
+    anchors: jax.Array | None  # [B, A] int32, set where main rows read their streams
     num_main: int = struct.field(pytree_node=False)  # T, or 0
     num_streams: int = struct.field(pytree_node=False)  # J, or 0
+    dropout: bool = struct.field(pytree_node=False)  # training: LoRA drops inputs
 
 
 class Projection(nn.Module):
-    """A linear map without bias, its weight stored [out, in] as in Hugging Face files.
+    """A linear map, its weight stored [out, in] as in Hugging Face files, with optional LoRA.
 
     No transpose on import or export, and on CPU eight rows through an MLP of 512 cost
     1.5 to 1.9 times less than with [in, out].
@@ -47,14 +66,35 @@ class Projection(nn.Module):
 
     features: int
     dtype: jnp.dtype
+    bias: bool = False
+    lora: LoRA | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
+        """[B, X, in] -> [B, X, out]."""
         init = nn.initializers.variance_scaling(
             1.0, "fan_in", "truncated_normal", in_axis=1, out_axis=0
         )
-        weight = self.param("weight", init, (self.features, x.shape[-1]), jnp.float32)
-        return project(x, weight, self.dtype)
+        width = x.shape[-1]
+        weight = self.param("weight", init, (self.features, width), jnp.float32)
+        y = project(x, weight, self.dtype)
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)
+        if self.lora is None or self.name not in self.lora.targets:
+            return y
+        rank = self.lora.rank
+        lora_a = self.param("lora_a", init, (rank, width), jnp.float32)
+        lora_b = self.param("lora_b", nn.initializers.zeros, (self.features, rank), jnp.float32)
+        num_plain = layout.num_main if self.lora.stream_rows_only else 0
+        if num_plain == x.shape[1]:
+            return y
+        low = nn.Dropout(self.lora.dropout, deterministic=not layout.dropout)(x[:, num_plain:])
+        low = project(low, lora_a, self.dtype) * jnp.asarray(self.lora.scale, self.dtype)
+        update = project(low, lora_b, self.dtype)
+        if num_plain == 0:
+            return y + update
+        return jnp.concatenate([y[:, :num_plain], y[:, num_plain:] + update], axis=1)
 
 
 def project(x: jax.Array, weight: jax.Array, dtype) -> jax.Array:
@@ -65,36 +105,57 @@ def project(x: jax.Array, weight: jax.Array, dtype) -> jax.Array:
     )  # fmt: skip
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32."""
-
-    epsilon: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        weight = self.param("weight", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        wide = x.astype(jnp.float32)
-        scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        return (wide * scale * weight).astype(x.dtype)
-
-
-class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
+class Norm(nn.Module):
+    """The norm of a config over the last axis, root-mean-square or layer norm, in float32."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        dtype = jnp.dtype(self.config.dtype)
-        gate = Projection(self.config.mlp_dim, dtype, name="gate_proj")(x)
-        up = Projection(self.config.mlp_dim, dtype, name="up_proj")(x)
-        return Projection(self.config.embed_dim, dtype, name="down_proj")(nn.silu(gate) * up)
+        config = self.config
+        ones = nn.initializers.constant(1.0 - config.norm_offset)
+        weight = self.param("weight", ones, (x.shape[-1],), jnp.float32)
+        wide = x.astype(jnp.float32)
+        if config.norm == "layer":
+            wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_epsilon)
+        if config.norm_offset:
+            weight = weight + config.norm_offset
+        normed = wide * scale * weight
+        if config.norm == "layer":
+            zeros = nn.initializers.zeros
+            normed = normed + self.param("bias", zeros, (x.shape[-1],), jnp.float32)
+        return normed.astype(x.dtype)
+
+
+class MLP(nn.Module):
+    """down(act(gate(x)) * up(x)), or without the gate down(act(up(x)))."""
+
+    config: ModelConfig
+    lora: LoRA | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
+        config = self.config
+
+        def linear(features, name):
+            dtype = jnp.dtype(config.dtype)
+            return Projection(features, dtype, config.mlp_bias, self.lora, name=name)
+
+        act = _ACTIVATIONS[config.activation]
+        if config.gated_mlp:
+            gate = linear(config.mlp_dim, "gate_proj")(x, layout)
+            inner = act(gate) * linear(config.mlp_dim, "up_proj")(x, layout)
+        else:
+            inner = act(linear(config.mlp_dim, "up_proj")(x, layout))
+        return linear(config.embed_dim, "down_proj")(inner, layout)
 
 
 class Attention(nn.Module):
     """Grouped-query attention of main rows and stream rows (paper Eq. 1 of v1 and Eq. 2)."""
 
     config: ModelConfig
+    lora: LoRA | None
 
     @nn.compact
     def __call__(self, x: jax.Array, prefix: KV | None, block: KV | None, layout: Layout):
@@ -108,70 +169,135 @@ class Attention(nn.Module):
           layout: positions and masks.
 
         Returns:
-          [B, X, D] and the main `KV` of this call (or the given block).
+          [B, X, D] and the main `KV` of this call, [B, K, T, H] (the given block if there
+          are no main rows).
         """
-        config = self.config
-        dtype = jnp.dtype(config.dtype)
-        heads = (config.num_kv_heads, config.num_heads // config.num_kv_heads, config.head_dim)
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        num_kv, width = config.num_kv_heads, config.head_dim
+        per_kv = config.num_heads // num_kv
+
+        def heads(num_heads, name):
+            linear = Projection(num_heads * width, dtype, config.qkv_bias, self.lora, name=name)
+            return linear(x, layout).reshape(*x.shape[:2], num_heads, width)
+
+        q = heads(config.num_heads, "q_proj")
+        k, v = heads(num_kv, "k_proj"), heads(num_kv, "v_proj")
+        if config.query_key_norm:
+            q, k = Norm(config, name="q_norm")(q), Norm(config, name="k_norm")(k)
+        if layout.cos is not None:
+            q = apply_rotary(q, layout.cos, layout.sin)
+            k = apply_rotary(k, layout.cos, layout.sin)
+
         split = layout.num_main
-
-        def project_heads(name, count):
-            rows = Projection(count * config.head_dim, dtype, name=name)(x)
-            return rows.reshape(*x.shape[:2], count, config.head_dim)
-
-        q = apply_rotary(project_heads("q_proj", config.num_heads), layout.cos, layout.sin)
-        k = apply_rotary(project_heads("k_proj", config.num_kv_heads), layout.cos, layout.sin)
-        v = project_heads("v_proj", config.num_kv_heads)
-        q = q.reshape(*x.shape[:2], *heads)
-
         if split:
-            block = KV(k[:, :split].swapaxes(1, 2), v[:, :split].swapaxes(1, 2))
-        cached = [] if prefix is None else [SharedSegment(prefix, layout.prefix_mask)]
+            block = KV(jnp.swapaxes(k[:, :split], 1, 2), jnp.swapaxes(v[:, :split], 1, 2))
+        joined = self._attend_all(q, k, v, prefix, block, layout, (num_kv, per_kv, width))
+        output = Projection(config.embed_dim, dtype, config.output_bias, self.lora, name="o_proj")
+        return output(joined, layout), block
+
+    def _attend_all(self, q, k, v, prefix, block, layout, heads):
+        """The attended rows before the output projection, [B, X, N*H]."""
+        batch, split = q.shape[0], layout.num_main
         outputs = []
         if split:
-            main = attend(q[:, :split, None], [*cached, SharedSegment(block, layout.main_mask)])
-            outputs.append(main.reshape(x.shape[0], split, -1))
+            cached = [] if prefix is None else [SharedSegment(prefix, layout.main_prefix)]
+            queries = q[:, :split].reshape(batch, split, 1, *heads)
+            main = self._attend(queries, [*cached, SharedSegment(block, layout.main_mask)])
+            outputs.append(main.reshape(batch, split, -1))
         if layout.num_streams:
-            streams = (x.shape[0], -1, layout.num_streams)  # [B, A, J, ...]
+            rows = (batch, -1, layout.num_streams)  # [B, A, J, ...]
+            queries = q[:, split:].reshape(*rows, *heads)
+            own_mask = jnp.tril(jnp.ones((layout.num_streams,) * 2, bool))
+            if layout.anchors is not None:
+                # The main row of each anchor goes first and reads all of its streams.
+                at_anchor = jnp.take_along_axis(q, layout.anchors[:, :, None, None], axis=1)
+                at_anchor = at_anchor.reshape(batch, -1, 1, *heads)
+                queries = jnp.concatenate([at_anchor, queries], axis=2)
+                own_mask = jnp.concatenate([jnp.ones_like(own_mask[:1]), own_mask])
             own = LocalSegment(
-                k[:, split:].reshape(*streams, *k.shape[2:]),
-                v[:, split:].reshape(*streams, *v.shape[2:]),
-                jnp.tril(jnp.ones((layout.num_streams,) * 2, bool)),
+                k[:, split:].reshape(*rows, *k.shape[2:]),
+                v[:, split:].reshape(*rows, *v.shape[2:]),
+                own_mask,
             )
-            stream = attend(
-                q[:, split:].reshape(*streams, *heads),
-                [*cached, SharedSegment(block, layout.stream_mask), own],
-            )
-            outputs.append(stream.reshape(x.shape[0], x.shape[1] - split, -1))
-        joined = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
-        return Projection(config.embed_dim, dtype, name="o_proj")(joined), block
+            cached = [] if prefix is None else [SharedSegment(prefix, layout.stream_prefix)]
+            block_seen = SharedSegment(block, layout.stream_mask)
+            streams = self._attend(queries, [*cached, block_seen, own])
+            if layout.anchors is not None:
+                main = streams[:, :, 0].reshape(*layout.anchors.shape, -1)
+                row = jnp.arange(batch)[:, None]
+                outputs[0] = outputs[0].at[row, layout.anchors].set(main)
+                streams = streams[:, :, 1:]
+            outputs.append(streams.reshape(batch, q.shape[1] - split, -1))
+        return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
+
+    def _attend(self, queries, segments):
+        config = self.config
+        return attend(queries, segments, config.query_scale or None, config.attention_softcap)
 
 
 class Block(nn.Module):
-    """One pre-norm decoder layer, in the carry form that `nn.scan` wants."""
+    """One decoder layer, in the carry form that `nn.scan` wants."""
 
     config: ModelConfig
+    lora: LoRA | None
 
     @nn.compact
-    def __call__(self, x: jax.Array, kv: tuple[KV | None, KV | None], layout: Layout):
+    def __call__(
+        self,
+        x: jax.Array,
+        per_layer: tuple[KV | None, KV | None, jax.Array | bool],
+        layouts: tuple[Layout, Layout | None],
+    ):
         """Returns the rows after this layer, [B, X, D], and its main `KV`.
 
         Args:
           x: [B, X, D] rows.
-          kv: (cached prefix, main block of an earlier call), see `Attention`.
-          layout: positions and masks.
+          per_layer: (cached prefix, main block of an earlier call, whether the layer is
+            local), see `Attention`; local is an array where layers of both kinds are scanned.
+          layouts: positions and masks of global and of local layers.
         """
-        prefix, block = kv
-        epsilon = self.config.norm_epsilon
-        with jax.named_scope("attention"):
-            normed = RMSNorm(epsilon, name="attention_norm")(x)
-            attended, block = Attention(self.config, name="attention")(
-                normed, prefix, block, layout
-            )
-        x = x + attended
-        with jax.named_scope("mlp"):
-            x = x + GatedMLP(self.config, name="mlp")(RMSNorm(epsilon, name="mlp_norm")(x))
-        return x, block
+        prefix, block, local = per_layer
+        layout = _choose(layouts, local)
+        config = self.config
+
+        def norm(name):
+            return Norm(config, name=name)
+
+        def attention(x):
+            with jax.named_scope("attention"):
+                module = Attention(config, self.lora, name="attention")
+                return module(x, prefix, block, layout)
+
+        def mlp(x):
+            with jax.named_scope("mlp"):
+                return MLP(config, self.lora, name="mlp")(x, layout)
+
+        if config.block == "pre_norm":
+            attended, computed = attention(norm("attention_norm")(x))
+            x = x + attended
+            x = x + mlp(norm("mlp_norm")(x))
+        elif config.block == "post_norm":
+            attended, computed = attention(x)
+            x = norm("attention_norm")(x + attended)
+            x = norm("mlp_norm")(x + mlp(x))
+        elif config.block == "sandwich":
+            attended, computed = attention(norm("attention_norm")(x))
+            x = x + norm("attention_post_norm")(attended)
+            x = x + norm("mlp_post_norm")(mlp(norm("mlp_norm")(x)))
+        else:
+            normed = norm("attention_norm")(x)
+            attended, computed = attention(normed)
+            x = x + attended + mlp(normed)
+        return x, computed
+
+
+def _choose(layouts, local):
+    global_layout, local_layout = layouts
+    if local_layout is None:
+        return global_layout
+    if isinstance(local, bool):
+        return local_layout if local else global_layout
+    return jax.tree.map(lambda g, w: jnp.where(local, w, g), global_layout, local_layout)
 
 
 class Stack(nn.Module):
@@ -182,34 +308,40 @@ class Stack(nn.Module):
     """
 
     config: ModelConfig
-    num_layers: int
+    local: tuple[bool, ...]  # one a layer: whether it sees a window only
+    lora: LoRA | None
     scan: bool
 
     @nn.compact
-    def __call__(self, x, prefix, block, layout: Layout):
+    def __call__(self, x, prefix, block, layouts):
         """Returns the rows after the last layer and the main `KV` of every layer.
 
         Args:
           x: [B, X, D] rows.
           prefix, block: per layer, in the form of `KVCache` for this stack, or None.
-          layout: positions and masks.
+          layouts: positions and masks of global layers, and of local ones or None.
         """
+        num_layers = len(self.local)
         if self.scan:
             scanned = nn.scan(
                 Block,
                 variable_axes={"params": 0},
-                split_rngs={"params": True},
+                split_rngs={"params": True, "dropout": True},
                 in_axes=(0, nn.broadcast),
                 out_axes=0,
-                length=self.num_layers,
+                length=num_layers,
                 # On CPU a rolled loop copies every saved activation: 1,030 ms against 760 ms
                 # for a training step of 4 layers of width 192.
-                unroll=self.num_layers if jax.default_backend() == "cpu" else 1,
+                unroll=num_layers if jax.default_backend() == "cpu" else 1,
             )
-            return scanned(self.config, name="layers")(x, (prefix, block), layout)
+            per_layer = (prefix, block, jnp.array(self.local))
+            if len(set(self.local)) == 1:  # no choice to make at run time
+                layouts = (_choose(layouts, self.local[0]), None)
+            return scanned(self.config, self.lora, name="layers")(x, per_layer, layouts)
         blocks = []
-        for i in range(self.num_layers):
+        for i, local in enumerate(self.local):
             kv = (None if prefix is None else prefix[i], None if block is None else block[i])
-            x, computed = Block(self.config, name=f"layers_{i}")(x, kv, layout)
+            layer = Block(self.config, self.lora, name=f"layers_{i}")
+            x, computed = layer(x, (*kv, local), layouts)
             blocks.append(computed)
         return x, tuple(blocks)

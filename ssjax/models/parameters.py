@@ -5,6 +5,8 @@ holds either one "layers" entry whose leaves have a leading layer axis (scanned 
 "layers_0", "layers_1", ... (unrolled form). Checkpoints hold the scanned form.
 """
 
+import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -38,6 +40,43 @@ def stack_layers(params: Params) -> Params:
     return {k: stack(v) if k in _STACKS else v for k, v in params.items()}
 
 
+def resplit_layers(params: Params, num_stream_layers: int) -> Params:
+    """Moves the border between the two stacks; scanned form, without LoRA."""
+    stacks = [params[name]["layers"] for name in _STACKS if name in params]
+    layers = stacks[0]
+    if len(stacks) == 2:
+        layers = jax.tree.map(lambda *xs: jnp.concatenate(xs), *stacks)
+    border = jax.tree.leaves(layers)[0].shape[0] - num_stream_layers
+    halves = {"stream_layers": {"layers": jax.tree.map(lambda x: x[border:], layers)}}
+    if border:
+        halves["trunk"] = {"layers": jax.tree.map(lambda x: x[:border], layers)}
+    return {key: value for key, value in params.items() if key not in _STACKS} | halves
+
+
+def split(params: Params, select: Callable[[tuple[str, ...]], bool]) -> tuple[Params, Params]:
+    """Returns (selected, rest), two trees with disjoint leaves; `merge` is the inverse.
+
+    Args:
+      params: a parameter tree.
+      select: of the names on the way to a leaf, whether it is selected.
+    """
+
+    def cut(tree, path):
+        selected, rest = {}, {}
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                inside, outside = cut(value, (*path, key))
+                if inside:
+                    selected[key] = inside
+                if outside:
+                    rest[key] = outside
+            else:
+                (selected if select((*path, key)) else rest)[key] = value
+        return selected, rest
+
+    return cut(params, ())
+
+
 def merge(trainable: Params, frozen: Params) -> Params:
     """Joins two trees with disjoint leaves into the tree that the model is applied to.
 
@@ -53,6 +92,50 @@ def merge(trainable: Params, frozen: Params) -> Params:
         else:
             raise ValueError(f"parameter {key!r} is both trainable and frozen")
     return merged
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Leaves by name, such as "trunk/layers/attention/q_proj/weight"."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {"/".join(part.key for part in path): leaf for path, leaf in leaves}
+
+
+def unflatten(leaves: dict[str, Any]) -> Params:
+    """The inverse of `flatten`."""
+    params: Params = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        tree = params
+        for parent in parents:
+            tree = tree.setdefault(parent, {})
+        tree[last] = leaf
+    return params
+
+
+def fingerprint(params: Params) -> str:
+    """A digest of names, shapes, dtypes and every bit of the leaves, 16 hex digits.
+
+    The bits are summed on the device as integers, each word multiplied by an odd number made
+    from its place; integer sums do not depend on their order, so the digest is the same on any
+    mesh. It tells weights apart by accident or mistake, not by malice.
+    """
+    leaves = flatten(params)
+    sums = jax.device_get(jax.jit(_bit_sums)(leaves))
+    described = [f"{k} {v.shape} {v.dtype} {int(sums[k])}" for k, v in sorted(leaves.items())]
+    return hashlib.sha256("\n".join(described).encode()).hexdigest()[:16]
+
+
+def _bit_sums(leaves):
+    def bit_sum(x):
+        word = jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32
+        bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
+        total = jnp.uint32(0)
+        for axis in range(bits.ndim):
+            place = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+            total = total * jnp.uint32(40503) + jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+        return total
+
+    return {name: bit_sum(leaf) for name, leaf in leaves.items()}
 
 
 def cast(params: Params, dtype) -> Params:

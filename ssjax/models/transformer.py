@@ -6,9 +6,11 @@
            -> final norm -> LM head, shared
 
 Main at t predicts token t + 1, stream j (1..J) at t predicts token t + 1 + j and has
-rotary position t + j. Main rows never read a stream, so no stream parameter can change a
-main logit, streams may be cut from the end (num_streams < J), and they may run in a later
-call (`speculate`) with equal results.
+rotary position t + j. By default main rows never read a stream, so no stream parameter can
+change a main logit, streams may be cut from the end (num_streams < J), and they may run in a
+later call (`speculate`) with equal results. With streams.main_reads_streams (paper Eq. 1 of
+the PMLR version) the main row of an anchor also reads all of its own streams; they then run in
+every call, all J of them. In layers with a window, a stream sees what its anchor sees.
 """
 
 import flax.linen as nn
@@ -16,53 +18,82 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ssjax.config import ModelConfig, StreamsConfig
-from ssjax.models.attention import matmul_precision, rotary_tables
+from ssjax.config import AdaptationConfig, ModelConfig, StreamsConfig
+from ssjax.models import lora
+from ssjax.models.attention import matmul_precision, rotary_frequencies, rotary_tables
 from ssjax.models.cache import KVCache
-from ssjax.models.layers import Layout, RMSNorm, Stack
+from ssjax.models.layers import Layout, Norm, Stack, project
+from ssjax.models.parameters import Params
 
 
 @struct.dataclass
 class ModelOutput:
     """What one pass computed. Hidden states are after the final norm, ready for `logits`."""
 
-    hidden: jax.Array  # [B, T, D] main rows
+    hidden: jax.Array  # [B, T, D] main rows (table_dim wide where the table has its own width)
     stream_hidden: jax.Array | None  # [B, A, J, D], None without streams
     trunk_hidden: jax.Array  # [B, T, D] main rows where streams would start
     block: KVCache  # main keys and values of the T positions
 
 
+@struct.dataclass
+class Head:
+    """The LM head as a value, for projecting a few rows at a time."""
+
+    table: jax.Array  # [V, D]
+    bias: jax.Array | None  # [V]
+    softcap: float = struct.field(pytree_node=False)  # 0: off
+
+
 class Transformer(nn.Module):
-    """A Llama-type decoder with speculative streams.
+    """A decoder with speculative streams.
 
     Attributes:
-      config: sizes and compute dtype; vocab_size must be set.
+      config: sizes, mathematics and compute dtype; vocab_size must be set.
       streams: number of streams and of the layers that run them.
       scan: scanned (stacked weights) or unrolled (one set of weights a layer) form;
         `parameters.stack_layers` and `unstack_layers` convert between them.
+      adaptation: which projections have LoRA.
     """
 
     config: ModelConfig
     streams: StreamsConfig
     scan: bool
+    adaptation: AdaptationConfig = AdaptationConfig()
 
     def setup(self):
         config, streams = self.config, self.streams
-        table = (config.vocab_size, config.embed_dim)
-        self.embedder = self.param("embedder", nn.initializers.normal(0.02), table, jnp.float32)
+        table_dim = config.table_dim or config.embed_dim
+
+        def matrix(name, *shape):
+            return self.param(name, nn.initializers.normal(0.02), shape, jnp.float32)
+
+        self.embedder = matrix("embedder", config.vocab_size, table_dim)
         if not config.tie_embeddings:
-            self.lm_head = self.param("lm_head", nn.initializers.normal(0.02), table, jnp.float32)
+            self.lm_head = matrix("lm_head", config.vocab_size, table_dim)
+        if config.head_bias:
+            shape = (config.vocab_size,)
+            self.lm_head_bias = self.param("lm_head_bias", nn.initializers.zeros, shape)
+        if config.positions == "learned":
+            num_places = config.max_positions + config.position_offset
+            self.position_table = matrix("position_table", num_places, config.embed_dim)
+        if config.table_dim:
+            self.table_in = matrix("table_in", config.embed_dim, table_dim)
+            self.table_out = matrix("table_out", table_dim, config.embed_dim)
         if streams.num_streams:
-            self.stream_embedding = self.param(
-                "stream_embedding",
-                nn.initializers.normal(0.02),
-                (streams.num_streams, config.embed_dim),
-                jnp.float32,
-            )
+            shape = (streams.num_streams, config.embed_dim)
+            self.stream_embedding = matrix("stream_embedding", *shape)
+        if streams.exit_rank:
+            self.exit_down = matrix("exit_down", streams.exit_rank, config.embed_dim)
+            shape = (config.embed_dim, streams.exit_rank)
+            self.exit_up = self.param("exit_up", nn.initializers.zeros, shape)
+
         num_trunk = config.num_layers - streams.num_stream_layers
-        self.trunk = Stack(config, num_trunk, self.scan) if num_trunk else None
-        self.stream_layers = Stack(config, streams.num_stream_layers, self.scan)
-        self.final_norm = RMSNorm(config.norm_epsilon)
+        local = tuple(layer in config.local_layers for layer in range(config.num_layers))
+        below, above = lora.trunk_lora(self.adaptation), lora.stream_layers_lora(self.adaptation)
+        self.trunk = Stack(config, local[:num_trunk], below, self.scan) if num_trunk else None
+        self.stream_layers = Stack(config, local[num_trunk:], above, self.scan)
+        self.final_norm = Norm(config) if config.final_norm else None
 
     def __call__(
         self,
@@ -73,44 +104,50 @@ class Transformer(nn.Module):
         length: jax.Array | None = None,
         anchors: jax.Array | None = None,
         num_streams: int = 0,
+        dropout: bool = False,
     ) -> ModelOutput:
         """Runs main rows, and stream rows beside the anchors.
 
         Args:
           tokens: [B, T] int32.
-          positions: [B, T] int32, rotary positions.
+          positions: [B, T] int32, places in the sequence.
           mask: [B or 1, T, T] bool, which of the T tokens each token sees: causal for a
-            sequence, the ancestor mask for a draft tree.
-          cache: tokens before this call, all seen by every row; or None.
+            sequence, the ancestor mask for a draft tree. Windows are applied on top.
+          cache: tokens before this call, slot s holding position s; or None.
           length: [B] int32, valid slots of the cache.
           anchors: [B, A] int32, which of the T tokens carry streams; needed if num_streams.
           num_streams: how many streams run, at most the model's J; 0 for none.
+          dropout: LoRA drops inputs, with the random key "dropout".
+
+        Raises:
+          ValueError: main rows read streams and not all of those run.
         """
-        dtype = jnp.dtype(self.config.dtype)
-        x = jnp.take(self.embedder, tokens, axis=0).astype(dtype)
+        self._check_streams(num_streams)
+        with jax.named_scope("embed"):
+            x = self._embed(tokens, positions)
         prefix_mask = _prefix_mask(cache, length)
         trunk_block = ()
         if self.trunk is not None:
-            layout = self._layout(positions, None, mask, None, prefix_mask)
+            layouts = self._layouts(positions, None, positions, mask, None, prefix_mask, dropout)
             with jax.named_scope("trunk"):
                 prefix = None if cache is None else cache.trunk
-                x, trunk_block = self.trunk(x, prefix, None, layout)
+                x, trunk_block = self.trunk(x, prefix, None, layouts)
         trunk_hidden = x
 
-        stream_positions = stream_mask = None
+        anchor_positions = stream_mask = None
         if num_streams:
-            rows, stream_positions = self._insert_streams(
-                jnp.take_along_axis(x, anchors[:, :, None], axis=1),
-                jnp.take_along_axis(positions, anchors, axis=1),
-                num_streams,
-            )
+            anchor_positions = jnp.take_along_axis(positions, anchors, axis=1)
+            at_anchors = jnp.take_along_axis(x, anchors[:, :, None], axis=1)
+            x = jnp.concatenate([x, self._insert_streams(at_anchors, num_streams)], axis=1)
             stream_mask = _rows_of_mask(mask, anchors)
-            x = jnp.concatenate([x, rows], axis=1)
-        layout = self._layout(positions, stream_positions, mask, stream_mask, prefix_mask)
+        layouts = self._layouts(
+            positions, anchor_positions, positions, mask, stream_mask, prefix_mask, dropout,
+            num_streams=num_streams, anchors=anchors,
+        )  # fmt: skip
         with jax.named_scope("stream_layers"):
             prefix = None if cache is None else cache.stream_layers
-            x, block = self.stream_layers(x, prefix, None, layout)
-        x = self.final_norm(x)
+            x, block = self.stream_layers(x, prefix, None, layouts)
+        x = self._finish(x)
         num_main = tokens.shape[1]
         stream_hidden = None
         if num_streams:
@@ -128,6 +165,7 @@ class Transformer(nn.Module):
         positions: jax.Array,
         mask: jax.Array,
         block: KVCache,
+        block_positions: jax.Array,
         cache: KVCache | None,
         length: jax.Array | None,
         num_streams: int,
@@ -139,60 +177,170 @@ class Transformer(nn.Module):
           positions: [B, A] int32, positions of the anchors.
           mask: [B, A, T] bool, which of the T tokens of that call each anchor sees.
           block: `ModelOutput.block` of that call.
+          block_positions: [B, T] int32, positions of its tokens.
           cache, length: as given to that call.
           num_streams: how many streams run, 1 to the model's J.
 
         Returns:
           [B, A, J, D], equal to `ModelOutput.stream_hidden` of a call with these anchors.
+
+        Raises:
+          ValueError: main rows read streams, which therefore cannot come later.
         """
-        rows, stream_positions = self._insert_streams(trunk_hidden, positions, num_streams)
-        layout = self._layout(None, stream_positions, None, mask, _prefix_mask(cache, length))
+        if self.streams.main_reads_streams:
+            raise ValueError("streams that the main stream reads cannot be deferred")
+        rows = self._insert_streams(trunk_hidden, num_streams)
+        layouts = self._layouts(
+            None, positions, block_positions, None, mask, _prefix_mask(cache, length), False,
+            num_streams=num_streams,
+        )  # fmt: skip
         with jax.named_scope("stream_layers"):
             prefix = None if cache is None else cache.stream_layers
-            x, _ = self.stream_layers(rows, prefix, block.stream_layers, layout)
-        return self.final_norm(x).reshape(*positions.shape, num_streams, x.shape[-1])
+            x, _ = self.stream_layers(rows, prefix, block.stream_layers, layouts)
+        x = self._finish(x)
+        return x.reshape(*positions.shape, num_streams, x.shape[-1])
+
+    def early_exit(self, trunk_hidden: jax.Array) -> jax.Array:
+        """Hidden states for the LM head straight after the trunk, through the exit adapter.
+
+        Paper section 3.1.3: a low-rank map that guesses the next token before the stream layers.
+        No gradient flows below it.
+
+        Args:
+          trunk_hidden: [..., D], `ModelOutput.trunk_hidden`.
+        """
+        hidden = jax.lax.stop_gradient(trunk_hidden)
+        residual = project(
+            project(hidden, self.exit_down, hidden.dtype), self.exit_up, hidden.dtype
+        )
+        return self._finish(hidden + residual)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Projects hidden states [..., D] onto the vocabulary, [..., V] float32."""
-        table = self.embedder if self.config.tie_embeddings else self.lm_head
-        return vocabulary_logits(hidden, table)
+        config = self.config
+        table = self.embedder if config.tie_embeddings else self.lm_head
+        bias = self.lm_head_bias if config.head_bias else None
+        return head_logits(hidden, Head(table, bias, config.logit_softcap))
 
-    def _insert_streams(self, hidden_BAD, positions_BA, num_streams):
-        """Returns stream rows [B, A*J, D] and their positions [B, A*J]."""
+    def _check_streams(self, num_streams):
+        streams = self.streams
+        if streams.main_reads_streams and num_streams != streams.num_streams:
+            raise ValueError(
+                f"the main stream reads its {streams.num_streams} streams: they run in every "
+                f"call, not {num_streams}"
+            )
+
+    def _embed(self, tokens, positions):
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        x = jnp.take(self.embedder, tokens, axis=0).astype(dtype)
+        if config.table_dim:
+            x = project(x, self.table_in, dtype)
+        if config.scale_embeddings:
+            x = x * jnp.asarray(config.embed_dim**0.5, dtype)
+        if config.positions == "learned":
+            # Draft nodes may lie past the end of the table; they are never emitted.
+            place = jnp.minimum(positions, config.max_positions - 1) + config.position_offset
+            x = x + jnp.take(self.position_table, place, axis=0).astype(dtype)
+        return x
+
+    def _finish(self, x):
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        return project(x, self.table_out, x.dtype) if self.config.table_dim else x
+
+    def _insert_streams(self, hidden_BAD, num_streams):
+        """Returns stream rows [B, A*J, D]."""
         embedding_JD = self.stream_embedding[:num_streams].astype(hidden_BAD.dtype)
         rows = hidden_BAD[:, :, None] + embedding_JD
-        positions = positions_BA[:, :, None] + jnp.arange(1, num_streams + 1)
-        batch = hidden_BAD.shape[0]
-        return rows.reshape(batch, -1, rows.shape[-1]), positions.reshape(batch, -1)
+        return rows.reshape(hidden_BAD.shape[0], -1, rows.shape[-1])
 
-    def _layout(self, main_positions, stream_positions, main_mask, stream_mask, prefix_mask):
-        given = [p for p in (main_positions, stream_positions) if p is not None]
-        cos, sin = rotary_tables(
-            jnp.concatenate(given, axis=1), self.config.head_dim, self.config.rope_theta
-        )
-        num_anchors = 0 if stream_mask is None else stream_mask.shape[1]
-        return Layout(
-            cos=cos,
-            sin=sin,
-            main_mask=main_mask,
-            stream_mask=stream_mask,
-            prefix_mask=prefix_mask,
-            num_main=0 if main_positions is None else main_positions.shape[1],
-            num_streams=stream_positions.shape[1] // num_anchors if num_anchors else 0,
-        )
+    def _layouts(
+        self, positions, anchor_positions, block_positions, mask, stream_mask, prefix_mask,
+        dropout, num_streams=0, anchors=None,
+    ):  # fmt: skip
+        """Returns the `Layout` of global layers and that of local ones, None if there are none."""
+        config = self.config
+        rows = [] if positions is None else [positions]
+        if num_streams:
+            ahead = anchor_positions[:, :, None] + jnp.arange(1, num_streams + 1)
+            rows.append(ahead.reshape(ahead.shape[0], -1))
+        rows = jnp.concatenate(rows, axis=1)
+
+        def layout(local, main_mask, stream_mask, main_prefix, stream_prefix):
+            cos = sin = None
+            if config.positions == "rotary":
+                cos, sin = rotary_tables(rows, rotary_frequencies(config, local))
+            return Layout(
+                cos=cos,
+                sin=sin,
+                main_mask=main_mask,
+                stream_mask=stream_mask,
+                main_prefix=main_prefix,
+                stream_prefix=stream_prefix,
+                anchors=anchors if self.streams.main_reads_streams and num_streams else None,
+                num_main=0 if positions is None else positions.shape[1],
+                num_streams=num_streams,
+                dropout=dropout,
+            )
+
+        if not config.local_layers:
+            return layout(False, mask, stream_mask, prefix_mask, prefix_mask), None
+        # Both kinds in the same shapes, so that a scanned layer can choose between them.
+        slots = None if prefix_mask is None else jnp.arange(prefix_mask.shape[-1])[None]
+
+        def masks(window):
+            def near(seen, queries, keys):
+                if seen is None or queries is None:
+                    return None
+                return seen & (queries[:, :, None] - keys[:, None, :] < window)
+
+            return (
+                near(mask, positions, block_positions),
+                near(stream_mask, anchor_positions, block_positions),
+                near(prefix_mask, positions, slots),
+                near(prefix_mask, anchor_positions, slots),
+            )
+
+        unlimited = jnp.iinfo(jnp.int32).max
+        return layout(False, *masks(unlimited)), layout(True, *masks(config.window))
 
 
-def vocabulary_logits(hidden: jax.Array, table_VD: jax.Array) -> jax.Array:
-    """hidden [..., D] times table [V, D] -> [..., V] float32, multiplied in hidden's dtype."""
-    return jax.lax.dot_general(
-        hidden, table_VD.astype(hidden.dtype), (((hidden.ndim - 1,), (1,)), ((), ())),
+def head_logits(hidden: jax.Array, head: Head) -> jax.Array:
+    """hidden [..., D] through the LM head -> [..., V] float32, multiplied in hidden's dtype."""
+    logits = jax.lax.dot_general(
+        hidden, head.table.astype(hidden.dtype), (((hidden.ndim - 1,), (1,)), ((), ())),
         precision=matmul_precision(hidden.dtype), preferred_element_type=jnp.float32,
     )  # fmt: skip
+    if head.bias is not None:
+        logits = logits + head.bias.astype(jnp.float32)
+    if head.softcap:
+        logits = head.softcap * jnp.tanh(logits / head.softcap)
+    return logits
 
 
-def vocabulary_table(params: dict) -> jax.Array:
-    """The [V, D] table of the LM head among the parameters: its own, or the tied embedding."""
-    return params["lm_head"] if "lm_head" in params else params["embedder"]
+def make_head(params: Params, config: ModelConfig) -> Head:
+    """The LM head among the parameters: its own table, or the tied embedding."""
+    table = params["embedder"] if config.tie_embeddings else params["lm_head"]
+    return Head(table, params.get("lm_head_bias"), config.logit_softcap)
+
+
+def init_params(model: Transformer, seed: int) -> Params:
+    """Random parameters, float32; pure, to be jitted or traced by the caller."""
+    one = jnp.zeros((1, 1), jnp.int32)
+
+    def touch_all(model):
+        streams = model.streams
+        output = model(one, one, causal_mask(1), anchors=one, num_streams=streams.num_streams)
+        if streams.exit_rank:
+            model.early_exit(output.trunk_hidden)
+
+    return nn.init(touch_all, model)(jax.random.key(seed))["params"]
+
+
+def abstract_params(model: Transformer) -> Params:
+    """Shapes and dtypes of the parameters, without making them."""
+    return jax.eval_shape(lambda: init_params(model, 0))
 
 
 def causal_mask(num_tokens: int) -> jax.Array:
@@ -201,6 +349,7 @@ def causal_mask(num_tokens: int) -> jax.Array:
 
 
 def _prefix_mask(cache, length):
+    """[B, 1, S] bool: which slots are valid."""
     if cache is None:
         return None
     num_slots = jax.tree.leaves(cache)[0].shape[-2]

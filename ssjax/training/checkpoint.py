@@ -70,7 +70,7 @@ class Checkpoints:
         *,
         data: dict[str, int],
         config: dict[str, Any],
-        tokenizer: bytes,
+        tokenizer: dict[str, bytes],
         validation_loss: float | None,
     ) -> None:
         """Starts to save in the background; waits for a save that is still under way.
@@ -79,7 +79,7 @@ class Checkpoints:
           state: may be donated as soon as this returns.
           data: position in the data, plain numbers.
           config: the resolved config, plain values.
-          tokenizer: the tokenizer's model file.
+          tokenizer: its files by name.
           validation_loss: at this step, None where it was not measured.
         """
         self._checkpointer.save_checkpointables_async(
@@ -88,7 +88,7 @@ class Checkpoints:
                 "state": state,
                 "data": data,
                 "config": config,
-                "tokenizer": {"model": np.frombuffer(tokenizer, np.uint8)},
+                "tokenizer": {k: np.frombuffer(v, np.uint8) for k, v in tokenizer.items()},
             },
             metrics=None if validation_loss is None else {_BEST_METRIC: validation_loss},
         )
@@ -168,6 +168,30 @@ def load_params(directory: Path, step: int, params: Params) -> Params:
         raise UserError(
             f"checkpoint {directory / str(step)} does not hold this model ({_first_line(error)})"
         ) from error
+
+
+def save_model(path: Path, params: Params) -> None:
+    """Writes parameters alone; the directory appears when it is complete."""
+    ocp.save(path.absolute(), params)
+
+
+def load_model(path: Path, params: Params) -> Params:
+    """Reads what `save_model` wrote, or part of it.
+
+    Args:
+      path: as given to `save_model`.
+      params: arrays or shape structs of the leaves wanted.
+
+    Raises:
+      UserError: they are not there in this shape.
+    """
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    try:
+        with context:
+            return ocp.load(path.absolute(), _abstract(params))
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raise UserError(f"{path} does not hold this model ({_first_line(error)})") from error
 
 
 def _abstract(tree):

@@ -17,7 +17,7 @@ from ssjax.config import Config
 from ssjax.models.parameters import Params
 from ssjax.training.checkpoint import Checkpoints
 from ssjax.training.interruption import Interruption
-from ssjax.training.losses import Batch
+from ssjax.training.losses import Batch, loss_weights, weighted_loss
 from ssjax.training.reporting import Reporter
 from ssjax.training.step import TrainState
 
@@ -40,7 +40,7 @@ def train(
     validation_batches: Sequence[dict[str, np.ndarray]],
     checkpoints: Checkpoints,
     reporter: Reporter,
-    tokenizer: bytes,
+    tokenizer: dict[str, bytes],
     config_values: dict,
 ) -> tuple[TrainState, bool]:
     """Trains from state.step to the end, or until a signal asks to stop.
@@ -91,7 +91,7 @@ def train(
             validation_loss = None
             if validate:
                 validation_loss = _validate(
-                    steps, state, frozen, validation_batches, reporter, step
+                    config, steps, state, frozen, validation_batches, reporter, step
                 )
             checkpoints.save(
                 state,
@@ -107,10 +107,13 @@ def train(
     return state, saved_step == num_steps
 
 
-def _validate(steps, state, frozen, batches, reporter, step) -> float:
+def _validate(config, steps, state, frozen, batches, reporter, step) -> float:
+    """The loss that is minimised, on the validation batches: what the best checkpoint has least."""
     sums = None
     for batch in batches:
         added = steps.evaluate(state.params, frozen, Batch(**batch))
         sums = added if sums is None else jax.tree.map(jax.numpy.add, sums, added)
-    record = reporter.add_validation(step, jax.device_get(sums))
-    return record["validation_loss_main"]
+    alphas = loss_weights(config.loss, config.streams)
+    loss = float(weighted_loss(sums, alphas, sums.weight))
+    reporter.add_validation(step, loss, jax.device_get(sums))
+    return loss

@@ -3,13 +3,15 @@
 The main stream at position t predicts token t + 1, stream j token t + 1 + j. Only target
 tokens count: the prompt, padding and what lies behind the end have weight 0. An *anchor* is
 a position whose main row predicts a target token; the first is the last prompt token. Stream
-rows, and projections onto the vocabulary, exist at anchors only:
+rows, and projections onto the vocabulary, exist at anchors only. The early-exit adapter, if
+there is one, is trained on the main targets:
 
     tokens        p0 p1 p2 y1 y2 y3 .      prompt_length 3, length 6
     anchors             ^  ^  ^
     main target         y1 y2 y3
     stream 1            y2 y3 .
     stream 2            y3 .  .
+    early exit          y1 y2 y3
 
 Sums leave this module together with their weights; means are taken once, by the caller.
 """
@@ -18,13 +20,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ssjax.config import LossConfig
-from ssjax.models.transformer import (
-    Transformer,
-    causal_mask,
-    vocabulary_logits,
-    vocabulary_table,
-)
+from ssjax.config import LossConfig, StreamsConfig
+from ssjax.models.transformer import Head, Transformer, causal_mask, head_logits, make_head
 
 
 @struct.dataclass
@@ -38,42 +35,58 @@ class Batch:
 
 @struct.dataclass
 class LossSums:
-    """Sums over target tokens, entry 0 for the main stream, entry j for stream j."""
+    """Sums over target tokens, one entry an output: main, stream 1..J, early exit if any."""
 
-    cross_entropy: jax.Array  # [1 + J] float32, nats
-    correct: jax.Array  # [1 + J] float32, top-1 hits; a tie with the target is one
-    weight: jax.Array  # [1 + J] float32, number of target tokens
+    cross_entropy: jax.Array  # [Q] float32, nats
+    correct: jax.Array  # [Q] float32, top-1 hits; a tie with the target is one
+    weight: jax.Array  # [Q] float32, number of target tokens
 
 
-def anchor_targets(batch: Batch, num_anchors: int, num_streams: int):
+def output_offsets(streams: StreamsConfig) -> tuple[int, ...]:
+    """By output, how many tokens behind the next one it predicts; Q entries."""
+    return (*range(1 + streams.num_streams), *([0] if streams.exit_rank else []))
+
+
+def output_names(streams: StreamsConfig) -> tuple[str, ...]:
+    """What the outputs are called in records, in the order of `output_offsets`."""
+    names = ["main", *(f"stream_{j}" for j in range(1, 1 + streams.num_streams))]
+    return (*names, *(["exit"] if streams.exit_rank else []))
+
+
+def anchor_targets(batch: Batch, num_anchors: int, offsets: tuple[int, ...]):
     """Finds the anchors of a batch and what is predicted there.
 
     Args:
       batch: sequences.
       num_anchors: A, at least the longest target of the batch.
-      num_streams: J.
+      offsets: from `output_offsets`, Q of them.
 
     Returns:
-      anchors [B, A] int32, targets [B, A, 1 + J] int32 and weights [B, A, 1 + J] float32.
+      anchors [B, A] int32, targets [B, A, Q] int32 and weights [B, A, Q] float32.
     """
     last = batch.tokens.shape[1] - 1
     first = batch.prompt_length[:, None] - 1
     anchors = first + jnp.arange(num_anchors)  # [B, A]
-    index = anchors[:, :, None] + 1 + jnp.arange(1 + num_streams)  # [B, A, 1 + J]
+    index = anchors[:, :, None] + 1 + jnp.array(offsets)  # [B, A, Q]
     weights = (index < batch.length[:, None, None]).astype(jnp.float32)
     index = jnp.minimum(index, last).reshape(index.shape[0], -1)
     targets = jnp.take_along_axis(batch.tokens, index, axis=1).reshape(weights.shape)
     return jnp.minimum(anchors, last), targets, weights
 
 
-def target_weight(batch: Batch, num_streams: int) -> jax.Array:
-    """Number of target tokens of each stream, [1 + J] float32; the same as `LossSums.weight`."""
-    num_targets = (batch.length - batch.prompt_length)[:, None] - jnp.arange(1 + num_streams)
+def target_weight(batch: Batch, offsets: tuple[int, ...]) -> jax.Array:
+    """Number of target tokens of each output, [Q] float32; the same as `LossSums.weight`."""
+    num_targets = (batch.length - batch.prompt_length)[:, None] - jnp.array(offsets)
     return jnp.maximum(num_targets, 0).sum(axis=0).astype(jnp.float32)
 
 
 def loss_sums(
-    model: Transformer, params, batch: Batch, num_anchors: int, chunk_size: int
+    model: Transformer,
+    params,
+    batch: Batch,
+    num_anchors: int,
+    chunk_size: int,
+    dropout_key: jax.Array | None = None,
 ) -> LossSums:
     """Runs the model over a batch and sums the losses.
 
@@ -82,10 +95,11 @@ def loss_sums(
       params: the model's parameters, frozen and trainable together.
       batch: sequences of T tokens.
       num_anchors: A, at least the longest target of the batch.
-      chunk_size: rows projected onto the vocabulary at a time; [B, A, 1 + J, V] is never made.
+      chunk_size: rows projected onto the vocabulary at a time; [B, A, Q, V] is never made.
+      dropout_key: of LoRA dropout; None: nothing is dropped.
     """
-    num_streams = model.streams.num_streams
-    anchors, targets, weights = anchor_targets(batch, num_anchors, num_streams)
+    streams = model.streams
+    anchors, targets, weights = anchor_targets(batch, num_anchors, output_offsets(streams))
     num_tokens = batch.tokens.shape[1]
     output = model.apply(
         {"params": params},
@@ -93,20 +107,32 @@ def loss_sums(
         jnp.broadcast_to(jnp.arange(num_tokens), batch.tokens.shape),
         causal_mask(num_tokens),
         anchors=anchors,
-        num_streams=num_streams,
+        num_streams=streams.num_streams,
+        dropout=dropout_key is not None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
     )
-    hidden = jnp.take_along_axis(output.hidden, anchors[:, :, None], axis=1)[:, :, None]
-    if num_streams:
-        hidden = jnp.concatenate([hidden, output.stream_hidden], axis=2)
-    return chunked_cross_entropy(hidden, vocabulary_table(params), targets, weights, chunk_size)
+
+    def at_anchors(x):
+        return jnp.take_along_axis(x, anchors[:, :, None], axis=1)
+
+    hidden = [at_anchors(output.hidden)[:, :, None]]
+    if streams.num_streams:
+        hidden.append(output.stream_hidden)
+    if streams.exit_rank:
+        trunk_hidden = at_anchors(output.trunk_hidden)
+        exit_hidden = model.apply({"params": params}, trunk_hidden, method="early_exit")
+        hidden.append(exit_hidden[:, :, None])
+    hidden = hidden[0] if len(hidden) == 1 else jnp.concatenate(hidden, axis=2)
+    head = make_head(params, model.config)
+    return chunked_cross_entropy(hidden, head, targets, weights, chunk_size)
 
 
-def chunked_cross_entropy(hidden, table_VD, targets, weights, chunk_size: int) -> LossSums:
+def chunked_cross_entropy(hidden, head: Head, targets, weights, chunk_size: int) -> LossSums:
     """Cross-entropy and top-1 hits of hidden states, a chunk of rows at a time.
 
     Args:
       hidden: [B, A, Q, D] float32 or bfloat16; sums are kept apart along Q.
-      table_VD: the LM head.
+      head: the LM head.
       targets: [B, A, Q] int32.
       weights: [B, A, Q] float32.
       chunk_size: rows of B*A*Q per chunk; logits of one chunk exist at a time, in the
@@ -127,7 +153,7 @@ def chunked_cross_entropy(hidden, table_VD, targets, weights, chunk_size: int) -
 
     @jax.checkpoint
     def sum_chunk(hidden, targets, weights):
-        logits = vocabulary_logits(hidden, table_VD)  # [rows, Q, V] float32
+        logits = head_logits(hidden, head)  # [rows, Q, V] float32
         target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         cross_entropy = jax.nn.logsumexp(logits, axis=-1) - target_logit
         hits = (target_logit >= logits.max(axis=-1)).astype(jnp.float32)
@@ -149,18 +175,19 @@ def chunked_cross_entropy(hidden, table_VD, targets, weights, chunk_size: int) -
     return jax.lax.scan(add_chunk, zeros, chunks)[0]
 
 
-def loss_weights(config: LossConfig, num_streams: int) -> jax.Array:
-    """The alphas of Eq. 5, [1 + J] float32."""
-    return jnp.array([config.main_weight] + [config.stream_weight] * num_streams, jnp.float32)
+def loss_weights(config: LossConfig, streams: StreamsConfig) -> jax.Array:
+    """The alphas of Eq. 5 and the weight of the early exit, [Q] float32."""
+    alphas = [config.main_weight] + [config.stream_weight] * streams.num_streams
+    return jnp.array(alphas + [config.exit_weight] * (streams.exit_rank > 0), jnp.float32)
 
 
 def weighted_loss(sums: LossSums, alphas: jax.Array, weight: jax.Array) -> jax.Array:
-    """Sum over streams of alpha times mean cross-entropy, a float32 scalar.
+    """Sum over outputs of alpha times mean cross-entropy, a float32 scalar.
 
     Args:
       sums: of the whole batch or of one micro-batch.
-      alphas: [1 + J], from `loss_weights`.
-      weight: [1 + J], target tokens of the *whole* batch, so that micro-batches add up to
+      alphas: [Q], from `loss_weights`.
+      weight: [Q], target tokens of the *whole* batch, so that micro-batches add up to
         the loss of the batch whatever their own lengths are.
     """
     return jnp.sum(alphas * sums.cross_entropy / jnp.maximum(weight, 1.0))

@@ -1,4 +1,4 @@
-"""AdamW with clipping, linear warm-up and cosine decay."""
+"""AdamW with clipping, linear warm-up and cosine or linear decay."""
 
 import jax
 import optax
@@ -7,11 +7,21 @@ from ssjax.config import OptimizerConfig
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear up to the peak, cosine down to the final value."""
+    """Learning rate by step: linear up to the peak, then down to the final value."""
+    warmup_steps = min(config.warmup_steps, num_steps - 1)
+    if config.decay == "linear":
+        down = num_steps - warmup_steps
+        return optax.join_schedules(
+            [
+                optax.linear_schedule(0.0, config.learning_rate, warmup_steps),
+                optax.linear_schedule(config.learning_rate, config.final_learning_rate, down),
+            ],
+            [warmup_steps],
+        )
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
-        warmup_steps=min(config.warmup_steps, num_steps - 1),
+        warmup_steps=warmup_steps,
         decay_steps=num_steps,
         end_value=config.final_learning_rate,
     )

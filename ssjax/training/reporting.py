@@ -1,9 +1,9 @@
 """What a training run tells: metrics.jsonl always, a bar or plain lines, TensorBoard if there.
 
 A record of metrics.jsonl is a training record (loss, one loss and accuracy per stream,
-grad_norm, learning_rate, tokens_per_second) or a validation record (the same losses with
-the prefix validation_). Losses are nats per target token, means over the steps since the
-record before.
+grad_norm, learning_rate, tokens_per_second) or a validation record (the weighted loss as
+validation_loss, and the others with the prefix validation_). Losses are nats per target token,
+means over the steps since the record before.
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +33,8 @@ class DivergenceError(Exception):
     """The loss or the gradient is not finite. The message names the step."""
 
 
-def loss_record(sums: LossSums, prefix: str = "") -> dict[str, float]:
+def loss_record(sums: LossSums, names: Sequence[str], prefix: str = "") -> dict[str, float]:
     """Means by name: loss_main, accuracy_main, loss_stream_1, accuracy_stream_1, ..."""
-    names = ["main"] + [f"stream_{j}" for j in range(1, len(sums.weight))]
     record = {}
     for name, loss, correct, weight in zip(
         names, sums.cross_entropy, sums.correct, sums.weight, strict=True
@@ -55,6 +54,7 @@ class Reporter:
       num_steps: of the whole run.
       log_every: steps per record.
       schedule: learning rate by step.
+      names: of the outputs, from `losses.output_names`.
     """
 
     def __init__(
@@ -65,7 +65,9 @@ class Reporter:
         num_steps: int,
         log_every: int,
         schedule: Callable[[int], float],
+        names: Sequence[str],
     ):
+        self._names = names
         self._log_every = log_every
         self._schedule = schedule
         self._num_steps = num_steps
@@ -128,15 +130,14 @@ class Reporter:
         if step % self._log_every == 0 or step == self._num_steps:
             self._write_training_record(step, grad_norm)
 
-    def add_validation(self, step: int, sums: LossSums) -> dict[str, float]:
-        """Writes a validation record and returns it."""
-        record = loss_record(sums, prefix="validation_")
+    def add_validation(self, step: int, loss: float, sums: LossSums) -> None:
+        """Writes a validation record: the weighted loss, and each output's own."""
+        record = {"validation_loss": loss} | loss_record(sums, self._names, "validation_")
         self._write({"step": step, "time": time.time()} | record)
         self.say(
-            f"step {step}: validation loss {record['validation_loss_main']:.4f}, top-1 accuracy "
+            f"step {step}: validation loss {loss:.4f}, top-1 accuracy "
             + _accuracies(record, "validation_")
         )
-        return record
 
     def say(self, message: str) -> None:
         """One line for the user, above the bar if there is one."""
@@ -151,7 +152,7 @@ class Reporter:
             "step": step,
             "time": time.time(),
             "loss": float(np.mean(self._losses)),
-            **loss_record(LossSums(*self._sums)),
+            **loss_record(LossSums(*self._sums), self._names),
             "grad_norm": grad_norm,
             "learning_rate": float(self._schedule(step - 1)),
             "tokens_per_second": self._num_tokens / max(seconds, 1e-9),

@@ -16,6 +16,7 @@ from ssjax.training.losses import (
     LossSums,
     loss_sums,
     loss_weights,
+    output_offsets,
     target_weight,
     weighted_loss,
 )
@@ -51,6 +52,7 @@ def make_train_step(
     *,
     num_anchors: int,
     accumulation: int,
+    seed: int = 0,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, StepMetrics]]:
     """Returns step(state, frozen, batch) -> (state, metrics); pure, not yet jitted.
 
@@ -60,31 +62,37 @@ def make_train_step(
       config: weights of the loss.
       num_anchors: longest target, in tokens.
       accumulation: micro-batches a step; divides the batch. The result does not depend on it
-        beyond float rounding.
+        beyond float rounding and dropout.
+      seed: of LoRA dropout; the key of a step is a function of seed and step.
     """
-    num_streams = model.streams.num_streams
-    alphas = loss_weights(config, num_streams)
+    offsets = output_offsets(model.streams)
+    alphas = loss_weights(config, model.streams)
+    drops = model.adaptation.mode != "full" and model.adaptation.dropout > 0
 
-    def loss(trainable, frozen, batch, weight):
+    def loss(trainable, frozen, batch, weight, key):
         params = merge(trainable, frozen)
-        sums = loss_sums(model, params, batch, num_anchors, config.chunk_size)
+        sums = loss_sums(model, params, batch, num_anchors, config.chunk_size, key)
         return weighted_loss(sums, alphas, weight), sums
 
     def step(state: TrainState, frozen: Params, batch: Batch):
-        weight = target_weight(batch, num_streams)
+        weight = target_weight(batch, offsets)
         gradient = jax.grad(loss, has_aux=True)
+        key = jax.random.fold_in(jax.random.key(seed), state.step) if drops else None
         if accumulation == 1:
-            grads, sums = gradient(state.params, frozen, batch, weight)
+            grads, sums = gradient(state.params, frozen, batch, weight, key)
         else:
             micro_batches = jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), batch)
 
-            def add(totals, micro_batch):
-                added = gradient(state.params, frozen, micro_batch, weight)
+            def add(totals, numbered):
+                number, micro_batch = numbered
+                own_key = jax.random.fold_in(key, number) if drops else None
+                added = gradient(state.params, frozen, micro_batch, weight, own_key)
                 return jax.tree.map(jnp.add, totals, added), None
 
-            zero = jnp.zeros(1 + num_streams, jnp.float32)
+            zero = jnp.zeros(len(offsets), jnp.float32)
             zeros = (jax.tree.map(jnp.zeros_like, state.params), LossSums(zero, zero, zero))
-            (grads, sums), _ = jax.lax.scan(add, zeros, micro_batches)
+            numbered = (jnp.arange(accumulation), micro_batches)
+            (grads, sums), _ = jax.lax.scan(add, zeros, numbered)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(sums, weighted_loss(sums, alphas, weight), optax.tree.norm(grads))

@@ -14,8 +14,7 @@ import pytest
 from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.tree import DraftTree
-from ssjax.models.transformer import Transformer
-from ssjax.run import init_params
+from ssjax.models.transformer import Transformer, init_params
 
 VOCAB = 50
 EOS = (7, 9)

@@ -94,7 +94,7 @@ def trained(rows, forward):
     """Teacher-forced log-probabilities at every anchor of training."""
     script = jnp.asarray(rows[1])
     batch = Batch(script, jnp.asarray(LENGTHS), jnp.asarray(LENGTHS) + NUM_NEW)
-    anchors, targets, weights = anchor_targets(batch, NUM_NEW, NUM_STREAMS)
+    anchors, targets, weights = anchor_targets(batch, NUM_NEW, tuple(range(1 + NUM_STREAMS)))
     anchors, targets, weights = (np.asarray(x) for x in (anchors, targets, weights))
     for row, length in enumerate(LENGTHS):  # what is predicted at an anchor, by hand
         for anchor in range(NUM_NEW):
@@ -174,7 +174,7 @@ def node_log_probs(decoder):
             params, tokens, positions, mask, cache, cached, anchors=nodes, num_streams=NUM_STREAMS
         )
         later = model.apply(
-            params, output.trunk_hidden, positions, mask, output.block, cache, cached,
+            params, output.trunk_hidden, positions, mask, output.block, positions, cache, cached,
             NUM_STREAMS, method="speculate",
         )  # fmt: skip
 

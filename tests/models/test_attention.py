@@ -6,12 +6,14 @@ import numpy as np
 import oracles
 import pytest
 
+from ssjax.config import ModelConfig
 from ssjax.models.attention import (
     KV,
     LocalSegment,
     SharedSegment,
     apply_rotary,
     attend,
+    rotary_frequencies,
     rotary_tables,
 )
 
@@ -121,7 +123,8 @@ def test_gradients_equal_finite_differences():
 def test_rotary_equals_complex_rotation():
     rows = np.random.default_rng(0).standard_normal((2, 5, 3, 8)).astype(np.float32)
     positions = np.array([[0, 1, 2, 7, 500], [3, 3, 0, 9, 1]])
-    cos, sin = rotary_tables(jnp.asarray(positions), 8, 100.0)
+    config = ModelConfig(head_dim=8, rope_theta=100.0)
+    cos, sin = rotary_tables(jnp.asarray(positions), rotary_frequencies(config, local=False))
     turned = apply_rotary(jnp.asarray(rows), cos, sin)
     for b in range(2):
         for n in range(3):

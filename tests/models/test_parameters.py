@@ -9,7 +9,7 @@ import pytest
 
 from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.models.parameters import cast, count, merge, stack_layers, unstack_layers
-from ssjax.models.transformer import Transformer, vocabulary_table
+from ssjax.models.transformer import Transformer, make_head
 
 D, L, V, F = 16, 3, 11, 20
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 6
@@ -145,5 +145,5 @@ def test_cast_changes_every_leaf_and_nothing_else(dtype):
 
 def test_the_head_is_tied_unless_it_has_a_table():
     tied, untied = filled(shapes_of(0)), filled(shapes_of(0, tie_embeddings=False))
-    assert vocabulary_table(tied) is tied["embedder"]
-    assert vocabulary_table(untied) is untied["lm_head"]
+    assert make_head(tied, ModelConfig()).table is tied["embedder"]
+    assert make_head(untied, ModelConfig(tie_embeddings=False)).table is untied["lm_head"]

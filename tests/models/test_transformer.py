@@ -9,7 +9,7 @@ from oracles import HIDDEN_TOLERANCE, LOGIT_TOLERANCE
 
 from ssjax.models.cache import cache_from_block
 from ssjax.models.parameters import cast, count, merge, stack_layers, unstack_layers
-from ssjax.models.transformer import causal_mask, vocabulary_table
+from ssjax.models.transformer import causal_mask
 
 LENGTHS = (3, 7, 1, 6)
 WIDTH, J = 7, 3
@@ -236,7 +236,7 @@ def test_deferred_streams_equal_fused(tiny, batch):
     rows = jnp.arange(4)[:, None]
     later = oracles.apply(
         model, params, "speculate", first.trunk_hidden[rows, anchors], positions[rows, anchors],
-        mask[rows, anchors], first.block, cache, length, num_streams=J,
+        mask[rows, anchors], first.block, positions, cache, length, num_streams=J,
     )  # fmt: skip
     np.testing.assert_allclose(later, fused.stream_hidden, atol=HIDDEN_TOLERANCE, rtol=0)
 
@@ -295,10 +295,3 @@ def test_merge_joins_disjoint_trees_only():
     for overlap in ({"a": {"y": 1}}, {"c": 1}, {"a": 1}, {"c": {"d": 1}}):
         with pytest.raises(ValueError, match="both trainable and frozen"):
             merge(overlap, frozen)
-
-
-def test_vocabulary_table_is_the_head(tiny):
-    _, params = tiny
-    assert vocabulary_table(params) is params["embedder"]
-    head = jnp.zeros((13, 24))
-    assert vocabulary_table({**params, "lm_head": head}) is head

@@ -23,7 +23,7 @@ def save(checkpoints, step, validation_loss=None):
         make_state(step),
         data={"seed": 4, "next_batch": step},
         config={"model": {"embed_dim": 8}, "name": "x"},
-        tokenizer=b"pieces",
+        tokenizer={"tokenizer.model": b"pieces"},
         validation_loss=validation_loss,
     )
 
@@ -82,7 +82,11 @@ def test_a_donated_state_is_saved_as_it_was(tmp_path):
     expected = jax.tree.map(lambda x: np.array(x, copy=True), state)
     with open_checkpoints(tmp_path / "c") as checkpoints:
         checkpoints.save(
-            state, data={"seed": 0}, config={"a": 1}, tokenizer=b"p", validation_loss=None
+            state,
+            data={"seed": 0},
+            config={"a": 1},
+            tokenizer={"tokenizer.model": b"p"},
+            validation_loss=None,
         )
         for _ in range(20):
             state = advance(state)

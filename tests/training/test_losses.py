@@ -7,7 +7,8 @@ import oracles
 import pytest
 from oracles import LOGIT_TOLERANCE
 
-from ssjax.config import LossConfig
+from ssjax.config import LossConfig, StreamsConfig
+from ssjax.models.transformer import Head
 from ssjax.training.losses import (
     Batch,
     anchor_targets,
@@ -23,6 +24,10 @@ SUM_TOLERANCE = 1e-5  # relative, of sums of about 20 terms
 
 PROMPTS = [[5, 1, 2], [7], [3, 3, 0, 4], [1, 2]]
 TARGETS = [[8, 9, EOS], [4, 0, 6, 1, EOS], [], [EOS]]
+
+
+def head(table):
+    return Head(table, None, 0.0)
 
 
 def make_batch(width=9):
@@ -50,7 +55,7 @@ def assert_same(a, b):
 
 def test_anchor_targets_by_hand():
     """Main at t predicts t + 1, stream j predicts t + 1 + j; prompt and padding never."""
-    anchors, targets, weights = anchor_targets(make_batch(), num_anchors=5, num_streams=J)
+    anchors, targets, weights = anchor_targets(make_batch(), 5, tuple(range(1 + J)))
     np.testing.assert_array_equal(anchors[:2], [[2, 3, 4, 5, 6], [0, 1, 2, 3, 4]])
     _ = None  # no target
     tables = [
@@ -68,7 +73,7 @@ def test_anchor_targets_by_hand():
 
 
 def test_target_weight_counts_targets():
-    np.testing.assert_array_equal(target_weight(make_batch(), J), [9, 6, 4, 2])
+    np.testing.assert_array_equal(target_weight(make_batch(), tuple(range(1 + J))), [9, 6, 4, 2])
 
 
 def test_sums_equal_numpy(tiny, sums_of):
@@ -99,7 +104,7 @@ def test_top_1_hits_are_counted():
     hidden = jnp.eye(4)[jnp.array([[[0, 1], [2, 3]]])]  # [1, 2, 2, 4]
     targets = jnp.array([[[0, 2], [2, 3]]])
     weights = jnp.array([[[1.0, 1.0], [1.0, 0.0]]])
-    sums = chunked_cross_entropy(hidden, 5 * jnp.eye(4), targets, weights, 8)
+    sums = chunked_cross_entropy(hidden, head(5 * jnp.eye(4)), targets, weights, 8)
     right = np.log(np.exp(5) + 3) - 5
     np.testing.assert_array_equal(sums.correct, [2, 0])
     np.testing.assert_array_equal(sums.weight, [2, 1])
@@ -131,7 +136,7 @@ def test_rows_without_targets_weigh_nothing(sums_of):
     empty = batch.replace(length=batch.prompt_length)
     sums = sums_of(empty)
     assert all(not np.asarray(x).any() for x in jax.tree.leaves(sums))
-    assert float(weighted_loss(sums, jnp.ones(4), target_weight(empty, J))) == 0.0
+    assert float(weighted_loss(sums, jnp.ones(4), target_weight(empty, tuple(range(1 + J))))) == 0.0
 
 
 def test_weighted_loss_by_hand():
@@ -139,10 +144,12 @@ def test_weighted_loss_by_hand():
     batch = Batch(jnp.zeros((1, 4), int), jnp.array([1]), jnp.array([4]))
     weights = jnp.array([[[1, 1], [1, 1], [1, 0]]], jnp.float32)
     hidden, targets = jnp.zeros((1, 3, 2, 5)), jnp.zeros((1, 3, 2), int)
-    sums = chunked_cross_entropy(hidden, jnp.ones((7, 5)), targets, weights, 4)
-    alphas = loss_weights(LossConfig(main_weight=2.0, stream_weight=0.5), 1)
+    sums = chunked_cross_entropy(hidden, head(jnp.ones((7, 5))), targets, weights, 4)
+    alphas = loss_weights(LossConfig(main_weight=2.0, stream_weight=0.5), StreamsConfig(1))
     np.testing.assert_allclose(
-        weighted_loss(sums, alphas, target_weight(batch, 1)), 2.5 * np.log(7), rtol=SUM_TOLERANCE
+        weighted_loss(sums, alphas, target_weight(batch, (0, 1))),
+        2.5 * np.log(7),
+        rtol=SUM_TOLERANCE,
     )
 
 
@@ -155,7 +162,7 @@ def test_gradient_of_chunks_equals_plain_autodiff(tiny):
     weights = jnp.asarray(rng.random((2, 5, 2)) < 0.4, jnp.float32)
 
     def chunked(hidden, table):
-        return chunked_cross_entropy(hidden, table, targets, weights, 4).cross_entropy.sum()
+        return chunked_cross_entropy(hidden, head(table), targets, weights, 4).cross_entropy.sum()
 
     def plain(hidden, table):
         log_probs = jax.nn.log_softmax(hidden @ table.T)

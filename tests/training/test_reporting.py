@@ -24,6 +24,7 @@ def reporter(workdir, start_step=0, log_every=2, num_steps=5):
         num_steps=num_steps,
         log_every=log_every,
         schedule=lambda step: step / 10,
+        names=("main", "stream_1"),
     )
 
 
@@ -44,15 +45,15 @@ def test_means_are_weighted_over_steps(tmp_path):
 
 
 def test_no_targets_is_zero_not_nan():
-    zero = np.zeros(3)
-    assert set(loss_record(LossSums(zero, zero, zero)).values()) == {0.0}
+    zero = np.zeros(2)
+    assert set(loss_record(LossSums(zero, zero, zero), ("main", "stream_1")).values()) == {0.0}
 
 
 def test_records_behind_the_restored_step_go(tmp_path):
     with reporter(tmp_path, log_every=1) as r:
         for step in range(1, 5):
             r.add_step(step, metrics(1.0), 10)
-        r.add_validation(4, metrics(1.0).sums)
+        r.add_validation(4, 1.0, metrics(1.0).sums)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "lo')  # cut short by a kill
     with reporter(tmp_path, start_step=2, log_every=1) as r:
