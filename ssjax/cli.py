@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 bad input (one line on stderr says what, where and how to 
 where there was nothing to save.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -82,6 +83,66 @@ def experiment(holder: flags.FlagHolder) -> ConfigDict:
         path = str(error).splitlines()[2].strip(": ")
         raise UserError(f"cannot read the experiment {path}; see experiments/") from None
     return holder.value
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptFlags:
+    """Where prompts come from."""
+
+    _prompt: flags.FlagHolder
+    _prompts_file: flags.FlagHolder
+    _raw: flags.FlagHolder
+
+    @property
+    def given(self) -> bool:
+        """Whether the command line names any."""
+        return bool(self._prompt.value or self._prompts_file.value)
+
+    @property
+    def raw(self) -> bool:
+        """Prompts are used as they are."""
+        return self._raw.value
+
+    def read(self) -> list[str]:
+        """The prompts of the command line, of a file, or of standard input.
+
+        Raises:
+          UserError: no prompt, two sources, or a file that cannot be read.
+        """
+        file_name = self._prompts_file.value
+        if self._prompt.value and file_name:
+            raise UserError("give --prompt or --prompts_file, not both")
+        if self._prompt.value:
+            prompts = [prompt.replace("\\n", "\n") for prompt in self._prompt.value]
+        elif file_name in ("", "-"):
+            prompts = _lines(sys.stdin.buffer.read(), "standard input")
+        else:
+            try:
+                with open(file_name, "rb") as file:
+                    prompts = _lines(file.read(), file_name)
+            except OSError as error:
+                raise UserError(f"{file_name}: {error.strerror}") from None
+        if not prompts:
+            raise UserError("no prompt; give --prompt TEXT, --prompts_file FILE, or lines on stdin")
+        return prompts
+
+
+def _lines(content: bytes, where: str) -> list[str]:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(f"{where}, line {line}: not UTF-8; convert the file") from None
+    return [line.replace("\\n", "\n") for line in text.splitlines() if line.strip()]
+
+
+def define_prompt_flags() -> PromptFlags:
+    """Flags that say which prompts to decode."""
+    return PromptFlags(
+        flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times."),
+        flags.DEFINE_string("prompts_file", "", "One prompt a line; - is standard input."),
+        flags.DEFINE_bool("raw", False, "Use prompts as they are, without the task's format."),
+    )
 
 
 def define_decode_flags() -> dict[str, flags.FlagHolder]:

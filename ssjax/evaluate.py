@@ -12,6 +12,10 @@ from ssjax.run import load_run
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
+_ADAPTER = flags.DEFINE_string(
+    "adapter", None, "Of ssjax.export --format adapter, put on the base weights of --workdir."
+)
+_BASE = flags.DEFINE_string("base", None, "Where the base weights are now; default: as trained.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "What to decode.")
 _MAX_RECORDS = flags.DEFINE_integer("max_records", 0, "Stop after so many; 0: all.", lower_bound=0)
 _DATA = flags.DEFINE_string("data_path", None, "Where the files are now; default: as trained.")
@@ -22,7 +26,7 @@ flags.adopt_module_key_flags(cli)  # so that --help lists them
 
 def main() -> int:
     """Evaluates the run of the command line; returns the exit code."""
-    run = load_run(_WORKDIR.value, _CHECKPOINT.value)
+    run = load_run(_WORKDIR.value, _CHECKPOINT.value, adapter=_ADAPTER.value, base=_BASE.value)
     if _DATA.value is not None:
         data = dataclasses.replace(run.config.data, path=_DATA.value)
         run = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))

@@ -1,26 +1,26 @@
-"""Decodes prompts with a trained run.
+"""Decodes prompts with a trained run, an exported model or a Hugging Face directory.
 
     python -m ssjax.generate --workdir RUN --prompt "#Person1#: ..."
     python -m ssjax.generate --workdir RUN --prompts_file FILE      (a prompt a line; - is stdin)
     echo "..." | python -m ssjax.generate --workdir RUN
+    python -m ssjax.generate --workdir BASE --adapter DIR --prompt "..."
 
 Prints one output a line, in order. In a prompts file, \\n inside a line stands for a line break.
 """
 
-import sys
-
 from absl import flags
 
 from ssjax import cli
-from ssjax.errors import UserError
 from ssjax.evaluation.compare import mark_runs
 from ssjax.run import load_run
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")
-_PROMPTS_FILE = flags.DEFINE_string("prompts_file", "", "One prompt a line; - is standard input.")
-_RAW = flags.DEFINE_bool("raw", False, "Use prompts as they are, without the task's format.")
+_ADAPTER = flags.DEFINE_string(
+    "adapter", None, "Of ssjax.export --format adapter, put on the base weights of --workdir."
+)
+_BASE = flags.DEFINE_string("base", None, "Where the base weights are now; default: as trained.")
+_PROMPTS = cli.define_prompt_flags()
 _SHOW_RUNS = flags.DEFINE_bool("show_runs", False, "Bracket what each pass emitted.")
 _JSON = flags.DEFINE_string("json", "", "Also write outputs and statistics to this file.")
 _CHANGES = cli.define_decode_flags()
@@ -29,13 +29,13 @@ flags.adopt_module_key_flags(cli)  # so that --help lists them
 
 def main() -> int:
     """Decodes the prompts of the command line; returns the exit code."""
-    prompts = read_prompts()
-    run = load_run(_WORKDIR.value, _CHECKPOINT.value)
-    answers = run.generate(prompts, raw=_RAW.value, **cli.given(_CHANGES))
+    prompts = _PROMPTS.read()
+    run = load_run(_WORKDIR.value, _CHECKPOINT.value, adapter=_ADAPTER.value, base=_BASE.value)
+    answers = run.generate(prompts, raw=_PROMPTS.raw, **cli.given(_CHANGES))
     for answer in answers:
         text = answer.text
         if _SHOW_RUNS.value:
-            text = mark_runs(answer.completion, run.tokenizer.decode)
+            text = mark_runs(answer.completion, run.tokenizer.decode_continuation)
         print(text.replace("\n", "\\n"))
     cli.write_json(
         _JSON.value,
@@ -52,38 +52,6 @@ def main() -> int:
         ],
     )
     return 0
-
-
-def read_prompts() -> list[str]:
-    """The prompts of the command line, of a file, or of standard input.
-
-    Raises:
-      UserError: no prompt, two sources, or a file that cannot be read.
-    """
-    if _PROMPT.value and _PROMPTS_FILE.value:
-        raise UserError("give --prompt or --prompts_file, not both")
-    if _PROMPT.value:
-        prompts = [prompt.replace("\\n", "\n") for prompt in _PROMPT.value]
-    elif _PROMPTS_FILE.value in ("", "-"):
-        prompts = _lines(sys.stdin.buffer.read(), "standard input")
-    else:
-        try:
-            with open(_PROMPTS_FILE.value, "rb") as file:
-                prompts = _lines(file.read(), _PROMPTS_FILE.value)
-        except OSError as error:
-            raise UserError(f"{_PROMPTS_FILE.value}: {error.strerror}") from None
-    if not prompts:
-        raise UserError("no prompt; give --prompt TEXT, --prompts_file FILE, or lines on stdin")
-    return prompts
-
-
-def _lines(content: bytes, where: str) -> list[str]:
-    try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UserError(f"{where}, line {line}: not UTF-8; convert the file") from None
-    return [line.replace("\\n", "\n") for line in text.splitlines() if line.strip()]
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def evaluate(run: Run, split: str, max_records: int, **changes) -> dict:
     references = [example.references for example in examples]
 
     def quality(measurement):
-        texts = [run.tokenizer.decode(c.tokens) for c in measurement.completions]
+        texts = [pipeline.answer_text(run.tokenizer, c.tokens) for c in measurement.completions]
         return rouge(texts, references)
 
     summary = comparison.summary()
@@ -75,8 +75,8 @@ def evaluate(run: Run, split: str, max_records: int, **changes) -> dict:
         "example": {
             "prompt": examples[0].prompt,
             "reference": examples[0].references[0],
-            "output": run.tokenizer.decode(shown.tokens),
-            "runs": mark_runs(shown, run.tokenizer.decode),
+            "output": pipeline.answer_text(run.tokenizer, shown.tokens),
+            "runs": mark_runs(shown, run.tokenizer.decode_continuation),
         },
     }
 

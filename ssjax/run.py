@@ -1,31 +1,20 @@
-"""A run directory, opened for decoding.
-
-config.json        the resolved config
-metrics.jsonl      one JSON object per logged step
-checkpoints/STEP   train state, data position, config, tokenizer
-tokenizer.model    SentencePiece
-evaluation.json    the last evaluation
-"""
+"""A model opened for decoding: text in, text out."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-
 from ssjax import config as config_lib
-from ssjax.config import Config, DecodeConfig
+from ssjax.config import AdaptationConfig, Config, DecodeConfig
+from ssjax.data import pipeline
 from ssjax.data.tasks import Task, get_task
-from ssjax.data.tokenizer import SentencePieceTokenizer
+from ssjax.data.tokenizer import Tokenizer
 from ssjax.decoding.decoder import Completion, Decoder
 from ssjax.decoding.drafters import Drafter, make_drafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
-from ssjax.models.parameters import Params
-from ssjax.models.transformer import Transformer, causal_mask
-from ssjax.training import checkpoint
+from ssjax.models.lora import merge_lora
+from ssjax.trained import Trained, load_trained, make_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +33,13 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained model with its tokenizer and settings."""
+    """A model with its tokenizer and settings, ready to decode."""
 
     workdir: Path
-    step: int  # of the checkpoint
+    step: int  # of the checkpoint; 0 where there is none
     config: Config
     task: Task
-    tokenizer: SentencePieceTokenizer
+    tokenizer: Tokenizer
     decoder: Decoder
 
     def generate(
@@ -68,27 +57,28 @@ class Run:
           UserError: an empty input, or a setting that cannot work.
         """
         decode = self.decode_config(**changes)
-        prompts = [text if raw else self.task.prompt_from_input(text) for text in inputs]
         for number, text in enumerate(inputs, start=1):
             if not text.strip():
                 raise UserError(f"prompt {number} is empty; give at least one word")
         completions = self.decoder.generate(
-            [self.encode_prompt(prompt) for prompt in prompts],
+            [self.encode_prompt(text, raw=raw) for text in inputs],
             decode.max_new_tokens,
             drafter=drafter or make_drafter(decode, self.config.streams.num_streams),
             sampling=make_sampling(decode),
             deferred=decode.deferred,
-            batch_size=min(decode.batch_size, max(len(prompts), 1)),
+            batch_size=min(decode.batch_size, max(len(inputs), 1)),
             seed=decode.seed,
         )
         return [
-            Answer(text, self.tokenizer.decode(completion.tokens), completion)
+            Answer(text, pipeline.answer_text(self.tokenizer, completion.tokens), completion)
             for text, completion in zip(inputs, completions, strict=True)
         ]
 
-    def encode_prompt(self, prompt: str) -> list[int]:
-        """Prompt ids as in training, begin-of-sequence first; nothing is cut."""
-        return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+    def encode_prompt(self, text: str, *, raw: bool) -> list[int]:
+        """Prompt ids of an input as in training; nothing is cut."""
+        if raw:
+            return [*self.tokenizer.prefix_ids, *self.tokenizer.encode(text)]
+        return self.task.prompt_ids(self.task.record_from_input(text), self.tokenizer)
 
     def decode_config(self, **changes) -> DecodeConfig:
         """The run's decode settings with some of them changed, validated.
@@ -101,80 +91,47 @@ class Run:
         return config_lib.from_dict(values).decode
 
 
-def load_run(workdir: str | Path, checkpoint_name: str = "latest") -> Run:
-    """Opens a run directory for decoding.
+def load_run(
+    workdir: str | Path,
+    checkpoint_name: str = "latest",
+    *,
+    adapter: str | Path | None = None,
+    base: str | Path | None = None,
+) -> Run:
+    """Opens a run, an exported or converted model, or a Hugging Face directory for decoding.
 
     Args:
-      workdir: of `python -m ssjax.train`.
+      workdir: of `python -m ssjax.train`, or another directory that `trained` knows.
       checkpoint_name: "latest", "best" (lowest validation loss), or a step.
+      adapter: of `python -m ssjax.export --format adapter`, put on the base of workdir.
+      base: where the base weights are now; None: where they were in training.
 
     Raises:
-      UserError: not a run directory, or no such checkpoint.
+      UserError: nothing there that can be decoded.
     """
-    workdir = Path(workdir)
-    config = read_config(workdir)
-    tokenizer = SentencePieceTokenizer.from_file(workdir / "tokenizer.model")
-    directory = workdir / "checkpoints"
-    step = checkpoint.find_step(directory, checkpoint_name)
-    model = make_model(config, tokenizer.vocab_size)
-    params = checkpoint.load_params(directory, step, abstract_params(model))
-    return open_run(workdir, step, config, tokenizer, params)
+    return open_run(load_trained(workdir, checkpoint_name, adapter=adapter, base=base))
 
 
-def open_run(
-    workdir: Path, step: int, config: Config, tokenizer: SentencePieceTokenizer, params: Params
-) -> Run:
-    """A `Run` from parameters that are already in memory (scanned form)."""
+def open_run(trained: Trained) -> Run:
+    """A `Run` from weights that are in memory.
+
+    Adapters of the shared mode are folded into the weights: decoding costs no more than the
+    base model.
+    """
+    config, tokenizer = trained.config, trained.tokenizer
+    model, params = make_model(config, tokenizer), trained.params
+    if config.adaptation.mode == "shared":
+        params = merge_lora(params, config.adaptation)
+        model = model.clone(adaptation=AdaptationConfig())
     decoder = Decoder(
-        make_model(config, tokenizer.vocab_size),
+        model,
         params,
-        eos_ids=(tokenizer.eos_id,),
+        eos_ids=tokenizer.eos_ids,
         pad_id=tokenizer.pad_id,
         prompt_buckets=config.decode.prompt_buckets,
     )
-    return Run(workdir, step, config, get_task(config.data.task), tokenizer, decoder)
-
-
-def read_config(workdir: Path) -> Config:
-    """Reads config.json of a run directory.
-
-    Raises:
-      UserError: missing, not JSON, or not a config of this version.
-    """
-    path = workdir / "config.json"
-    try:
-        return config_lib.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist; give the workdir of a run made by python -m ssjax.train"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
-
-
-def make_model(config: Config, vocab_size: int) -> Transformer:
-    """The scanned form of the model that a config describes."""
-    if config.model.vocab_size not in (0, vocab_size):
-        raise UserError(
-            f"config: model.vocab_size {config.model.vocab_size} is not the tokenizer's "
-            f"{vocab_size}; leave it at 0 to take the tokenizer's"
-        )
-    model = dataclasses.replace(config.model, vocab_size=vocab_size)
-    return Transformer(model, config.streams, scan=True)
-
-
-def init_params(model: Transformer, seed: int) -> Params:
-    """Random parameters, float32; pure, to be jitted or traced by the caller."""
-    one = jnp.zeros((1, 1), jnp.int32)
-    num_streams = model.streams.num_streams
-    return model.init(
-        jax.random.key(seed), one, one, causal_mask(1), anchors=one, num_streams=num_streams
-    )["params"]
-
-
-def abstract_params(model: Transformer) -> Params:
-    """Shapes and dtypes of the parameters, without making them."""
-    return jax.eval_shape(lambda: init_params(model, 0))
+    task = get_task(config.data.task)
+    return Run(trained.directory, trained.step, config, task, tokenizer, decoder)
 
 
 def make_sampling(decode: DecodeConfig) -> Sampling:

@@ -13,21 +13,33 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
 from ssjax import cli, report
 from ssjax import config as config_lib
 from ssjax import run as run_lib
+from ssjax import trained as trained_lib
 from ssjax.config import Config
 from ssjax.data import builders, pipeline
 from ssjax.data.tasks import get_task
-from ssjax.data.tokenizer import SentencePieceTokenizer, train_tokenizer
+from ssjax.data.tokenizer import (
+    SentencePieceTokenizer,
+    Tokenizer,
+    open_tokenizer,
+    train_tokenizer,
+)
 from ssjax.errors import UserError
 from ssjax.files import write_atomic
-from ssjax.models.parameters import count
+from ssjax.models import lora
+from ssjax.models.parameters import Params, count, flatten, merge, split
+from ssjax.models.transformer import Transformer, init_params
+from ssjax.pretrained import Base, open_base, read_base_config, read_config, resolve
+from ssjax.trained import Trained
 from ssjax.training import loop, optimizer, step
 from ssjax.training.checkpoint import Checkpoints
+from ssjax.training.losses import output_names
 from ssjax.training.reporting import DivergenceError, Reporter
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -35,23 +47,45 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _JSON = flags.DEFINE_string("json", "", "Also write the evaluation to this file.")
 
-# Groups of the config that decide the weights; a run continues only with the same ones.
-_DECIDES_WEIGHTS = ("seed", "model", "streams", "loss", "optimizer", "data", "train")
-_MAY_CHANGE = ("data.prepared_dir", "train.log_every", "train.eval_every", "train.eval_batches")
+# Groups of the config that decide the weights; a run continues only with the same ones. The
+# base may have moved: its digest is compared instead.
+_DECIDES_WEIGHTS = ("seed", "model", "streams", "adaptation", "loss", "optimizer", "data", "train")
+_MAY_CHANGE = (
+    "model.pretrained",
+    "data.prepared_dir",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_batches",
+)
 
 
 def main() -> int:
     """Runs the experiment of the command line; returns the exit code."""
     config = config_lib.from_config_dict(cli.experiment(_CONFIG))
     workdir = Path(config.workdir)
+    base = None
+    if config.model.pretrained:
+        base = open_base(config.model.pretrained, config.model.dtype)
+        cli.say(f"base model: {base.name}")
+    elif config.adaptation.mode != "full":
+        raise UserError(
+            f"adaptation.mode {config.adaptation.mode} adapts a base model; give one with "
+            "--config.model.pretrained=DIR_OR_HUB_ID"
+        )
+    config = resolve(config, base)
     claim_workdir(workdir, config)
-    tokenizer = open_tokenizer(workdir, config)
-    state, complete = train(workdir, config, tokenizer)
+    tokenizer = make_tokenizer(workdir, config, base)
+    state, frozen, complete = train(workdir, config, tokenizer, base)
     if not complete:
         cli.say(f"stopped at step {int(state.step)}, saved; run the same command to continue")
         return cli.EXIT_RESUMABLE
-    run = run_lib.open_run(workdir, int(state.step), config, tokenizer, state.params)
-    evaluation = report.evaluate(run, config.eval.split, config.eval.max_records)
+    base_config = read_base_config(workdir)
+    trained = Trained(
+        workdir, int(state.step), config, tokenizer, state.params, frozen, base_config
+    )
+    evaluation = report.evaluate(
+        run_lib.open_run(trained), config.eval.split, config.eval.max_records
+    )
     cli.write_json(str(workdir / "evaluation.json"), evaluation)
     cli.write_json(_JSON.value, evaluation)
     report.show(evaluation)
@@ -66,7 +100,7 @@ def claim_workdir(workdir: Path, config: Config) -> None:
     """
     path = workdir / "config.json"
     if path.exists():
-        here, now = (_flat(config_lib.to_dict(c)) for c in (run_lib.read_config(workdir), config))
+        here, now = (_flat(config_lib.to_dict(c)) for c in (read_config(workdir), config))
         for key, value in now.items():
             decides = key.split(".")[0] in _DECIDES_WEIGHTS and key not in _MAY_CHANGE
             if decides and here[key] != value:
@@ -77,21 +111,46 @@ def claim_workdir(workdir: Path, config: Config) -> None:
     write_atomic(path, json.dumps(config_lib.to_dict(config), indent=2) + "\n")
 
 
-def open_tokenizer(workdir: Path, config: Config) -> SentencePieceTokenizer:
-    """The run's tokenizer: kept from before, read from a file, or trained on the training split."""
-    path = workdir / "tokenizer.model"
-    if path.exists():
-        return SentencePieceTokenizer.from_file(path)
-    if config.data.tokenizer:
-        tokenizer = SentencePieceTokenizer.from_file(config.data.tokenizer)
+def make_tokenizer(workdir: Path, config: Config, base: Base | None) -> Tokenizer:
+    """The run's tokenizer: kept from before, given, that of the base, or trained on the data."""
+    if any(workdir.glob("tokenizer*")) or (workdir / "vocab.json").exists():
+        return open_tokenizer(workdir)
+    given = config.data.tokenizer
+    if given:
+        is_file = Path(given).is_file()
+        tokenizer = SentencePieceTokenizer.from_file(given) if is_file else open_tokenizer(given)
+    elif base is not None:
+        tokenizer = open_tokenizer(base.directory)
     else:
         task = get_task(config.data.task)
         source = open_split(config, "train")
         cli.say(f"training a tokenizer of {config.data.tokenizer_vocab_size} pieces")
         texts = pipeline.tokenizer_texts(source, task, config.data.tokenizer_records)
         tokenizer = train_tokenizer(texts, config.data.tokenizer_vocab_size, symbols=task.symbols)
-    tokenizer.save(path)
+    tokenizer.save(workdir)
     return tokenizer
+
+
+def starting_params(
+    workdir: Path, config: Config, model: Transformer, base: Base | None
+) -> tuple[Params, Params]:
+    """Trainable (float32) and frozen (compute dtype) parameters before the first step."""
+
+    @jax.jit
+    def new_leaves():  # the compiler leaves out what is not returned
+        params = init_params(model, config.seed)
+        return params if base is None else split(params, lora.is_new)[0]
+
+    if base is None:
+        return new_leaves(), {}
+    if config.adaptation.mode == "full":
+        weights = base.read_params(config.streams.num_stream_layers, jnp.float32)
+        if base.config_json is not None:
+            text = json.dumps(base.config_json, indent=2) + "\n"
+            write_atomic(workdir / "base_config.json", text)
+        return merge(new_leaves(), weights), {}
+    frozen, _ = trained_lib.read_base(workdir, config)
+    return new_leaves(), frozen
 
 
 def open_split(config: Config, split: str):
@@ -100,20 +159,21 @@ def open_split(config: Config, split: str):
     return builders.open_source(data.task, data.path, data.prepared_dir, config.seed, split)
 
 
-def train(workdir: Path, config: Config, tokenizer: SentencePieceTokenizer):
-    """Trains or continues the run; returns its state and whether it is complete."""
+def train(workdir: Path, config: Config, tokenizer: Tokenizer, base: Base | None):
+    """Trains or continues the run; returns its state, frozen weights and whether it is complete."""
     data = config.data
     task = get_task(data.task)
     shapes = {
         "max_prompt_length": data.max_prompt_length,
         "max_target_length": data.max_target_length,
     }
-    model = run_lib.make_model(config, tokenizer.vocab_size)
+    model = trained_lib.make_model(config, tokenizer)
+    _check_positions(config)
     adamw = optimizer.make_optimizer(config.optimizer, config.train.num_steps)
-    state = jax.jit(lambda: step.init_state(run_lib.init_params(model, config.seed), adamw))()
-    frozen = {}
     source = open_split(config, "train")
-    cli.say(_parameter_line(model, state.params))
+    trainable, frozen = starting_params(workdir, config, model, base)
+    cli.say(parameter_line(model, trainable, frozen))
+    state = jax.jit(lambda params: step.init_state(params, adamw), donate_argnums=0)(trainable)
     cli.say(f"training data: {pipeline.describe(source, task, tokenizer, **shapes)}")
     batches = pipeline.train_batches(
         source, task, tokenizer, batch_size=data.batch_size, seed=config.seed, **shapes
@@ -130,6 +190,7 @@ def train(workdir: Path, config: Config, tokenizer: SentencePieceTokenizer):
                 config.loss,
                 num_anchors=data.max_target_length,
                 accumulation=config.train.accumulation,
+                seed=config.seed,
             ),
             donate_argnums=0,
         ),
@@ -150,9 +211,10 @@ def train(workdir: Path, config: Config, tokenizer: SentencePieceTokenizer):
             num_steps=config.train.num_steps,
             log_every=config.train.log_every,
             schedule=optimizer.make_schedule(config.optimizer, config.train.num_steps),
+            names=output_names(config.streams),
         ) as reporter:
             try:
-                return loop.train(
+                state, complete = loop.train(
                     config,
                     steps,
                     state,
@@ -161,20 +223,43 @@ def train(workdir: Path, config: Config, tokenizer: SentencePieceTokenizer):
                     validation_batches=validation,
                     checkpoints=checkpoints,
                     reporter=reporter,
-                    tokenizer=tokenizer.model_bytes,
+                    tokenizer=tokenizer.files,
                     config_values=config_lib.to_dict(config),
                 )
             except DivergenceError as error:
                 raise UserError(str(error)) from None
+    return state, frozen, complete
 
 
-def _parameter_line(model, params) -> str:
-    streams = params.get("stream_embedding")
-    extra = 0 if streams is None else streams.size
+def parameter_line(model: Transformer, trainable: Params, frozen: Params) -> str:
+    """How many parameters are the base's, how many the method adds, how many LoRA."""
+    leaves = flatten(merge(trainable, frozen))
+    sizes = {"base": 0, "streams": 0, "exit": 0, "LoRA": 0}
+    for name, leaf in leaves.items():
+        path = tuple(name.split("/"))
+        kind = "base"
+        if lora.is_lora(path):
+            kind = "LoRA"
+        elif lora.is_new(path):
+            kind = "streams" if name == "stream_embedding" else "exit"
+        sizes[kind] += leaf.size
+    streams = model.streams
     return (
-        f"{count(params):,} parameters, {extra:,} of them for {model.streams.num_streams} streams "
-        f"in the top {model.streams.num_stream_layers} of {model.config.num_layers} layers"
+        f"parameters: base {sizes['base']:,}; Speculative Streaming "
+        f"{sizes['streams'] + sizes['exit']:,} ({streams.num_streams} stream embeddings "
+        f"{sizes['streams']:,}, early-exit adapter {sizes['exit']:,}); LoRA {sizes['LoRA']:,}; "
+        f"trained {count(trainable):,}; streams in the top {streams.num_stream_layers} of "
+        f"{model.config.num_layers} layers"
     )
+
+
+def _check_positions(config: Config) -> None:
+    needed = config.data.max_prompt_length + config.data.max_target_length
+    if config.model.positions == "learned" and needed > config.model.max_positions:
+        raise UserError(
+            f"config: data.max_prompt_length + data.max_target_length is {needed}, but the model "
+            f"has positions for {config.model.max_positions}"
+        )
 
 
 def _flat(values: dict, prefix: str = "") -> dict:

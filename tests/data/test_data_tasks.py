@@ -21,6 +21,7 @@ def test_e2e_nlg():
 
 def test_an_unknown_task_lists_the_known_ones():
     with pytest.raises(
-        UserError, match="^unknown task 'samsum': choose one of dialogsum, e2e_nlg$"
+        UserError,
+        match="^unknown task 'samsum': choose one of chat, dialogsum, e2e_nlg, pairs, sql_context$",
     ):
         get_task("samsum")

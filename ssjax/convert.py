@@ -1,0 +1,71 @@
+"""Reads a Hugging Face model and writes it as a model directory of ours.
+
+    python -m ssjax.convert --source DIR_OR_HUB_ID --target DIR
+
+The target holds config.json, base_config.json (Hugging Face's), the tokenizer files and
+params/ (Orbax). Give it to `--config.model.pretrained`, or decode with it:
+
+    python -m ssjax.generate --workdir DIR --prompt "Once upon a time"
+"""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+from absl import flags
+
+from ssjax import cli, huggingface
+from ssjax import config as config_lib
+from ssjax.data.tokenizer import open_tokenizer
+from ssjax.files import new_directory, write_atomic
+from ssjax.models.parameters import count
+from ssjax.trained import untouched_config
+from ssjax.training import checkpoint
+
+_SOURCE = flags.DEFINE_string("source", None, "Model directory or hub id.", required=True)
+_TARGET = flags.DEFINE_string("target", None, "Directory to write; must be new.", required=True)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the written weights.")
+_JSON = flags.DEFINE_string("json", "", "Also write the result to this file.")
+
+
+def main() -> int:
+    """Converts the model of the command line; returns the exit code."""
+    with new_directory(_TARGET.value) as target:
+        source = huggingface.open_source(_SOURCE.value)
+        model = source.model_config(_DTYPE.value)
+        tokenizer = open_tokenizer(source.directory)
+        config = untouched_config(dataclasses.replace(model, pretrained=_TARGET.value), tokenizer)
+        params = huggingface.read_params(
+            source, model, config.streams.num_stream_layers, jnp.dtype(_DTYPE.value)
+        )
+        checkpoint.save_model(target / "params", params)
+        tokenizer.save(target)
+        write_atomic(target / "base_config.json", json.dumps(dict(source.values), indent=2) + "\n")
+        text = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
+        write_atomic(target / "config.json", text)
+    result = {
+        "source": source.name,
+        "target": _TARGET.value,
+        "family": source.family.name,
+        "parameters": count(params),
+        "layers": model.num_layers,
+        "width": model.embed_dim,
+        "heads": model.num_heads,
+        "kv_heads": model.num_kv_heads,
+        "vocabulary": model.vocab_size,
+        "tokenizer_ids": tokenizer.vocab_size,
+        "stored_dtype": source.stored_dtype,
+        "dtype": _DTYPE.value,
+    }
+    cli.write_json(_JSON.value, result)
+    print(
+        f"{result['family']}: {result['parameters']:,} parameters, {model.num_layers} layers of "
+        f"width {model.embed_dim}, {model.num_heads} heads ({model.num_kv_heads} for keys and "
+        f"values), vocabulary {model.vocab_size:,} (tokenizer {tokenizer.vocab_size:,}); "
+        f"{source.stored_dtype} -> {_DTYPE.value}; written to {_TARGET.value}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,47 @@
+"""Writes a trained model in a form that other tools read.
+
+    python -m ssjax.export --workdir RUN --format hf --target DIR
+        safetensors, config.json and tokenizer for transformers, vLLM and others. LoRA of the
+        shared mode is folded into the weights; lossless runs keep the base weights as they are.
+        What only ssjax can run (streams) lies beside it in streams.safetensors.
+    python -m ssjax.export --workdir RUN --format orbax --target DIR
+        config.json, tokenizer and params/, an Orbax directory with nothing but the parameters.
+    python -m ssjax.export --workdir RUN --format adapter --target DIR
+        what the run adds to its base: LoRA in PEFT's form where that is possible, and
+        streams.safetensors. Decode with it: python -m ssjax.generate --workdir BASE --adapter DIR
+
+Each of the three can be decoded by ssjax as if it were the run, and gives equal logits.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from ssjax import cli, formats
+from ssjax.files import new_directory
+from ssjax.trained import load_trained
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
+_FORMAT = flags.DEFINE_enum("format", None, ["hf", "orbax", "adapter"], "See above.", required=True)
+_TARGET = flags.DEFINE_string("target", "", "Directory to write; default: RUN/export/FORMAT.")
+_BASE = flags.DEFINE_string("base", None, "Where the base weights are now; default: as trained.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "Of hf weights; default: the compute dtype."
+)
+
+
+def main() -> int:
+    """Exports the run of the command line; returns the exit code."""
+    trained = load_trained(_WORKDIR.value, _CHECKPOINT.value, base=_BASE.value)
+    target = Path(_TARGET.value or Path(_WORKDIR.value) / "export" / _FORMAT.value)
+    write = getattr(formats, f"write_{_FORMAT.value}")
+    with new_directory(target) as directory:
+        write(directory, trained, _DTYPE.value or trained.config.model.dtype)
+        trained.tokenizer.save(directory)
+    print(f"{_FORMAT.value}: step {trained.step} of {_WORKDIR.value}, written to {target}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

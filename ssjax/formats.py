@@ -1,0 +1,74 @@
+"""The three forms that a trained model is exported in; see `ssjax.export` for what they are for."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from ssjax import config as config_lib
+from ssjax import huggingface, portable
+from ssjax.config import AdaptationConfig, Config
+from ssjax.errors import UserError
+from ssjax.files import write_atomic
+from ssjax.models import lora
+from ssjax.models.parameters import Params, cast, fingerprint, split
+from ssjax.trained import Trained, make_model
+from ssjax.training import checkpoint
+
+
+def write_hf(directory: Path, trained: Trained, dtype: str) -> None:
+    """Weights for transformers, and the streams beside them.
+
+    Raises:
+      UserError: there is no Hugging Face form of this model.
+    """
+    config, params = merged(trained)
+    if config.streams.main_reads_streams:
+        raise UserError(
+            "a main stream that reads its streams has no form in other tools; use --format orbax"
+        )
+    weights, additions = split(params, lambda path: not lora.is_new(path))
+    weights = cast(weights, dtype)
+    model = config.model
+    config_json = trained.base_config or huggingface.llama_config_json(model)
+    config_json = dict(config_json) | {"torch_dtype": dtype, "dtype": dtype}
+    huggingface.write_params(directory, model, weights, config_json)
+    # Read back in the compute dtype of its mode, which the digest is part of.
+    kept = "float32" if config.adaptation.mode == "full" else model.dtype
+    addition = portable.Addition(config, additions, fingerprint(cast(weights, kept)))
+    portable.write_addition(directory, addition, None)
+
+
+def write_orbax(directory: Path, trained: Trained, dtype: str) -> None:
+    """All parameters, with config."""
+    config, params = merged(trained)
+    checkpoint.save_model(directory / "params", params)
+    write_atomic(directory / "config.json", json.dumps(config_lib.to_dict(config), indent=2) + "\n")
+    if trained.base_config is not None:
+        text = json.dumps(trained.base_config, indent=2) + "\n"
+        write_atomic(directory / "base_config.json", text)
+
+
+def merged(trained: Trained) -> tuple[Config, Params]:
+    """The model with LoRA of the shared mode folded in; it then counts as fully trained."""
+    config, params = trained.config, trained.params
+    model = make_model(config, trained.tokenizer).config  # knows the vocabulary
+    config = dataclasses.replace(config, model=model)
+    if config.adaptation.mode != "shared":
+        return config, params
+    params = lora.merge_lora(params, config.adaptation)
+    return dataclasses.replace(config, adaptation=AdaptationConfig()), params
+
+
+def write_adapter(directory: Path, trained: Trained, dtype: str) -> None:
+    """What was trained, without the base.
+
+    Raises:
+      UserError: all weights were trained.
+    """
+    del dtype
+    if trained.config.adaptation.mode == "full":
+        raise UserError(
+            "this run trained all weights, so there is no adapter; use --format hf or orbax"
+        )
+    addition = portable.Addition(trained.config, trained.trainable, fingerprint(trained.frozen))
+    portable.write_addition(directory, addition, trained.family)

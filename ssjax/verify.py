@@ -1,0 +1,85 @@
+"""The losslessness certificate of a run: checks what its mode promises, on its own prompts.
+
+    python -m ssjax.verify --workdir RUN
+    python -m ssjax.verify --workdir RUN --prompts_file FILE --num_prompts 200 --json OUT
+
+Checked:
+    float32     speculative output equals plain output token for token, for the run's drafter with
+                streams deferred and beside every node
+    lossless    the float32 output equals that of the untouched base model, read anew
+    bfloat16    (runs that compute in it) outputs may differ where rounding swaps two tokens: both
+                are replayed in float32, and at each first difference the margin between the best
+                two logits must be within twice the rounding noise of that replay
+    sampling    tokens sampled with drafts fit the model's own distribution (chi-square)
+
+A shared or full run is a new model: it is certified against its own plain decoding, never
+against the base. Exit status 0: every promise holds; 1: one does not; 2: bad input.
+"""
+
+from absl import flags
+
+from ssjax import certify, cli
+from ssjax.data import builders, pipeline
+from ssjax.errors import UserError
+from ssjax.run import Run, open_run
+from ssjax.trained import load_trained
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
+_ADAPTER = flags.DEFINE_string("adapter", None, "Of ssjax.export --format adapter.")
+_BASE = flags.DEFINE_string("base", None, "Where the base weights are now; default: as trained.")
+_SPLIT = flags.DEFINE_enum(
+    "split", "test", ["train", "validation", "test"], "Whose prompts, unless given."
+)
+_NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 50, "Prompts, at most.", lower_bound=1)
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "Samples per prompt.", lower_bound=1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the samples.", lower_bound=0.01)
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", None, "Longest output; default: the run's."
+)
+_JSON = flags.DEFINE_string("json", "", "Also write the certificate to this file.")
+_PROMPTS = cli.define_prompt_flags()
+flags.adopt_module_key_flags(cli)
+
+
+def main() -> int:
+    """Certifies the run of the command line; returns the exit code."""
+    trained = load_trained(
+        _WORKDIR.value, _CHECKPOINT.value, adapter=_ADAPTER.value, base=_BASE.value
+    )
+    if trained.config.streams.num_streams == 0:
+        raise UserError(
+            f"{_WORKDIR.value} has no streams: it decodes plainly, with nothing to check"
+        )
+    changes = {} if _MAX_NEW_TOKENS.value is None else {"max_new_tokens": _MAX_NEW_TOKENS.value}
+    run = open_run(certify.in_float32(trained))
+    result = certify.certify(
+        trained,
+        read_prompts(run),
+        run.decode_config(**changes),
+        temperature=_TEMPERATURE.value,
+        num_samples=_NUM_SAMPLES.value,
+        base_name=_BASE.value,
+    )
+    cli.write_json(_JSON.value, result)
+    certify.show(result)
+    return 0 if result["holds"] else 1
+
+
+def read_prompts(run: Run) -> list[list[int]]:
+    """Ids of the prompts of the command line, or of a split of the run's data."""
+    if _PROMPTS.given:
+        texts = _PROMPTS.read()[: _NUM_PROMPTS.value]
+        return [run.encode_prompt(text, raw=_PROMPTS.raw) for text in texts]
+    data = run.config.data
+    source = builders.open_source(
+        data.task, data.path, data.prepared_dir, run.config.seed, _SPLIT.value
+    )
+    examples = pipeline.decode_examples(
+        source, run.task, run.tokenizer, data.max_prompt_length, _NUM_PROMPTS.value
+    )
+    return [list(example.prompt_ids) for example in examples]
+
+
+if __name__ == "__main__":
+    cli.run(main)
