@@ -78,7 +78,12 @@ class ChatTask(Task):
                 "the chat template does not begin an answered chat with the prompt that it writes "
                 "for the answer, so the answer cannot be told apart; use another template"
             )
-        ids = tokenizer.encode_continuation(whole[len(prompt) :], special=True)
+        prompt_ids = tokenizer.encode_chat(asked, add_generation_prompt=True)
+        ids = tokenizer.encode_chat(answered, add_generation_prompt=False)
+        if ids[: len(prompt_ids)] == prompt_ids:
+            ids = ids[len(prompt_ids) :]
+        else:  # a token spans the end of the prompt, which decoding will not have
+            ids = tokenizer.encode_continuation(whole[len(prompt) :], special=True)
         ends = [i for i, token in enumerate(ids) if token in tokenizer.eos_ids]
         return ids[: ends[0] + 1] if ends else [*ids, tokenizer.eos_id]
 

@@ -181,6 +181,6 @@ def _chat_template(files: Mapping[str, bytes], config: dict[str, Any], where: st
 
 
 def _ids(value: Any) -> tuple[int, ...]:
-    """Token ids, given as one, several or none."""
+    """Token ids, given as one, as a list or not at all."""
     values = value if isinstance(value, list) else [value]
-    return tuple(i for i in values if isinstance(i, int) and i >= 0)
+    return tuple(i for i in values if isinstance(i, int))
