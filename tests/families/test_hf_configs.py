@@ -1,0 +1,58 @@
+"""Published config.json files: sizes, rotary positions and windows as transformers reads them."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_models
+from family_cases import GOLDEN
+
+from ssjax import huggingface
+from ssjax.config import StreamsConfig
+from ssjax.models import families
+from ssjax.models.attention import rotary_frequencies
+from ssjax.models.parameters import count
+from ssjax.models.transformer import Transformer, abstract_params
+
+COUNTS = json.loads((GOLDEN / "parameter_counts.json").read_text())
+
+
+@pytest.fixture(scope="module", params=sorted(COUNTS))
+def published(request, shared):
+    """(name, content of config.json, our config of it)."""
+    directory = shared("hf_configs", request.param)
+    values = huggingface.read_config_json(directory)
+    family = families.find_family(values, str(directory))
+    source = huggingface.Source(request.param, directory, values, family, {})
+    return request.param, values, source.model_config("float32")
+
+
+def test_all_are_counted(shared):
+    assert {path.name for path in shared("hf_configs").iterdir()} == set(COUNTS)
+
+
+def test_number_of_parameters(published):
+    name, _, config = published
+    streams = StreamsConfig(num_streams=0, num_stream_layers=2)
+    assert count(abstract_params(Transformer(config, streams, scan=True))) == COUNTS[name]
+
+
+def test_transformers_counts_the_same(published, transformers):
+    name, values, _ = published
+    assert tiny_models.count_parameters(values) == COUNTS[name]
+
+
+def test_positions_and_windows_are_those_of_transformers(published, transformers):
+    _, values, config = published
+    hf_config = tiny_models.hf_config(values)
+    window = getattr(hf_config, "sliding_window", None)
+    types = getattr(hf_config, "layer_types", None) or ["sliding_attention"] * config.num_layers
+    local = [i for i, kind in enumerate(types) if kind == "sliding_attention"]
+    assert config.local_layers == tuple(local if window else ())
+    assert config.window == (window if config.local_layers else 0)
+
+    frequencies = tiny_models.rotary_frequencies(hf_config)
+    assert bool(frequencies) == (config.positions == "rotary")
+    for kind, expected in frequencies.items():
+        ours = rotary_frequencies(config, local=kind.startswith("sliding"))
+        np.testing.assert_allclose(ours, expected, rtol=1e-6)

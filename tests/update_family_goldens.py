@@ -1,0 +1,98 @@
+"""Rewrites tests/golden/families from torch and transformers.
+
+python tests/update_family_goldens.py [--configs DIR]
+
+DIR holds published config.json files, one directory a model; their parameter counts are written
+too, the files themselves are not. Without it the counts stay.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden" / "families"
+MIN_MARGIN = 2e-3  # of greedy decoding: far above the noise of float32
+
+
+def write_golden(tiny, directory: Path) -> None:
+    """A model directory as published ones are, and what transformers computes with it."""
+    import tiny_models
+
+    seed = tiny.seeds[0]
+    model = tiny_models.build(tiny, seed)
+    rows = tiny_models.random_ids(tiny, seed, tiny_models.ROW_LENGTHS)
+    prompts = tiny_models.random_ids(tiny, seed, tiny_models.PROMPT_LENGTHS)
+    greedy, margins = zip(*(tiny_models.continue_greedily(model, p) for p in prompts), strict=True)
+    assert min(margins) > MIN_MARGIN, f"{tiny.name}: choose another seed, {margins}"
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.iterdir():
+        old.unlink()
+    (directory / "config.json").write_text(_json(tiny.config_json))
+    (directory / "config_v5.json").write_text(_json(tiny_models.config_v5(model)))
+    write_weights(tiny, model, directory)
+    logits = [tiny_models.run(model, row) for row in rows]
+    np.save(directory / "logits.npy", np.concatenate(logits))
+    ids = {"rows": rows, "prompts": prompts, "greedy": greedy}
+    lines = [f'  "{key}": {json.dumps(value)}' for key, value in ids.items()]
+    (directory / "expected.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def write_weights(tiny, model, directory: Path) -> None:
+    """The weights in bfloat16, named as in published files."""
+    import tiny_models
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = tiny_models.tensors(model)
+    if tiny.tied_head:
+        tensors["lm_head.weight"] = model.get_input_embeddings().weight.detach().clone()
+    tensors = {name.removeprefix(tiny.strip): tensor for name, tensor in tensors.items()}
+    tensors |= {name: torch.ones(shape) for name, shape in tiny.extra}
+    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    count = tiny.num_files
+    files = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    files = files if count > 1 else ["model.safetensors"]
+    file_of = {name: files[i * count // len(tensors)] for i, name in enumerate(sorted(tensors))}
+    for file in files:
+        own = {name: tensor for name, tensor in tensors.items() if file_of[name] == file}
+        save_file(own, directory / file, metadata={"format": "pt"})
+        (directory / file).chmod(0o644)  # save_file leaves it to its owner
+    if count > 1:
+        index = {"metadata": {}, "weight_map": file_of}
+        (directory / "model.safetensors.index.json").write_text(_json(index))
+
+
+def write_counts(configs: Path) -> None:
+    """The number of parameters of every published config there."""
+    import tiny_models
+
+    counts = {
+        path.parent.name: tiny_models.count_parameters(json.loads(path.read_text()))
+        for path in sorted(configs.glob("*/config.json"))
+    }
+    (GOLDEN / "parameter_counts.json").write_text(_json(counts))
+
+
+def _json(values) -> str:
+    return json.dumps(values, indent=2) + "\n"
+
+
+def main() -> None:
+    import tiny_models
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--configs", type=Path)
+    arguments = parser.parse_args()
+    for tiny in tiny_models.TINY_MODELS:
+        write_golden(tiny, GOLDEN / tiny.name)
+    if arguments.configs:
+        write_counts(arguments.configs)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT / "tests"))
+    main()
