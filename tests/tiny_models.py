@@ -29,7 +29,7 @@ class TinyModel:
     Attributes:
       name: of the golden's directory.
       seeds: of the committed weights, and of those that the live test makes; chosen for wide
-        margins and many different tokens.
+        margins, many different tokens and logits that float32 hardly moves.
       config_json: in the form of the published files.
       num_stream_layers: Ns; the border lies so that both stacks hold both kinds of layers, where
         a family has two kinds and the order of its layers allows it.
@@ -185,12 +185,12 @@ TINY_MODELS = (
         ),
     ),
     TinyModel(
-        "llama_bias", (9, 3), _llama(attention_bias=True, mlp_bias=True, num_key_value_heads=1)
+        "llama_bias", (9, 0), _llama(attention_bias=True, mlp_bias=True, num_key_value_heads=1)
     ),
     TinyModel("mistral", (9, 2), _MISTRAL),
     TinyModel("qwen2", (7, 9), _QWEN2),
     TinyModel(
-        "qwen2_window", (7, 8),
+        "qwen2_window", (7, 6),
         _QWEN2 | {"use_sliding_window": True, "max_window_layers": 2, "tie_word_embeddings": False},
         num_stream_layers=3,
     ),
@@ -236,7 +236,7 @@ def find(name: str) -> TinyModel:
 
 @contextlib.contextmanager
 def quiet():
-    """transformers imports and runs with warnings of its own and of torch, errors in our tests."""
+    """Warnings about matters inside transformers and torch are no errors of our tests."""
     import transformers
 
     before = transformers.logging.get_verbosity()
@@ -285,7 +285,7 @@ def _noise(rng, name, shape, norm_offset, post_norm):
     """Random values that make a lively model: nothing cancels, no greedy loop of one token.
 
     Attention is sharp, layers outweigh the embedding of the last token (which a tied head would
-    repeat for ever), biases do not outweigh the layers. Where norms come last, they undo that.
+    repeat for ever), biases do not outweigh the layers; post-norm layers stay below their input.
     """
     noise = rng.standard_normal(shape)
     if name.endswith(".bias"):

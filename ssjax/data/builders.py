@@ -143,19 +143,24 @@ class Pairs(_Builder, skip_registration=True):
 class Chat(_Builder, skip_registration=True):
     """Conversations, one record for each answer of the assistant with all that came before."""
 
+    VERSION = tfds.core.Version("1.1.0")  # 1.1.0: line
+
     def _info(self):
         text = tfds.features.Text
-        return self._dataset_info({"messages": text(), "answer": text()})
+        return self._dataset_info({"messages": text(), "answer": text(), "line": text()})
 
     def _generate_examples(self, split, file):
         del split
         number = 0
         for line, record in _json_lines(file):
             messages = _conversation(file, line, record)
+            # Without the directory: prepared data is shared by equal files wherever they are.
+            place = f"{Path(file.name).name}:{line}"
             for end, message in enumerate(messages):
                 if message["role"] == "assistant":
                     asked = json.dumps(messages[:end], ensure_ascii=False)
-                    yield number, {"messages": asked, "answer": message["content"]}
+                    answer = message["content"]
+                    yield number, {"messages": asked, "answer": answer, "line": place}
                     number += 1
 
 
@@ -381,6 +386,8 @@ def _json_lines(file: SourceFile) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(file.text().split("\n"), start=1):
         if not line.strip():
             continue
+        if line.lstrip().startswith("["):  # an array may go on over many lines
+            raise file.error(number, "expected a JSON object, found list; write one object a line")
         try:
             record = json.loads(line)
         except ValueError as error:

@@ -225,7 +225,7 @@ def describe(
     """Measures the examples, of a large source up to 2,000 of them; `str` of it is a log line.
 
     Raises:
-      UserError: what is looked at has nothing to learn, or never an end of sequence.
+      UserError: every target that is looked at is empty, or one has no end of sequence.
     """
     described = _spread(len(source), _DESCRIBED_RECORDS)
     prompts, targets = [], []
@@ -239,6 +239,11 @@ def describe(
                 "sequence, so the model would not learn to stop; check the tokenizer's eos token"
             )
         targets.append(len(target))
+    if max(targets) == 1:
+        raise UserError(
+            f"every target of task {task.name} is empty, so there is nothing to learn; check the "
+            "answers in the data, and for chats that the template writes them"
+        )
     return LengthReport(
         num_records=len(source),
         num_described=len(described),

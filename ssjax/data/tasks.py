@@ -4,8 +4,10 @@ A record is one element of `ssjax.data.builders.open_source`: a dict of `str` an
 texts, `tuple[str, ...]`. Training and decoding call the same `prompt_ids`. Nothing here cuts.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,23 +59,32 @@ class ChatTask(Task):
         return {self.input_field: json.dumps([{"role": "user", "content": text}])}
 
     def prompt_ids(self, record: Record, tokenizer: Tokenizer) -> list[int]:
-        """Ids of the chat so far, ready for the assistant."""
-        return tokenizer.encode_chat(_messages(record), add_generation_prompt=True)
+        """Ids of the chat so far, ready for the assistant.
+
+        Raises:
+          UserError: the tokenizer has no chat template, or it rejects the chat.
+        """
+        with _naming_line(record, tokenizer):
+            return tokenizer.encode_chat(_messages(record), add_generation_prompt=True)
 
     def target_ids(self, record: Record, tokenizer: Tokenizer) -> list[int]:
         """Ids of the answer; the token that ends the turn is the last.
 
         Raises:
-          UserError: the template writes the chat so far in another way once it is answered.
+          UserError: as `prompt_ids`, or the template writes the chat so far in another way once
+            it is answered.
         """
+        with _naming_line(record, tokenizer):
+            return self._target_ids(record, tokenizer)
+
+    def _target_ids(self, record: Record, tokenizer: Tokenizer) -> list[int]:
         asked = _messages(record)
         answered = [*asked, {"role": "assistant", "content": self.references(record)[0]}]
         prompt = tokenizer.render_chat(asked, add_generation_prompt=True)
         whole = tokenizer.render_chat(answered, add_generation_prompt=False)
-        if not whole.startswith(prompt):
-            # Some templates trim the white space in front of the answer.
-            prompt = prompt.rstrip()
-        if not whole.startswith(prompt):
+        # Some templates end the prompt with white space that they do not write before an answer.
+        shared = len(os.path.commonprefix([prompt, whole]))
+        if prompt[shared:].strip():
             raise UserError(
                 "the chat template does not begin an answered chat with the prompt that it writes "
                 "for the answer, so the answer cannot be told apart; use another template"
@@ -83,9 +94,20 @@ class ChatTask(Task):
         if ids[: len(prompt_ids)] == prompt_ids:
             ids = ids[len(prompt_ids) :]
         else:  # a token spans the end of the prompt, which decoding will not have
-            ids = tokenizer.encode_continuation(whole[len(prompt) :], special=True)
+            ids = tokenizer.encode_continuation(whole[shared:], special=True)
         ends = [i for i, token in enumerate(ids) if token in tokenizer.eos_ids]
         return ids[: ends[0] + 1] if ends else [*ids, tokenizer.eos_id]
+
+
+@contextlib.contextmanager
+def _naming_line(record: Record, tokenizer: Tokenizer) -> Iterator[None]:
+    """Says which line of the data a chat template cannot write."""
+    try:
+        yield
+    except UserError as error:
+        if tokenizer.chat_template is None or "line" not in record:
+            raise  # no line of the data is at fault
+        raise UserError(f"{record['line']}: {error}") from error
 
 
 def _messages(record: Record) -> Messages:

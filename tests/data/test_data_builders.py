@@ -221,6 +221,43 @@ def test_malformed_e2e_rows(tmp_path, text, message):
     assert str(error.value).startswith(f"{path}/trainset.csv:{message}")
 
 
+SQL = {"question": "How many?", "context": "CREATE TABLE t (a VARCHAR)", "answer": "SELECT 1"}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_the_array_that_sql_create_context_is_published_as(tmp_path, indent):
+    """Under its own name or renamed: an error says what is read instead."""
+    array = json.dumps([SQL, SQL], indent=indent)
+    published_file = tmp_path / "sql_create_context_v4.json"
+    published_file.write_text(array)
+    for path in (tmp_path, published_file):
+        with pytest.raises(
+            UserError, match="without splits: cut its one array into these"
+        ) as error:
+            prepare("sql_context", str(path), str(tmp_path / "prepared"), 0)
+        assert "the files train.jsonl, validation.jsonl, test.jsonl" in str(error.value)
+    for split in SPLITS:
+        (tmp_path / f"{split}.jsonl").write_text(array)
+    with pytest.raises(UserError) as error:
+        prepare("sql_context", str(tmp_path), str(tmp_path / "prepared"), 0)
+    message = "train.jsonl:1: expected a JSON object, found list; write one object a line"
+    assert str(error.value) == f"{tmp_path}/{message}"
+
+
+def test_a_chat_record_knows_its_line_and_not_its_directory(tmp_path):
+    """Equal files in two directories are the same prepared data."""
+    chat = {"messages": [{"role": role, "content": "a"} for role in ("user", "assistant") * 2]}
+    prepared = tmp_path / "prepared"
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for split in SPLITS:
+            (tmp_path / name / f"{split}.jsonl").write_text(f"\n{json.dumps(chat)}\n")
+        train = contents("chat", str(tmp_path / name), prepared, "train")
+        assert [record["line"] for record in train] == ["train.jsonl:2", "train.jsonl:2"]
+        assert [len(json.loads(record["messages"])) for record in train] == [1, 3]
+    assert len(list(prepared.iterdir())) == 1
+
+
 def test_an_empty_jsonl_file_and_one_that_is_not_utf8(tmp_path):
     path = write_dialogsum(tmp_path / "files")
     (tmp_path / "files" / "train.jsonl").write_bytes(b"\n")

@@ -1,13 +1,15 @@
 import contextlib
 import itertools
+import json
 import threading
 
 import numpy as np
 import pytest
+import small_tokenizers
 
 from ssjax.data import pipeline
-from ssjax.data.tasks import E2E_NLG
-from ssjax.data.tokenizer import train_tokenizer
+from ssjax.data.tasks import CHAT, DIALOGSUM, E2E_NLG, PAIRS, SQL_CONTEXT, Task
+from ssjax.data.tokenizer import tokenizer_from_files, train_tokenizer
 from ssjax.errors import UserError
 
 NUM_RECORDS = 10
@@ -47,8 +49,10 @@ def assert_equal(a, b):
 
 def test_encode_example(tokenizer):
     prompt_ids, target_ids = pipeline.encode_example(SOURCE[3], E2E_NLG, tokenizer, 40, 30)
-    assert prompt_ids[0] == tokenizer.bos_id
-    assert target_ids[-1] == tokenizer.eos_id
+    prompt = "name[xxx], area[riverside]\n\nText:"
+    assert prompt_ids == [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    # SentencePiece puts the space in front of a text itself.
+    assert target_ids == [*tokenizer.encode("3 is here."), tokenizer.eos_id]
     assert tokenizer.decode(prompt_ids + target_ids) == (
         "name[xxx], area[riverside]\n\nText: 3 is here."
     )
@@ -64,6 +68,52 @@ def test_long_prompts_lose_their_beginning_and_long_targets_their_end(tokenizer)
     for max_target in range(1, len(whole_target) + 2):
         _, target = pipeline.encode_example(SOURCE[3], E2E_NLG, tokenizer, 9, max_target)
         assert target == whole_target[:max_target]
+
+
+def test_a_tokenizer_without_prefix():
+    """A prompt that is cut is its end alone, and a filler row is one padding id."""
+    tokenizer = tokenizer_from_files(small_tokenizers.byte_level(), "t")
+    assert tokenizer.prefix_ids == ()
+    prompt, target = pipeline.encode_example(SOURCE[3], E2E_NLG, tokenizer, 99, 99)
+    assert tokenizer.decode(prompt) == "name[xxx], area[riverside]\n\nText:"
+    assert tokenizer.decode_continuation(target) == " 3 is here."
+    assert pipeline.encode_example(SOURCE[3], E2E_NLG, tokenizer, 5, 9)[0] == prompt[-5:]
+    [batch] = pipeline.eval_batches(SOURCE[:1], E2E_NLG, tokenizer, **(SIZES | {"batch_size": 2}))
+    assert batch["tokens"][1].tolist() == [tokenizer.pad_id] * 70
+    assert (batch["prompt_length"][1], batch["length"][1]) == (1, 1)
+
+
+ASKED = [{"role": "user", "content": "Why a red coat?"}]
+INPUTS = {  # a record of each task, and the same given as a bare input
+    DIALOGSUM: ({"dialogue": "Anna: Hi.\nBob: Ho.", "summaries": ("They greet.",)},
+                "Anna: Hi.\nBob: Ho."),
+    E2E_NLG: (SOURCE[3], "name[xxx], area[riverside]"),
+    SQL_CONTEXT: ({"context": "CREATE TABLE t (a)", "question": "How many?", "answer": "SELECT 1"},
+                  "CREATE TABLE t (a)\n\nQuestion: How many?"),
+    PAIRS: ({"prompt": "Anna wants ", "response": "tea "}, "Anna wants "),
+    CHAT: ({"messages": json.dumps(ASKED), "answer": "Anna wants it."}, "Why a red coat?"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("max_prompt", [3, 99])
+@pytest.mark.parametrize("files", ["sentencepiece_chat", "byte_level"])
+@pytest.mark.parametrize("task", INPUTS, ids=lambda task: task.name)
+def test_decoding_has_the_prompt_ids_of_training(task, files, max_prompt):
+    tokenizer = tokenizer_from_files(getattr(small_tokenizers, files)(), "t")
+    record, text = INPUTS[task]
+    sizes = {"batch_size": 1, "max_prompt_length": max_prompt, "max_target_length": 30}
+    trained = [
+        pipeline.train_batches([record], task, tokenizer, seed=0, **sizes)[0],
+        pipeline.eval_batches([record], task, tokenizer, **sizes)[0],
+    ]
+    [example] = pipeline.decode_examples([record], task, tokenizer, max_prompt, limit=0)
+    for batch in trained:
+        ids = batch["tokens"][0, : batch["prompt_length"][0]].tolist()
+        assert ids == list(example.prompt_ids)
+    typed = task.prompt_ids(task.record_from_input(text), tokenizer)
+    prefix = list(tokenizer.prefix_ids)
+    assert 3 < len(typed) <= 99 and typed[: len(prefix)] == prefix
+    assert ids == (typed if max_prompt == 99 else prefix + typed[len(prefix) - 3 :])
 
 
 def test_a_batch_holds_prompt_target_and_padding(tokenizer):
@@ -168,6 +218,43 @@ def test_describe_counts_what_is_cut(tokenizer):
     assert (report.max_prompt, report.max_target) == (max(prompts), max(answers))
     assert report.mean_target == pytest.approx(sum(answers) / 10)
     assert "10 records; prompt" in str(report)
+
+
+class Endless(Task):
+    """A task that forgets the end of sequence."""
+
+    def target_ids(self, record, tokenizer):
+        return super().target_ids(record, tokenizer)[:-1]
+
+
+def test_describe_refuses_targets_that_never_end(tokenizer):
+    task = Endless(**vars(E2E_NLG))
+    with pytest.raises(UserError, match="^record 0 of task e2e_nlg: its target does not end with"):
+        pipeline.describe(SOURCE, task, tokenizer, 40, 30)
+
+
+def test_describe_refuses_targets_that_are_all_empty():
+    """Here of a template that writes no answers, so that each target is its end alone."""
+    files = small_tokenizers.byte_level()
+    settings = json.loads(files["tokenizer_config.json"])
+    whole = settings["chat_template"]
+    silent = whole.replace(
+        "{{ message['content'] }}",
+        "{% if message['role'] == 'user' %}{{ message['content'] }}{% endif %}",
+    )
+    records = [INPUTS[CHAT][0]] * 3
+    for template, is_silent in ((whole, False), (silent, True)):
+        settings["chat_template"] = template
+        changed = files | {"tokenizer_config.json": json.dumps(settings).encode()}
+        tokenizer = tokenizer_from_files(changed, "t")
+        expected = pytest.raises(UserError, match="^every target of task chat is empty")
+        with expected if is_silent else contextlib.nullcontext():
+            assert pipeline.describe(records, CHAT, tokenizer, 40, 30).num_records == 3
+
+
+def test_describe_accepts_some_empty_answers(tokenizer):
+    source = [{"prompt": "a", "response": ""}, {"prompt": "a", "response": "b"}]
+    assert pipeline.describe(source, PAIRS, tokenizer, 40, 30).max_target == 2
 
 
 def test_tokenizer_texts_are_spread_over_the_source():
