@@ -16,7 +16,7 @@ from ssjax.models.parameters import cast
 from ssjax.models.transformer import Transformer
 from ssjax.pretrained import open_base
 from ssjax.run import open_run
-from ssjax.trained import Trained, base_only
+from ssjax.trained import Trained, base_only, make_model
 
 # A right decoder fails the test of sampling once in this many certificates.
 _P_VALUE = 1e-4
@@ -171,8 +171,8 @@ def _base_decoder(trained: Trained, name: str | None) -> tuple[Decoder, str]:
     except UserError:
         params, source = base_only(trained), "the frozen weights in this directory"
     streams = dataclasses.replace(config.streams, num_streams=0, exit_rank=0)
-    model = Transformer(config.model, streams, True, AdaptationConfig())
     tokenizer = trained.tokenizer
+    model = Transformer(make_model(config, tokenizer).config, streams, True, AdaptationConfig())
     decoder = Decoder(
         model, params, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id,
         prompt_buckets=config.decode.prompt_buckets,

@@ -51,7 +51,8 @@ def write_orbax(directory: Path, trained: Trained, dtype: str) -> None:
 def merged(trained: Trained) -> tuple[Config, Params]:
     """The model with LoRA of the shared mode folded in; it then counts as fully trained."""
     config, params = trained.config, trained.params
-    model = make_model(config, trained.tokenizer).config  # knows the vocabulary
+    vocab_size = make_model(config, trained.tokenizer).config.vocab_size
+    model = dataclasses.replace(config.model, vocab_size=vocab_size)
     config = dataclasses.replace(config, model=model)
     if config.adaptation.mode != "shared":
         return config, params

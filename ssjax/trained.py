@@ -107,10 +107,10 @@ def make_model(config: Config, tokenizer: Tokenizer) -> Transformer:
             "to take the tokenizer's"
         )
     else:
-        config = dataclasses.replace(
-            config, model=dataclasses.replace(config.model, vocab_size=vocab_size)
-        )
-    return Transformer(config.model, config.streams, True, config.adaptation)
+        size = vocab_size
+    # Where weights came from does not belong to the model: equal models compile once.
+    model = dataclasses.replace(config.model, vocab_size=size, pretrained="")
+    return Transformer(model, config.streams, True, config.adaptation)
 
 
 def read_base(workdir: Path, config: Config, name: str | Path | None = None) -> tuple[Params, Base]:

@@ -23,8 +23,6 @@ from ssjax.models.transformer import Transformer
 
 GOLDEN = Path(__file__).parent / "golden" / "families"
 NUM_STREAMS = 3
-# Nearly all the time here is XLA compiling; its newer emitters take 1.7 times as long.
-COMPILE_FAST = {"xla_cpu_use_fusion_emitters": False}
 
 
 @dataclasses.dataclass

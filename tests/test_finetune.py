@@ -26,14 +26,14 @@ from ssjax.decoding.drafters import PlainDrafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
 from ssjax.files import new_directory
-from ssjax.models.parameters import flatten
+from ssjax.models.parameters import cast, flatten
 from ssjax.pretrained import open_base, resolve
 from ssjax.run import load_run, open_run
 from ssjax.trained import load_trained, make_model
 
 ROOT = Path(__file__).parents[1]
 STEPS = 8
-ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
 MODES = ("shared", "lossless")
 PROMPTS = [[2, 5, 9], [2, 30, 31, 32]]
 DIALOGUE = "#Person1#: Hi Ben, are you free on Friday?\n#Person2#: Yes, at 7 pm."
@@ -263,17 +263,23 @@ def test_a_base_may_move_but_not_change(runs, base, tmp_path):
         load_run(workdir, base=moved)
 
 
-def test_certificates(trained):
-    """Both modes hold what they promise, and shared promises nothing about the base."""
-    mode = trained.config.adaptation.mode
-    found = certify.certify(trained, PROMPTS, open_run(trained).decode_config(max_new_tokens=8))
+def test_a_shared_certificate(runs):
+    """In bfloat16. What it promises holds, and it promises nothing about the base."""
+    trained = load_trained(runs["shared"][0])
+    model = dataclasses.replace(trained.config.model, dtype="bfloat16")
+    narrow = dataclasses.replace(
+        trained,
+        config=dataclasses.replace(trained.config, model=model),
+        frozen=cast(trained.frozen, jnp.bfloat16),
+    )
+    found = certify.certify(narrow, PROMPTS, open_run(trained).decode_config(max_new_tokens=8))
     assert found["holds"], found
-    expected = {"float32_deferred", "float32_beside_every_node", "sampling"}
-    assert set(found["checks"]) == expected | ({"equals_base"} if mode == "lossless" else set())
-    assert ("new model" in found["promise"]) == (mode == "shared")
+    float32 = {"float32_deferred", "float32_beside_every_node"}
+    assert set(found["checks"]) == {*float32, "bfloat16", "sampling"}
+    assert "new model, not compared with its base" in found["promise"]
 
 
-def test_a_certificate_from_the_command_line(runs, tmp_path):
+def test_a_lossless_certificate_from_the_command_line(runs, tmp_path):
     """On the run's own test split."""
     result = tmp_path / "certificate.json"
     done = call(
@@ -308,31 +314,35 @@ def test_convert(base, tmp_path):
         for name, leaf in flatten(theirs).items():
             np.testing.assert_array_equal(flatten(ours)[name], leaf)
     assert outputs(load_run(target), raw=True) == outputs(load_run(base), raw=True)
-    again = call("convert", f"--source={base}", f"--target={target}")
-    assert again.returncode == 2 and "exists and is not empty" in again.stderr
+    with pytest.raises(UserError, match="exists and is not empty"), new_directory(target):
+        pass
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--config.adaptation.mode=shared"], "adapts a base model; give one with"),
-        (["--config.model.pretrained=nowhere"], "neither a directory nor a hub id"),
-        (
-            ["--config.model.pretrained=BASE", "--config.streams.num_stream_layers=4"],
-            "num_stream_layers 4 must lie between 1 and model.num_layers 3",
-        ),
-    ],
-)
-def test_bad_settings_are_one_line(base, tmp_path, arguments, message):
-    arguments = [a.replace("BASE", str(base)) for a in arguments]
+def test_an_export_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), new_directory(tmp_path / "new") as directory:
+        (directory / "half").write_text("half")
+        assert not (tmp_path / "new").exists()
+        1 / 0  # noqa: B018
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_adaptation_without_a_base_is_one_line(tmp_path):
     done = call(
         "train", "--config=experiments/dialogsum.py:smoke", f"--config.workdir={tmp_path}/x",
-        *arguments,
+        "--config.adaptation.mode=shared",
     )  # fmt: skip
     assert done.returncode == 2 and "Traceback" not in done.stderr
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert message in line
+    assert "adapts a base model; give one with --config.model.pretrained" in line
     assert not (tmp_path / "x").exists()
+
+
+def test_streams_must_fit_the_base(base):
+    config = dataclasses.replace(
+        config_lib.Config(), streams=config_lib.StreamsConfig(num_stream_layers=4)
+    )
+    with pytest.raises(UserError, match="4 must lie between 1 and model.num_layers 3"):
+        resolve(config, open_base(base, "float32"))
 
 
 def test_a_run_is_not_a_base(runs):

@@ -14,7 +14,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
 LAST_STEP = 24  # of the smoke variant
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring")

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import family_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +22,7 @@ DRAFTER = BestFirstDrafter(5, NUM_STREAMS - 1)
 SPEC = loop.DecodeSpec(MAX_LENGTH, NEVER, pad_id=0, sampling=GREEDY, deferred=True)
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=family_cases.COMPILE_FAST)
+@functools.partial(jax.jit, static_argnums=0)
 def decode_three_ways(model, params, prompts, lengths):
     """One prefill and three loops in one program, in half the time that three `Decoder` calls
     compile: plain, streams deferred, streams in the pass."""

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import family_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +55,7 @@ def random_tree(rng, root, vocab_size, used):
     )
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=family_cases.COMPILE_FAST)
+@functools.partial(jax.jit, static_argnums=0)
 def run_passes(model, params, sequences, lengths, rest, nodes, parents, depths):
     """All passes of a family in one compiled program.
 

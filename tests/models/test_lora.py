@@ -13,6 +13,8 @@ from oracles import LOGIT_TOLERANCE
 from ssjax.config import AdaptationConfig, LossConfig
 from ssjax.models.lora import is_lora, is_new, merge_lora, split_trainable
 from ssjax.models.parameters import fingerprint, flatten, merge, split
+from ssjax.models.transformer import abstract_params, init_params
+from ssjax.train import parameter_line
 from ssjax.training.losses import Batch
 from ssjax.training.optimizer import make_optimizer
 from ssjax.training.step import init_state, make_train_step
@@ -196,10 +198,22 @@ def test_gradients_reach_exactly_the_trainable_leaves(adaptation, main_weight):
     assert set(flatten(moments)) == names
 
 
+@pytest.mark.parametrize(("width", "extra"), [(4096, 81_920), (2048, 40_960)])
+def test_the_method_adds_as_many_parameters_as_the_paper_says(width, extra):
+    """Table 1: 8.19e4 for 7B, 4.1e4 for 1.3B; 4 stream embeddings and a rank-8 exit adapter."""
+    model = oracles.make_model(
+        num_streams=4, embed_dim=width, exit_rank=8, num_layers=4, num_stream_layers=4,
+        adaptation=SHARED,
+    )  # fmt: skip
+    params = abstract_params(model)
+    new = flatten(split(params, lambda path: is_new(path) and not is_lora(path))[0])
+    assert sum(leaf.size for leaf in new.values()) == extra
+    line = parameter_line(model, *split_trainable(params, SHARED))
+    assert f"Speculative Streaming {extra:,} (4 stream embeddings {4 * width:,}" in line
+
+
 def test_untrained_adapters_change_nothing():
     """lora_b starts at zero."""
-    from ssjax.models.transformer import init_params
-
     model = oracles.make_model(adaptation=SHARED)
     params = jax.jit(lambda: init_params(model, 0))()
     base, _ = split(params, lambda path: not is_lora(path))
