@@ -12,7 +12,11 @@ E2E NLG    python -m ssjax.train --config experiments/stories260k.py:e2e-lossles
            and the same with :e2e-shared
 Then       python -m ssjax.verify --workdir runs/stories260k-VARIANT
 
-Expect     not measured yet
+Expect     tokens per call, 8 draft nodes; every output equal to plain decoding, every certificate
+           holds; 600 steps take 2 to 10 minutes (2-core AMD EPYC, beside other work)
+           lossless 3.07   shared 3.72   e2e-lossless 1.12   e2e-shared 3.52
+           e2e-lossless shows the limit of the mode: its streams learn what people wrote about
+           restaurants, and the frozen base goes on telling stories.
 """
 
 from ssjax import config as config_lib

@@ -83,7 +83,7 @@ def _without(values, *keys):
 _MISTRAL = _llama(architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=7)
 _QWEN2 = _llama(
     architectures=["Qwen2ForCausalLM"], model_type="qwen2", rms_norm_eps=1e-6,
-    max_window_layers=4, use_sliding_window=False, sliding_window=7, tie_word_embeddings=True,
+    max_window_layers=2, use_sliding_window=False, sliding_window=7, tie_word_embeddings=True,
 )  # fmt: skip
 _GEMMA = _without(
     _llama(
@@ -191,7 +191,7 @@ TINY_MODELS = (
     TinyModel("qwen2", (7, 9), _QWEN2),
     TinyModel(
         "qwen2_window", (7, 6),
-        _QWEN2 | {"use_sliding_window": True, "max_window_layers": 2, "tie_word_embeddings": False},
+        _QWEN2 | {"use_sliding_window": True, "tie_word_embeddings": False},
         num_stream_layers=3,
     ),
     TinyModel(
