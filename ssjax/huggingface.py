@@ -172,7 +172,7 @@ def write_params(
     for file_name, shard in zip(names, shards, strict=True):
         tensors = {name: make() for name, make, _ in shard}
         temporary = directory / f".{file_name}"
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        save_tensors(temporary, tensors)
         temporary.replace(directory / file_name)
         weight_map |= dict.fromkeys(tensors, file_name)
     if len(shards) > 1:
@@ -180,6 +180,12 @@ def write_params(
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         write_atomic(directory / "model.safetensors.index.json", _json(index))
     write_atomic(directory / "config.json", _json(config_json))
+
+
+def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes one safetensors file of contiguous arrays, readable by all."""
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors keeps others out
 
 
 def llama_config_json(config: ModelConfig) -> dict[str, Any]:

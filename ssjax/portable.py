@@ -16,12 +16,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from ssjax import config as config_lib
 from ssjax.config import AdaptationConfig, Config
 from ssjax.errors import UserError
 from ssjax.files import write_atomic
+from ssjax.huggingface import save_tensors
 from ssjax.models.families import Family, Tensor
 from ssjax.models.lora import is_lora
 from ssjax.models.parameters import Params, flatten, unflatten
@@ -60,13 +61,13 @@ def write_addition(directory: Path, addition: Addition, family: Family | None) -
     if config.adaptation.mode == "shared" and family is not None and _has_peft_form(family):
         in_peft = {name: leaf for name, leaf in leaves.items() if is_lora(tuple(name.split("/")))}
         tensors = _to_peft(in_peft, family, config)
-        save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_tensors(directory / "adapter_model.safetensors", tensors)
         described = _peft_config(config.adaptation, config.model.pretrained, tensors)
         write_atomic(directory / "adapter_config.json", json.dumps(described, indent=2) + "\n")
     rest = {
         name: np.ascontiguousarray(leaf) for name, leaf in leaves.items() if name not in in_peft
     }
-    save_file(rest, directory / "streams.safetensors")
+    save_tensors(directory / "streams.safetensors", rest)
     values = {
         "format": _FORMAT,
         "base_fingerprint": addition.base_fingerprint,

@@ -19,6 +19,13 @@ if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
 
 import oracles  # noqa: E402
 
+# Minutes each; begun first, so that neither worker is left alone with one at the end.
+SLOW_FILES = ("test_runs.py", "test_sample.py", "test_finetune.py", "test_losslessness.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in SLOW_FILES)
+
 
 @pytest.fixture(scope="session")
 def tiny():

@@ -57,6 +57,7 @@ def test_what_is_written_is_read(tmp_path, params, shard_bytes, monkeypatch):
     files = sorted(tmp_path.glob("*.safetensors"))
     assert (len(files) > 3) == (shard_bytes == 6000)
     assert not list(tmp_path.glob(".*"))
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
     if len(files) > 1:
         index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
         sizes = [array.nbytes for file in files for array in load_file(file).values()]

@@ -16,6 +16,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "families"
 MIN_MARGIN = 2e-3  # of greedy decoding: far above the noise of float32
+NOISE = 5e-5  # logits that moved less than this, on another machine, stay as they are
 
 
 def write_golden(tiny, directory: Path) -> None:
@@ -28,14 +29,18 @@ def write_golden(tiny, directory: Path) -> None:
     prompts = tiny_models.random_ids(tiny, seed, tiny_models.PROMPT_LENGTHS)
     greedy, margins = zip(*(tiny_models.continue_greedily(model, p) for p in prompts), strict=True)
     assert min(margins) > MIN_MARGIN, f"{tiny.name}: choose another seed, {margins}"
+    logits = np.concatenate([tiny_models.run(model, row) for row in rows])
+    if (directory / "logits.npy").is_file():
+        before = np.load(directory / "logits.npy")
+        if before.shape == logits.shape and np.abs(before - logits).max() < NOISE:
+            logits = before
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.iterdir():
         old.unlink()
     (directory / "config.json").write_text(_json(tiny.config_json))
     (directory / "config_v5.json").write_text(_json(tiny_models.config_v5(model)))
     write_weights(tiny, model, directory)
-    logits = [tiny_models.run(model, row) for row in rows]
-    np.save(directory / "logits.npy", np.concatenate(logits))
+    np.save(directory / "logits.npy", logits)
     ids = {"rows": rows, "prompts": prompts, "greedy": greedy}
     lines = [f'  "{key}": {json.dumps(value)}' for key, value in ids.items()]
     (directory / "expected.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")

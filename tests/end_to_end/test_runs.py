@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -95,30 +94,28 @@ def test_old_checkpoints_go_and_the_best_stays(run):
     assert {18, 24} <= steps and 6 not in steps
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_run_continues_to_the_same_weights(run, prepared, tmp_path, number):
-    """Bit for bit: weights, optimizer state and step; metrics hold every step once."""
+def test_a_stopped_run_continues_to_the_same_weights(run, prepared, tmp_path):
+    """Ctrl-C, SIGTERM, SIGKILL, one after another. Bit for bit: weights, optimizer and step."""
     workdir = tmp_path / "run"
     arguments = train_arguments(workdir, prepared)
-    stop_at = random.Random(int(number)).choice([4, 8, 12, 16])  # steps that are logged
-    with subprocess.Popen(
-        command("train", *arguments), cwd=ROOT, env=ENVIRONMENT,
-        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    ) as process:  # fmt: skip
-        for line in process.stderr:
-            if line.startswith(f"step {stop_at}/"):
-                process.send_signal(number)
-                break
-        rest = process.stderr.read()
-    if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
-    else:
-        assert process.returncode == 42, rest
-        assert "saved; run the same command to continue" in rest
+    for number, stop_at in ((signal.SIGINT, 4), (signal.SIGTERM, 12), (signal.SIGKILL, 20)):
+        with subprocess.Popen(
+            command("train", *arguments), cwd=ROOT, env=ENVIRONMENT,
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        ) as process:  # fmt: skip
+            for line in process.stderr:
+                if line.startswith(f"step {stop_at}/"):
+                    process.send_signal(number)
+                    break
+            rest = process.stderr.read()
+        if number == signal.SIGKILL:
+            assert process.returncode == -signal.SIGKILL
+        else:
+            assert process.returncode == 42, rest
+            assert "saved; run the same command to continue" in rest
     finished = call("train", *arguments)
     assert finished.returncode == 0, finished.stderr
-    if number != signal.SIGKILL:
-        assert "continuing from step" in finished.stderr
+    assert "continuing from step" in finished.stderr
 
     expected_step, expected = saved_params(run)
     step, state = saved_params(workdir)
@@ -192,18 +189,12 @@ def test_bad_command_lines_get_one_line(run, prepared, tmp_path):
         (["train", "--config=experiments/none.py"], ["none.py"]),
         (["train", "--config=experiments/dialogsum.py:huge"], ["huge", "sample"]),
         (["train", *smoke, "--config.model.embed_dmi=3"], ["embed_dmi"]),
-        (["train", *smoke, "--config.model.embed_dim=wide"], ["embed_dim"]),
-        (["train", *smoke, "--config.model.num_kv_heads=3"], ["model.num_heads 4"]),
         (["train", *smoke, "stray"], ["stray"]),
-        (["train", *smoke, "--config.data.path=/none"], ["/none", "train.jsonl"]),
         (["train", *train_arguments(run, prepared, "--config.seed=5")], ["seed=0", "5"]),
-        (["train", "--config=experiments/e2e_nlg.py"], ["trainset.csv", "--config.data.path"]),
-        (["generate", "--workdir", tmp_path / "none", "--prompt", "x"], ["config.json"]),
+        (["generate", "--workdir", tmp_path / "none", "--prompt", "x"], ["neither a directory"]),
         (["generate", "--workdir", run], ["no prompt"]),
-        (["generate", "--workdir", run, "--prompts_file", tmp_path / "none"], ["none"]),
         (["generate", "--workdir", run, "--prompt", "x", "--checkpoint", "7"], ["'7'", "24"]),
         (["evaluate", "--workdir", run, "--split", "dev"], ["split"]),
-        (["evaluate", "--workdir", run, "--num_nodes", 0], ["num_nodes"]),
         (["evaluate"], ["workdir"]),
     )
     with ThreadPoolExecutor(2) as pool:

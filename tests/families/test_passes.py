@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 
+import family_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+import tiny_models
 from family_cases import NUM_STREAMS
 from oracles import LOGIT_TOLERANCE
 
@@ -175,3 +177,13 @@ def test_tree_equals_its_paths(trees, passes):
         assert leaves == len(tree.paths)
         first += leaves
     assert first == len(passes["whole"])
+
+
+@pytest.mark.parametrize("name", ["opt", "gpt2"])
+def test_last_learned_position(name, tmp_path, transformers):
+    """A row that ends where the table of positions does."""
+    case = family_cases.live_case(tiny_models.find(name), tmp_path)
+    (row,) = tiny_models.random_ids(case.tiny, 0, (case.config.max_positions,))
+    hidden = oracles.run_model(case.model, case.params, [row]).hidden
+    expected = tiny_models.run(case.torch_model, row)
+    assert_close(oracles.logits_of(case.model, case.params, hidden)[0], expected)
