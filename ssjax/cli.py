@@ -52,14 +52,24 @@ def restart_with_huge_pages() -> None:
         os.execv(sys.executable, sys.orig_argv)
 
 
+_speaks = True
+
+
+def speak(speaks: bool) -> None:
+    """Whether `say` prints: of the processes of one run only the first does."""
+    global _speaks
+    _speaks = speaks
+
+
 def say(message: str) -> None:
     """One line to stderr: progress, not a result."""
-    print(message, file=sys.stderr, flush=True)
+    if _speaks:
+        print(message, file=sys.stderr, flush=True)
 
 
 def fail(message: str) -> int:
     """Prints the one line of a failure and returns the exit code for it."""
-    say(f"error: {' '.join(message.split())}")
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return EXIT_BAD_INPUT
 
 

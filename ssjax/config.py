@@ -146,11 +146,25 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How devices are arranged; the product is their number, one size may be -1."""
+
+    data: int = -1  # the batch is divided, weights are copied
+    fsdp: int = 1  # the batch and the weights are divided
+    tensor: int = 1  # heads, MLP features and vocabulary are divided
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The training loop."""
 
     num_steps: int = 400  # optimizer steps
     accumulation: int = 1  # micro-batches per step; divides data.batch_size
+    # What the backward pass computes again to save memory: none, products (all but matrix
+    # products with weights), or full (each layer).
+    remat: str = "none"
+    # On TPU and GPU, in bfloat16: main rows by the platform's fused kernel, where it applies.
+    fused_attention: bool = True
     log_every: int = 20  # steps
     eval_every: int = 200  # steps between validation losses; 0: only at the end
     eval_batches: int = 4  # validation batches per validation loss
@@ -205,6 +219,7 @@ class Config:
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
+    mesh: MeshConfig = MeshConfig()
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     decode: DecodeConfig = DecodeConfig()
@@ -317,6 +332,15 @@ def _validate(config: Config) -> None:
     _validate_adaptation(config)
     for key in ("max_prompt_length", "max_target_length", "batch_size"):
         _check(getattr(data, key) > 0, f"data.{key} must be positive")
+    sizes = dataclasses.astuple(config.mesh)
+    _check(
+        all(size == -1 or size > 0 for size in sizes) and sizes.count(-1) <= 1,
+        f"mesh.data, mesh.fsdp and mesh.tensor are {sizes}: positive sizes, one of which may be -1",
+    )
+    _check(
+        train.remat in ("none", "products", "full"),
+        f"train.remat {train.remat!r} must be none, products or full",
+    )
     for key in ("num_steps", "accumulation", "log_every", "eval_batches"):
         _check(getattr(train, key) > 0, f"train.{key} must be positive")
     _check(

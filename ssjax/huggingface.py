@@ -8,7 +8,7 @@ at a time beside the arrays being filled.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
 from ssjax import config as config_lib
+from ssjax import partitioning
 from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.errors import UserError
 from ssjax.files import write_atomic
 from ssjax.models import families
+from ssjax.models.axes import param_shardings
 from ssjax.models.families import Family, Tensor
 from ssjax.models.parameters import Params, flatten, unflatten
 from ssjax.models.transformer import Transformer, abstract_params
 
 # Buffers that old files carry beside the weights.
 _BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
+_HUB_FILES = ("model*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 # Bytes of one file when writing; a larger model is split into several, as published ones are.
 _SHARD_BYTES = 5 * 10**9
 
@@ -122,7 +126,7 @@ def read_params(
     config: ModelConfig,
     num_stream_layers: int,
     dtype: jnp.dtype = jnp.float32,
-    sharding_of: Callable[[str], jax.sharding.Sharding] | None = None,
+    mesh: Mesh | None = None,
 ) -> Params:
     """Reads the weights into the scanned form, without any stream parameter.
 
@@ -131,23 +135,22 @@ def read_params(
       config: of the source.
       num_stream_layers: Ns, where the layers are split into trunk and stream layers.
       dtype: of the arrays.
-      sharding_of: by parameter name; None: everything on the first device.
+      mesh: each device reads its own slices only; None: the first device.
 
     Raises:
       UserError: a tensor is missing, has another shape, or is not known.
     """
-    shapes = _base_shapes(config, num_stream_layers)
+    structs = _base_structs(config, num_stream_layers)
     places = {
-        name: _places(source, name, shape, config.num_layers - num_stream_layers)
-        for name, shape in shapes.items()
+        name: _places(source, name, leaf.shape, config.num_layers - num_stream_layers)
+        for name, leaf in flatten(structs).items()
     }
     _check_nothing_left(source, config, places)
-    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shardings = flatten(param_shardings(structs, config, mesh or partitioning.one_device()))
     leaves = {}
-    for name, shape in shapes.items():
-        sharding = sharding_of(name) if sharding_of else one_device
-        read = _reader(places[name], shape, dtype)
-        leaves[name] = jax.make_array_from_callback(shape, sharding, read)
+    for name, leaf in flatten(structs).items():
+        read = _reader(places[name], leaf.shape, dtype)
+        leaves[name] = jax.make_array_from_callback(leaf.shape, shardings[name], read)
     return unflatten(leaves)
 
 
@@ -227,15 +230,19 @@ def _json(values) -> str:
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
-def _fetch(name: str) -> Path:
-    """Downloads config, tokenizer and weights of a hub repository."""
+def fetch_config_json(name: str) -> dict[str, Any]:
+    """Downloads config.json alone of a hub repository."""
+    return read_config_json(_fetch(name, ["config.json"]))
+
+
+def _fetch(name: str, patterns: Sequence[str] = _HUB_FILES) -> Path:
+    """Downloads files of a hub repository; by default config, tokenizer and weights."""
     if name.count("/") != 1 or name.startswith((".", "/")):
         raise UserError(f"{name} is neither a directory nor a hub id such as facebook/opt-125m")
     import huggingface_hub
 
     try:
-        patterns = ["model*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
     except Exception as error:  # the hub client raises some twenty kinds, of four libraries
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -278,10 +285,10 @@ def _tensors_of(directory: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _base_shapes(config: ModelConfig, num_stream_layers: int) -> dict[str, tuple[int, ...]]:
+def _base_structs(config: ModelConfig, num_stream_layers: int) -> Params:
     streams = StreamsConfig(num_streams=0, num_stream_layers=num_stream_layers)
     model = Transformer(config, streams, scan=True)
-    return {name: leaf.shape for name, leaf in flatten(abstract_params(model)).items()}
+    return abstract_params(model)
 
 
 @dataclasses.dataclass(frozen=True)

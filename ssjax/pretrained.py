@@ -17,12 +17,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from ssjax import config as config_lib
 from ssjax import huggingface
 from ssjax.config import Config, ModelConfig
 from ssjax.errors import UserError
 from ssjax.models import lora
+from ssjax.models.axes import placed
 from ssjax.models.parameters import Params, resplit_layers, split
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.training import checkpoint
@@ -38,18 +40,26 @@ class Base:
     config_json: Mapping[str, Any] | None  # of Hugging Face, for exporting
     source: huggingface.Source | None  # None: our own directory
 
-    def read_params(self, num_stream_layers: int, dtype: jnp.dtype) -> Params:
+    def read_params(
+        self, num_stream_layers: int, dtype: jnp.dtype, mesh: Mesh | None = None
+    ) -> Params:
         """The weights in the scanned form, without any stream parameter.
+
+        Args:
+          num_stream_layers: Ns, where the layers are split.
+          dtype: of the arrays.
+          mesh: each device gets its own slices only; None: the first device.
 
         Raises:
           UserError: the files do not hold the model that their config describes.
         """
         if self.source is not None:
-            return huggingface.read_params(self.source, self.model, num_stream_layers, dtype)
+            return huggingface.read_params(self.source, self.model, num_stream_layers, dtype, mesh)
         config = read_config(self.directory)
         model = Transformer(self.model, config.streams, True, config.adaptation)
         params, _ = split(abstract_params(model), lambda path: not lora.is_new(path))
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
+        params = placed(params, self.model, mesh)
         params = checkpoint.load_model(self.directory / "params", params)
         if config.streams.num_stream_layers != num_stream_layers:
             params = resplit_layers(params, num_stream_layers)
@@ -79,6 +89,25 @@ def open_base(name: str | Path, dtype: str) -> Base:
         )
     source = huggingface.open_source(name)
     return Base(name, source.directory, source.model_config(dtype), dict(source.values), source)
+
+
+def read_model_config(name: str, dtype: str) -> ModelConfig:
+    """The sizes and mathematics of a base model from its config.json alone; no weights needed.
+
+    Args:
+      name: a directory or a hub id.
+      dtype: compute dtype.
+
+    Raises:
+      UserError: none there, or not one that we know.
+    """
+    directory = Path(name)
+    if (directory / "params").is_dir():
+        return open_base(name, dtype).model
+    values = huggingface.read_config_json(directory) if directory.is_dir() else None
+    values = values or huggingface.fetch_config_json(name)
+    fields = huggingface.families.find_family(values, name).model_fields(values)
+    return ModelConfig(pretrained=name, dtype=dtype, **fields)
 
 
 def resolve(config: Config, base: Base | None) -> Config:

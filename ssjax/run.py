@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from ssjax import config as config_lib
 from ssjax.config import AdaptationConfig, Config, DecodeConfig
 from ssjax.data import pipeline
@@ -97,6 +99,7 @@ def load_run(
     *,
     adapter: str | Path | None = None,
     base: str | Path | None = None,
+    mesh: Mesh | None = None,
 ) -> Run:
     """Opens a run, an exported or converted model, or a Hugging Face directory for decoding.
 
@@ -105,15 +108,17 @@ def load_run(
       checkpoint_name: "latest", "best" (lowest validation loss), or a step.
       adapter: of `python -m ssjax.export --format adapter`, put on the base of workdir.
       base: where the base weights are now; None: where they were in training.
+      mesh: that the weights are divided over; None: the first device.
 
     Raises:
       UserError: nothing there that can be decoded.
     """
-    return open_run(load_trained(workdir, checkpoint_name, adapter=adapter, base=base))
+    trained = load_trained(workdir, checkpoint_name, adapter=adapter, base=base, mesh=mesh)
+    return open_run(trained, mesh)
 
 
-def open_run(trained: Trained) -> Run:
-    """A `Run` from weights that are in memory.
+def open_run(trained: Trained, mesh: Mesh | None = None) -> Run:
+    """A `Run` from weights that are in memory, divided over `mesh` (None: on the first device).
 
     Adapters of the shared mode are folded into the weights: decoding costs no more than the
     base model.
@@ -129,6 +134,7 @@ def open_run(trained: Trained) -> Run:
         eos_ids=tokenizer.eos_ids,
         pad_id=tokenizer.pad_id,
         prompt_buckets=config.decode.prompt_buckets,
+        mesh=mesh,
     )
     task = get_task(config.data.task)
     return Run(trained.directory, trained.step, config, task, tokenizer, decoder)

@@ -15,9 +15,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from ssjax import cli, report
+from ssjax import cli, distributed, partitioning, report
 from ssjax import config as config_lib
 from ssjax import run as run_lib
 from ssjax import trained as trained_lib
@@ -33,11 +34,13 @@ from ssjax.data.tokenizer import (
 from ssjax.errors import UserError
 from ssjax.files import write_atomic
 from ssjax.models import lora
+from ssjax.models.axes import param_shardings
 from ssjax.models.parameters import Params, count, flatten, merge, split
 from ssjax.models.transformer import Transformer, init_params
 from ssjax.pretrained import Base, open_base, read_base_config, read_config, resolve
+from ssjax.programs import make_train_programs
 from ssjax.trained import Trained
-from ssjax.training import loop, optimizer, step
+from ssjax.training import loop, optimizer
 from ssjax.training.checkpoint import Checkpoints
 from ssjax.training.losses import output_names
 from ssjax.training.reporting import DivergenceError, Reporter
@@ -46,6 +49,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file, optionally with :variant.", lock_config=True
 )
 _JSON = flags.DEFINE_string("json", "", "Also write the evaluation to this file.")
+_DISTRIBUTED = distributed.define_flag()
 
 # Groups of the config that decide the weights; a run continues only with the same ones. The
 # base may have moved: its digest is compared instead.
@@ -56,12 +60,16 @@ _MAY_CHANGE = (
     "train.log_every",
     "train.eval_every",
     "train.eval_batches",
+    "train.remat",
+    "train.fused_attention",
 )
 
 
 def main() -> int:
     """Runs the experiment of the command line; returns the exit code."""
     config = config_lib.from_config_dict(cli.experiment(_CONFIG))
+    distributed.initialize(_DISTRIBUTED.value)
+    cli.speak(distributed.is_first())
     workdir = Path(config.workdir)
     base = None
     if config.model.pretrained:
@@ -73,9 +81,11 @@ def main() -> int:
             "--config.model.pretrained=DIR_OR_HUB_ID"
         )
     config = resolve(config, base)
-    claim_workdir(workdir, config)
-    tokenizer = make_tokenizer(workdir, config, base)
-    state, frozen, complete = train(workdir, config, tokenizer, base)
+    mesh = partitioning.make_mesh(config.mesh)
+    partitioning.check_shardable(config, mesh)
+    distributed.first(lambda: prepare(workdir, config, base))
+    tokenizer = open_tokenizer(workdir)
+    state, frozen, complete = train(workdir, config, tokenizer, base, mesh)
     if not complete:
         cli.say(f"stopped at step {int(state.step)}, saved; run the same command to continue")
         return cli.EXIT_RESUMABLE
@@ -84,12 +94,25 @@ def main() -> int:
         workdir, int(state.step), config, tokenizer, state.params, frozen, base_config
     )
     evaluation = report.evaluate(
-        run_lib.open_run(trained), config.eval.split, config.eval.max_records
+        run_lib.open_run(trained, mesh), config.eval.split, config.eval.max_records
     )
-    cli.write_json(str(workdir / "evaluation.json"), evaluation)
-    cli.write_json(_JSON.value, evaluation)
-    report.show(evaluation)
+    if distributed.is_first():
+        cli.write_json(str(workdir / "evaluation.json"), evaluation)
+        cli.write_json(_JSON.value, evaluation)
+        report.show(evaluation)
     return 0
+
+
+def prepare(workdir: Path, config: Config, base: Base | None) -> None:
+    """Makes the files of a run that the other processes read: config, tokenizer, prepared data.
+
+    Raises:
+      UserError: the directory holds another run, or the data cannot be read.
+    """
+    claim_workdir(workdir, config)
+    make_tokenizer(workdir, config, base)
+    for name in ("train", "validation"):
+        open_split(config, name)
 
 
 def claim_workdir(workdir: Path, config: Config) -> None:
@@ -132,24 +155,25 @@ def make_tokenizer(workdir: Path, config: Config, base: Base | None) -> Tokenize
 
 
 def starting_params(
-    workdir: Path, config: Config, model: Transformer, base: Base | None
+    workdir: Path, config: Config, model: Transformer, base: Base | None, mesh: Mesh
 ) -> tuple[Params, Params]:
     """Trainable (float32) and frozen (compute dtype) parameters before the first step."""
 
-    @jax.jit
     def new_leaves():  # the compiler leaves out what is not returned
         params = init_params(model, config.seed)
         return params if base is None else split(params, lora.is_new)[0]
 
+    shardings = param_shardings(jax.eval_shape(new_leaves), model.config, mesh)
+    new_leaves = jax.jit(new_leaves, out_shardings=shardings)
     if base is None:
         return new_leaves(), {}
     if config.adaptation.mode == "full":
-        weights = base.read_params(config.streams.num_stream_layers, jnp.float32)
+        weights = base.read_params(config.streams.num_stream_layers, jnp.float32, mesh)
         if base.config_json is not None:
             text = json.dumps(base.config_json, indent=2) + "\n"
-            write_atomic(workdir / "base_config.json", text)
+            distributed.first(lambda: write_atomic(workdir / "base_config.json", text))
         return merge(new_leaves(), weights), {}
-    frozen, _ = trained_lib.read_base(workdir, config)
+    frozen, _ = trained_lib.read_base(workdir, config, mesh=mesh)
     return new_leaves(), frozen
 
 
@@ -159,7 +183,7 @@ def open_split(config: Config, split: str):
     return builders.open_source(data.task, data.path, data.prepared_dir, config.seed, split)
 
 
-def train(workdir: Path, config: Config, tokenizer: Tokenizer, base: Base | None):
+def train(workdir: Path, config: Config, tokenizer: Tokenizer, base: Base | None, mesh: Mesh):
     """Trains or continues the run; returns its state, frozen weights and whether it is complete."""
     data = config.data
     task = get_task(data.task)
@@ -169,35 +193,20 @@ def train(workdir: Path, config: Config, tokenizer: Tokenizer, base: Base | None
     }
     model = trained_lib.make_model(config, tokenizer)
     _check_positions(config)
-    adamw = optimizer.make_optimizer(config.optimizer, config.train.num_steps)
+    programs = make_train_programs(config, model, mesh)
     source = open_split(config, "train")
-    trainable, frozen = starting_params(workdir, config, model, base)
+    trainable, frozen = starting_params(workdir, config, model, base, mesh)
     cli.say(parameter_line(model, trainable, frozen))
-    state = jax.jit(lambda params: step.init_state(params, adamw), donate_argnums=0)(trainable)
+    with jax.set_mesh(mesh):
+        state = programs.init(trainable)
     cli.say(f"training data: {pipeline.describe(source, task, tokenizer, **shapes)}")
-    batches = pipeline.train_batches(
-        source, task, tokenizer, batch_size=data.batch_size, seed=config.seed, **shapes
-    )
-    validation = pipeline.eval_batches(
-        open_split(config, "validation"), task, tokenizer, batch_size=data.batch_size, **shapes
-    )
+    shapes |= {
+        "batch_size": data.batch_size,
+        "rows": partitioning.local_rows(mesh, data.batch_size),
+    }
+    batches = pipeline.train_batches(source, task, tokenizer, seed=config.seed, **shapes)
+    validation = pipeline.eval_batches(open_split(config, "validation"), task, tokenizer, **shapes)
     validation = [validation[i] for i in range(min(config.train.eval_batches, len(validation)))]
-    steps = loop.CompiledSteps(
-        train=jax.jit(
-            step.make_train_step(
-                model,
-                adamw,
-                config.loss,
-                num_anchors=data.max_target_length,
-                accumulation=config.train.accumulation,
-                seed=config.seed,
-            ),
-            donate_argnums=0,
-        ),
-        evaluate=jax.jit(
-            step.make_eval_step(model, config.loss, num_anchors=data.max_target_length)
-        ),
-    )
     kept = config.checkpoint
     with Checkpoints(
         workdir / "checkpoints", keep_latest=kept.keep_latest, keep_best=kept.keep_best
@@ -212,11 +221,12 @@ def train(workdir: Path, config: Config, tokenizer: Tokenizer, base: Base | None
             log_every=config.train.log_every,
             schedule=optimizer.make_schedule(config.optimizer, config.train.num_steps),
             names=output_names(config.streams),
+            quiet=not distributed.is_first(),
         ) as reporter:
             try:
                 state, complete = loop.train(
                     config,
-                    steps,
+                    programs,
                     state,
                     frozen,
                     open_batches=lambda start: pipeline.train_iterator(batches, start),

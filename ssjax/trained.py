@@ -15,13 +15,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from ssjax import huggingface, portable, pretrained
+from ssjax import huggingface, partitioning, portable, pretrained
 from ssjax.config import Config, ModelConfig
 from ssjax.data.tokenizer import Tokenizer, open_tokenizer
 from ssjax.errors import UserError
 from ssjax.files import write_atomic
 from ssjax.models import lora
+from ssjax.models.axes import param_shardings, placed
 from ssjax.models.families import Family
 from ssjax.models.parameters import Params, fingerprint, merge, split
 from ssjax.models.transformer import Transformer, abstract_params
@@ -60,6 +62,7 @@ def load_trained(
     *,
     adapter: str | Path | None = None,
     base: str | Path | None = None,
+    mesh: Mesh | None = None,
 ) -> Trained:
     """Reads a model from a directory of any of the kinds above.
 
@@ -68,24 +71,25 @@ def load_trained(
       checkpoint_name: of a run: "latest", "best" (lowest validation loss), or a step.
       adapter: a directory of `export --format adapter`; `directory` then gives the base weights.
       base: where the base weights of a run or an adapter are now; None: where they were.
+      mesh: that the weights are divided over; None: the first device.
 
     Raises:
       UserError: nothing of the kind is there, or parts do not belong together.
     """
     path = Path(directory)
     if adapter is not None:
-        return _load_portable(Path(adapter), base or _base_of(path))
+        return _load_portable(Path(adapter), base or _base_of(path), mesh)
     if portable.is_portable(path):
         has_weights = huggingface.is_model_directory(path)
-        return _load_portable(path, path if has_weights else base)
+        return _load_portable(path, path if has_weights else base, mesh)
     if (path / "checkpoints").is_dir():
-        return _load_run(path, checkpoint_name, base)
+        return _load_run(path, checkpoint_name, base, mesh)
     if (path / "params").is_dir():
-        return _load_model_directory(path)
+        return _load_model_directory(path, mesh)
     if path.is_dir() and not huggingface.is_model_directory(path):
         read_config(path)  # says what is missing
         raise UserError(f"{path} holds no checkpoints; is it the workdir of a run?")
-    return _load_base(directory)
+    return _load_base(directory, mesh)
 
 
 def make_model(config: Config, tokenizer: Tokenizer) -> Transformer:
@@ -113,7 +117,9 @@ def make_model(config: Config, tokenizer: Tokenizer) -> Transformer:
     return Transformer(model, config.streams, True, config.adaptation)
 
 
-def read_base(workdir: Path, config: Config, name: str | Path | None = None) -> tuple[Params, Base]:
+def read_base(
+    workdir: Path, config: Config, name: str | Path | None = None, mesh: Mesh | None = None
+) -> tuple[Params, Base]:
     """The frozen weights of a run, in the compute dtype.
 
     The first time, their digest is kept in base.json; later they must have the same.
@@ -122,12 +128,14 @@ def read_base(workdir: Path, config: Config, name: str | Path | None = None) -> 
       workdir: of the run.
       config: resolved.
       name: where the base is now; None: where the config says.
+      mesh: that the weights are divided over; None: the first device.
 
     Raises:
       UserError: the base is not there, or its weights are others than at first.
     """
     base = open_base(name or config.model.pretrained, config.model.dtype)
-    params = base.read_params(config.streams.num_stream_layers, jnp.dtype(config.model.dtype))
+    dtype = jnp.dtype(config.model.dtype)
+    params = base.read_params(config.streams.num_stream_layers, dtype, mesh)
     found = fingerprint(params)
     path = workdir / "base.json"
     if not path.exists():
@@ -146,40 +154,43 @@ def _check_fingerprint(expected: str, found: str, name: str) -> None:
         )
 
 
-def _load_run(path, checkpoint_name, base) -> Trained:
+def _load_run(path, checkpoint_name, base, mesh) -> Trained:
     config = read_config(path)
     tokenizer = open_tokenizer(path)
     directory = path / "checkpoints"
     step = checkpoint.find_step(directory, checkpoint_name)
     model = make_model(config, tokenizer)
     wanted, _ = lora.split_trainable(abstract_params(model), config.adaptation)
+    wanted = placed(wanted, model.config, mesh)
     trainable = checkpoint.load_params(directory, step, wanted)
     frozen = {}
     if config.adaptation.mode != "full":
-        frozen, _ = read_base(path, config, base)
+        frozen, _ = read_base(path, config, base, mesh)
     base_config = pretrained.read_base_config(path)
     return Trained(path, step, config, tokenizer, trainable, frozen, base_config)
 
 
-def _load_model_directory(path) -> Trained:
+def _load_model_directory(path, mesh) -> Trained:
     config = read_config(path)
     tokenizer = open_tokenizer(path)
     shapes = abstract_params(make_model(config, tokenizer))
     trainable, frozen = lora.split_trainable(shapes, config.adaptation)
     dtype = jnp.dtype(config.model.dtype)
     frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), frozen)
-    params = checkpoint.load_model(path / "params", merge(trainable, frozen))
+    wanted = placed(merge(trainable, frozen), config.model, mesh)
+    params = checkpoint.load_model(path / "params", wanted)
     trainable, frozen = lora.split_trainable(params, config.adaptation)
     base_config = pretrained.read_base_config(path)
     return Trained(path, 0, config, tokenizer, trainable, frozen, base_config)
 
 
-def _load_base(name) -> Trained:
+def _load_base(name, mesh) -> Trained:
     """An untouched model: decoding is plain, prompts are used as they are."""
     base = open_base(name, ModelConfig().dtype)
     tokenizer = open_tokenizer(base.directory)
     config = untouched_config(base.model, tokenizer)
-    params = base.read_params(config.streams.num_stream_layers, jnp.dtype(base.model.dtype))
+    dtype = jnp.dtype(base.model.dtype)
+    params = base.read_params(config.streams.num_stream_layers, dtype, mesh)
     return Trained(base.directory, 0, config, tokenizer, {}, params, base.config_json)
 
 
@@ -194,7 +205,7 @@ def untouched_config(model: ModelConfig, tokenizer: Tokenizer) -> Config:
     )
 
 
-def _load_portable(path, base_name) -> Trained:
+def _load_portable(path, base_name, mesh) -> Trained:
     values = huggingface.read_config_json(path) if huggingface.is_model_directory(path) else None
     config = portable.read_config(path)
     base = open_base(base_name or config.model.pretrained, config.model.dtype)
@@ -203,14 +214,16 @@ def _load_portable(path, base_name) -> Trained:
     addition = portable.read_addition(path, family)
     full = config.adaptation.mode == "full"
     dtype = jnp.float32 if full else jnp.dtype(config.model.dtype)
-    weights = base.read_params(config.streams.num_stream_layers, dtype)
+    weights = base.read_params(config.streams.num_stream_layers, dtype, mesh)
     _check_fingerprint(addition.base_fingerprint, fingerprint(weights), base.name)
     tokenizer = open_tokenizer(path)
     model = make_model(config, tokenizer)
     _check_leaves(model, merge(addition.leaves, weights), path)
+    mesh = mesh or partitioning.one_device()
+    leaves = jax.device_put(addition.leaves, param_shardings(addition.leaves, config.model, mesh))
     if full:
-        return Trained(path, 0, config, tokenizer, merge(addition.leaves, weights), {}, values)
-    return Trained(path, 0, config, tokenizer, addition.leaves, weights, values)
+        return Trained(path, 0, config, tokenizer, merge(leaves, weights), {}, values)
+    return Trained(path, 0, config, tokenizer, leaves, weights, values)
 
 
 def _check_leaves(model, params, path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import jax
 import pytest
 
+# With the TPU compiler installed, processes that do not say so look for a TPU first.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import `oracles`
 # Nearly all the time of these tests is XLA compiling small programs: 5.8 s against 3.6 s for one
 # drafter without optimisations, and a third less again with the emitters of before 2025 (52 s
@@ -17,10 +19,18 @@ if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     if jax.__version_info__ < (0, 11):  # a flag that XLA does not know ends the process
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
+jax.config.update("jax_num_cpu_devices", 8)  # for tests/test_partitioning.py; the others use one
+
 import oracles  # noqa: E402
 
 # Minutes each; begun first, so that neither worker is left alone with one at the end.
-SLOW_FILES = ("test_runs.py", "test_sample.py", "test_finetune.py", "test_losslessness.py")
+SLOW_FILES = (
+    "test_runs.py",
+    "test_sample.py",
+    "test_finetune.py",
+    "test_losslessness.py",
+    "test_partitioning.py",
+)
 
 
 def pytest_collection_modifyitems(items):

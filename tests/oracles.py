@@ -15,8 +15,9 @@ from ssjax.config import AdaptationConfig, LossConfig, ModelConfig, OptimizerCon
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.tree import DraftTree
+from ssjax.models.attention import Causal
 from ssjax.models.parameters import unflatten, unstack_layers  # noqa: F401, for tests too
-from ssjax.models.transformer import Transformer, abstract_params, causal_mask
+from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.training.losses import Batch
 from ssjax.training.optimizer import make_optimizer
 from ssjax.training.step import init_state, make_train_step
@@ -202,7 +203,7 @@ def run_model(model, params, tokens, **kwargs):
     """The product's forward pass over a causal batch."""
     tokens = jnp.asarray(tokens)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return apply(model, params, None, tokens, positions, causal_mask(tokens.shape[1]), **kwargs)
+    return apply(model, params, None, tokens, positions, Causal(), **kwargs)
 
 
 def logits_of(model, params, hidden):

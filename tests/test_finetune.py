@@ -27,13 +27,17 @@ from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
 from ssjax.files import new_directory
 from ssjax.models.parameters import cast, flatten
+from ssjax.partitioning import one_device
 from ssjax.pretrained import open_base, resolve
 from ssjax.run import load_run, open_run
 from ssjax.trained import load_trained, make_model
 
 ROOT = Path(__file__).parents[1]
 STEPS = 8
-ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+ENVIRONMENT = os.environ | {
+    "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": "",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # else training starts itself anew, 2 s each
+}  # fmt: skip
 MODES = ("shared", "lossless")
 PROMPTS = [[2, 5, 9], [2, 30, 31, 32]]
 DIALOGUE = "#Person1#: Hi Ben, are you free on Friday?\n#Person2#: Yes, at 7 pm."
@@ -42,7 +46,10 @@ MODEL = ModelConfig(
     mlp_dim=48,
 )  # fmt: skip
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring")
+pytestmark = [
+    pytest.mark.stress,
+    pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring"),
+]
 
 
 def call(verb, *arguments):
@@ -99,7 +106,7 @@ def train_in_process(config):
     config, workdir = resolve(config, base), Path(config.workdir)
     train.claim_workdir(workdir, config)
     tokenizer = train.make_tokenizer(workdir, config, base)
-    state, frozen, complete = train.train(workdir, config, tokenizer, base)
+    state, frozen, complete = train.train(workdir, config, tokenizer, base, one_device())
     assert complete
     model = make_model(config, tokenizer)
     return workdir, train.parameter_line(model, state.params, frozen)

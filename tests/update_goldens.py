@@ -1,4 +1,6 @@
-"""Rewrites the resolved config of every experiment; the diff is what a reviewer reads.
+"""Rewrites what tests compare with; the diff is what a reviewer reads.
+
+The resolved config of every experiment, and how a mesh of 2x2x2 divides every leaf.
 
 python tests/update_goldens.py
 """
@@ -38,8 +40,19 @@ def main() -> None:
     GOLDEN.mkdir(exist_ok=True)
     for name, variant in variants():
         (GOLDEN / f"{name}.{variant}.json").write_text(resolved(name, variant))
+    (GOLDEN / "shardings.json").write_text(shardings())
+
+
+def shardings() -> str:
+    """By mode and leaf, its shape and partition, as JSON text."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 8)
+    import meshes
+
+    return json.dumps(meshes.shardings((2, 2, 2)), indent=1) + "\n"
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     main()

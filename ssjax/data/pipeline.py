@@ -100,11 +100,19 @@ def train_batches(
     max_prompt_length: int,
     max_target_length: int,
     seed: int,
+    rows: Sequence[int] | None = None,
 ) -> grain.MapDataset:
     """An endless data set of batches, each a function of the seed and its index.
 
     The source is gone through in a new order every epoch. A batch that begins in one epoch may
     end in the next, so every record occurs equally often whatever the batch size.
+
+    Args:
+      source, task, tokenizer, max_prompt_length, max_target_length: as in `encode_example`.
+      batch_size: sequences of a whole batch.
+      seed: of the order.
+      rows: those of each batch that are wanted here, the only ones that are read; the others
+        are read by other processes. None: all.
 
     Raises:
       UserError: a size below 1, or no records.
@@ -118,14 +126,25 @@ def train_batches(
             tokenizer.pad_id,
         )
 
-    return (
-        grain.MapDataset.source(source)
-        .seed(seed)
-        .shuffle()
-        .repeat(None)
-        .map(row)
-        .batch(batch_size, drop_remainder=True)
-    )
+    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None).map(row)
+    return grain.MapDataset.source(_RowsOfBatches(examples, batch_size, rows))
+
+
+class _RowsOfBatches(Sequence):
+    """Batch i: chosen rows of examples i * batch_size to (i + 1) * batch_size - 1, stacked."""
+
+    def __init__(self, examples, batch_size, rows):
+        self._examples = examples
+        self._batch_size = batch_size
+        self._rows = range(batch_size) if rows is None else [int(row) for row in rows]
+
+    def __len__(self) -> int:
+        return len(self._examples) // self._batch_size
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        first = index * self._batch_size
+        chosen = [self._examples[first + row] for row in self._rows]
+        return {name: np.stack([row[name] for row in chosen]) for name in chosen[0]}
 
 
 def train_iterator(dataset: grain.MapDataset, start: int) -> grain.DatasetIterator:
@@ -141,7 +160,10 @@ def train_iterator(dataset: grain.MapDataset, start: int) -> grain.DatasetIterat
 class EvalBatches(Sequence):
     """Every record of a source once, in order; see `eval_batches`."""
 
-    def __init__(self, source, task, tokenizer, batch_size, max_prompt_length, max_target_length):
+    def __init__(
+        self, source, task, tokenizer, batch_size, max_prompt_length, max_target_length, rows
+    ):
+        self._rows = range(batch_size) if rows is None else [int(row) for row in rows]
         self._source = source
         self._task = task
         self._tokenizer = tokenizer
@@ -156,7 +178,7 @@ class EvalBatches(Sequence):
             raise IndexError(f"batch {index} of {len(self)}")
         width, pad_id = sum(self._max_lengths), self._tokenizer.pad_id
         rows = []
-        for i in range(index * self._batch_size, (index + 1) * self._batch_size):
+        for i in (index * self._batch_size + row for row in self._rows):
             if i < len(self._source):
                 example = encode_example(
                     self._source[i], self._task, self._tokenizer, *self._max_lengths
@@ -175,16 +197,20 @@ def eval_batches(
     batch_size: int,
     max_prompt_length: int,
     max_target_length: int,
+    rows: Sequence[int] | None = None,
 ) -> EvalBatches:
     """A sequence of batches with every record once, in order.
 
-    The last batch is filled with rows without a target: length equals prompt_length.
+    The last batch is filled with rows without a target: length equals prompt_length. Of each
+    batch only `rows` are read, as in `train_batches`.
 
     Raises:
       UserError: a size below 1, or no records.
     """
     _check(source, batch_size, max_prompt_length, max_target_length)
-    return EvalBatches(source, task, tokenizer, batch_size, max_prompt_length, max_target_length)
+    return EvalBatches(
+        source, task, tokenizer, batch_size, max_prompt_length, max_target_length, rows
+    )
 
 
 def decode_examples(

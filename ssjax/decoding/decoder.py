@@ -11,19 +11,22 @@ import time
 from collections.abc import Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from ssjax import partitioning
 from ssjax.decoding import loop
 from ssjax.decoding.drafters import Drafter
 from ssjax.decoding.loop import DecodeSpec, DecodeState
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
+from ssjax.models.execution import Execution
 from ssjax.models.parameters import Params, cast, unstack_layers
 from ssjax.models.transformer import Transformer
+from ssjax.partitioning import to_host
 
-# Rows are sized in these steps, so that a few more tokens asked for do not compile anew.
-_CAPACITY_MULTIPLE = 64
+# Rows have room for a multiple of this, so that a few more tokens asked for do not compile anew.
+CAPACITY_MULTIPLE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Decoder:
       prompt_buckets: padded prompt lengths, to bound the number of compiled programs. A
         longer prompt is padded to a multiple of the largest.
       scan: decode in the scanned form; None: on CPU unrolled, elsewhere scanned.
+      mesh: that the parameters are divided over; None: the first device.
     """
 
     def __init__(
@@ -67,9 +71,12 @@ class Decoder:
         pad_id: int,
         prompt_buckets: Sequence[int],
         scan: bool | None = None,
+        mesh: Mesh | None = None,
     ):
-        scan = jax.default_backend() != "cpu" if scan is None else scan
-        self.model = model.clone(scan=scan)
+        self.mesh = mesh or partitioning.one_device()
+        platform = self.mesh.devices.flat[0].platform
+        scan = platform != "cpu" if scan is None else scan
+        self.model = model.clone(scan=scan, execution=Execution(platform))
         params = cast(params, model.config.dtype)
         self.params = params if scan else unstack_layers(params)
         self.eos_ids = tuple(eos_ids)
@@ -143,19 +150,21 @@ class Decoder:
             for row, prompt in enumerate(batch_prompts):
                 padded[row, : len(prompt)] = prompt
             lengths = np.array([len(prompt) for prompt in batch_prompts], np.int32)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.array(rows))
-            capacity = -(-(bucket + room) // _CAPACITY_MULTIPLE) * _CAPACITY_MULTIPLE
+            capacity = -(-(bucket + room) // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
             spec = DecodeSpec(capacity, self.eos_ids, self.pad_id, sampling, deferred)
 
-            began = time.perf_counter()
-            state = _prefill(
-                self.model, self.params, drafter, spec, padded, lengths, batch_limits, keys
-            )
-            state.length.block_until_ready()
-            read = time.perf_counter()
-            state = _decode(self.model, self.params, drafter, spec, state)
-            state.length.block_until_ready()
-            timing = BatchTiming(read - began, time.perf_counter() - read)
+            per_row = (padded, lengths, batch_limits.astype(np.int32), np.array(rows, np.int32))
+            sharding = partitioning.batch_sharding(self.mesh, batch_size)
+            *inputs, rows = jax.device_put(per_row, sharding)
+            with jax.set_mesh(self.mesh):
+                keys = _row_keys(seed, rows)
+                began = time.perf_counter()
+                state = prefill_program(self.model, self.params, drafter, spec, *inputs, keys)
+                state.length.block_until_ready()
+                read = time.perf_counter()
+                state = decode_program(self.model, self.params, drafter, spec, state)
+                state.length.block_until_ready()
+                timing = BatchTiming(read - began, time.perf_counter() - read)
             yield completions_of(state, lengths, self.eos_ids)[: stop - start], timing
 
     def one_batch_per_bucket(
@@ -194,7 +203,7 @@ def completions_of(
     state: DecodeState, prompt_length: np.ndarray, eos_ids: tuple[int, ...]
 ) -> list[Completion]:
     """Reads the completions of a finished state; one transfer from the device."""
-    host = jax.device_get((state.tokens, state.born, state.length, state.calls, state.accepted))
+    host = to_host((state.tokens, state.born, state.length, state.calls, state.accepted))
     completions = []
     for row, (tokens, born, length, calls, accepted) in enumerate(zip(*host, strict=True)):
         new = slice(int(prompt_length[row]), int(length))
@@ -230,5 +239,10 @@ def _counted(function):
     return traced
 
 
-_prefill = jax.jit(_counted(loop.prefill), static_argnums=(0, 2, 3))
-_decode = jax.jit(_counted(loop.decode), static_argnums=(0, 2, 3), donate_argnums=4)
+@jax.jit
+def _row_keys(seed, rows):
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
+
+
+prefill_program = jax.jit(_counted(loop.prefill), static_argnums=(0, 2, 3))
+decode_program = jax.jit(_counted(loop.decode), static_argnums=(0, 2, 3), donate_argnums=4)

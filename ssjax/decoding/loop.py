@@ -22,9 +22,10 @@ from ssjax.decoding.drafters import Drafter
 from ssjax.decoding.sampling import Sampling, draw, position_noise
 from ssjax.decoding.tree import DraftTree, ancestor_mask, root_only
 from ssjax.decoding.verify import Acceptance, Emission, accept, emit
+from ssjax.models.attention import Causal
 from ssjax.models.cache import KVCache, cache_from_block, write_path
 from ssjax.models.parameters import Params
-from ssjax.models.transformer import ModelOutput, Transformer, causal_mask
+from ssjax.models.transformer import ModelOutput, Transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ def prefill(
         {"params": params},
         prompts,
         jnp.broadcast_to(jnp.arange(num_tokens), prompts.shape),
-        causal_mask(num_tokens),
+        Causal(),
         anchors=last,
         num_streams=model.streams.num_streams if model.streams.main_reads_streams else needed,
     )
@@ -216,14 +217,18 @@ def _propose(model, params, drafter, state, stream_hidden):
 
 def _append(state: DecodeState, emission: Emission, cache: KVCache, pass_number) -> DecodeState:
     """Writes the emitted tokens behind each row; the draft is left for the caller."""
-    batch, capacity = state.tokens.shape
     step = jnp.arange(emission.tokens.shape[1])
     emitted = step < emission.count[:, None]
-    slot = jnp.where(emitted, state.length[:, None] + step, capacity)
-    row = jnp.arange(batch)[:, None]
+    slot = jnp.where(emitted, state.length[:, None] + step, state.tokens.shape[1])
+
+    @jax.vmap  # no row writes into another's, which the compiler then knows
+    def write(old, slot, new):
+        return old.at[slot].set(new, mode="drop")
+
+    numbers = jnp.broadcast_to(pass_number[:, None], slot.shape)
     return state.replace(
-        tokens=state.tokens.at[row, slot].set(emission.tokens, mode="drop"),
-        born=state.born.at[row, slot].set(pass_number[:, None], mode="drop"),
+        tokens=write(state.tokens, slot, emission.tokens),
+        born=write(state.born, slot, numbers),
         length=state.length + emission.count,
         done=emission.done,
         cache=cache,

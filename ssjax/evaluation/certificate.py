@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssjax.decoding.sampling import Sampling, warp
+from ssjax.models.attention import Causal
 from ssjax.models.parameters import Params
-from ssjax.models.transformer import Transformer, causal_mask
+from ssjax.models.transformer import Transformer
 
 Tokens = Sequence[int]
 
@@ -80,7 +81,7 @@ def make_replay(model: Transformer, params: Params) -> Callable[[Tokens, Tokens,
     def forward(params, tokens, anchors):
         positions = jnp.arange(tokens.shape[1])[None]
         output = model.apply(
-            {"params": params}, tokens, positions, causal_mask(tokens.shape[1]),
+            {"params": params}, tokens, positions, Causal(),
             anchors=anchors, num_streams=all_streams,
         )  # fmt: skip
         hidden = jnp.take_along_axis(output.hidden, anchors[:, :, None], axis=1)

@@ -53,6 +53,30 @@ class SharedSegment:
 
 
 @struct.dataclass
+class Causal:
+    """Every position of a block sees the positions of its own sequence up to itself.
+
+    Rows padded on the right need no more than that. A row with several sequences numbers
+    them; what a mask array would say is in `rows`.
+    """
+
+    segments: jax.Array | None = None  # [B, T] int32, the sequence of each position; None: one
+
+    def dense(self, num_tokens: int) -> jax.Array:
+        """[B or 1, T, T] bool."""
+        return self.rows(jnp.arange(num_tokens)[None], num_tokens)
+
+    def rows(self, index: jax.Array, num_tokens: int) -> jax.Array:
+        """What chosen positions see. index: [B or 1, A] int32 -> [B or 1, A, T] bool."""
+        seen = jnp.arange(num_tokens) <= index[:, :, None]
+        if self.segments is None:
+            return seen
+        index = jnp.broadcast_to(index, (self.segments.shape[0], index.shape[1]))
+        own = jnp.take_along_axis(self.segments, index, axis=1)
+        return seen & (own[:, :, None] == self.segments[:, None])
+
+
+@struct.dataclass
 class LocalSegment:
     """Keys that belong to one query position: the streams beside it."""
 

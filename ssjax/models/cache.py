@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from ssjax.models.attention import KV
+from ssjax.partitioning import constrain
 
 
 @struct.dataclass
@@ -43,7 +44,7 @@ def cache_from_block(block: KVCache, length: jax.Array, capacity: int) -> KVCach
         kept = jnp.where(valid[:, None, :, None], leaf, 0)
         pad = [(0, 0)] * leaf.ndim
         pad[-2] = (0, capacity - num_positions)
-        return jnp.pad(kept, pad)
+        return _constrained(jnp.pad(kept, pad))
 
     return jax.tree.map(fit, block)
 
@@ -61,18 +62,23 @@ def write_path(
       count: [B] int32, how many entries of the path to write; 0 writes nothing. Writes at
         or past the capacity are dropped.
     """
-    batch = jnp.arange(path.shape[0])[:, None]
     step = jnp.arange(path.shape[1])
 
-    def write(cached, computed):
-        capacity = cached.shape[-2]
-        slot = jnp.where(step < count[:, None], length[:, None] + step, capacity)
-        rows = computed[batch, :, path, :]  # [B, R, K, H]
-        return cached.at[batch, :, slot, :].set(rows, mode="drop")
+    # A row at a time under `vmap`: the compiler then knows that no row writes into another's
+    # slots, and a mesh that divides the batch needs no exchange.
+    @jax.vmap
+    def write(cached, computed, path, length, count):
+        slot = jnp.where(step < count, length + step, cached.shape[-2])
+        return cached.at[:, slot].set(computed[:, path], mode="drop")
 
     def write_layers(cached, computed):
-        if cached.ndim == 5:  # scanned form
-            return jax.vmap(write)(cached, computed)
-        return write(cached, computed)
+        scanned = cached.ndim == 5
+        all_layers = jax.vmap(write, in_axes=(0, 0, None, None, None)) if scanned else write
+        return _constrained(all_layers(cached, computed, path, length, count))
 
     return jax.tree.map(write_layers, cache, block)
+
+
+def _constrained(leaf):
+    axes = ("batch", "kv_heads", "length", "head_dim")
+    return constrain(leaf, *(("layers", *axes) if leaf.ndim == 5 else axes))

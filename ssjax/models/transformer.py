@@ -13,6 +13,8 @@ the PMLR version) the main row of an anchor also reads all of its own streams; t
 every call, all J of them. In layers with a window, a stream sees what its anchor sees.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,10 +22,14 @@ from flax import struct
 
 from ssjax.config import AdaptationConfig, ModelConfig, StreamsConfig
 from ssjax.models import lora
-from ssjax.models.attention import matmul_precision, rotary_frequencies, rotary_tables
+from ssjax.models.attention import Causal, matmul_precision, rotary_frequencies, rotary_tables
+from ssjax.models.axes import gathered
 from ssjax.models.cache import KVCache
+from ssjax.models.execution import Execution
+from ssjax.models.fused_attention import is_fused
 from ssjax.models.layers import Layout, Norm, Stack, project
 from ssjax.models.parameters import Params
+from ssjax.partitioning import constrain
 
 
 @struct.dataclass
@@ -34,6 +40,15 @@ class ModelOutput:
     stream_hidden: jax.Array | None  # [B, A, J, D], None without streams
     trunk_hidden: jax.Array  # [B, T, D] main rows where streams would start
     block: KVCache  # main keys and values of the T positions
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What main rows see of their block: a mask, or what a kernel wants in its place."""
+
+    mask: jax.Array | None  # [B or 1, T, T] bool
+    segments: jax.Array | None  # [B, T] int32
+    fused: bool
 
 
 @struct.dataclass
@@ -54,12 +69,14 @@ class Transformer(nn.Module):
       scan: scanned (stacked weights) or unrolled (one set of weights a layer) form;
         `parameters.stack_layers` and `unstack_layers` convert between them.
       adaptation: which projections have LoRA.
+      execution: how it is computed.
     """
 
     config: ModelConfig
     streams: StreamsConfig
     scan: bool
     adaptation: AdaptationConfig = AdaptationConfig()
+    execution: Execution = Execution()
 
     def setup(self):
         config, streams = self.config, self.streams
@@ -91,15 +108,19 @@ class Transformer(nn.Module):
         num_trunk = config.num_layers - streams.num_stream_layers
         local = tuple(layer in config.local_layers for layer in range(config.num_layers))
         below, above = lora.trunk_lora(self.adaptation), lora.stream_layers_lora(self.adaptation)
-        self.trunk = Stack(config, local[:num_trunk], below, self.scan) if num_trunk else None
-        self.stream_layers = Stack(config, local[num_trunk:], above, self.scan)
+
+        def stack(local, adapters):
+            return Stack(config, local, adapters, self.scan, self.execution)
+
+        self.trunk = stack(local[:num_trunk], below) if num_trunk else None
+        self.stream_layers = stack(local[num_trunk:], above)
         self.final_norm = Norm(config) if config.final_norm else None
 
     def __call__(
         self,
         tokens: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: jax.Array | Causal,
         cache: KVCache | None = None,
         length: jax.Array | None = None,
         anchors: jax.Array | None = None,
@@ -111,8 +132,8 @@ class Transformer(nn.Module):
         Args:
           tokens: [B, T] int32.
           positions: [B, T] int32, places in the sequence.
-          mask: [B or 1, T, T] bool, which of the T tokens each token sees: causal for a
-            sequence, the ancestor mask for a draft tree. Windows are applied on top.
+          mask: which of the T tokens each token sees: `Causal` for sequences, for a draft
+            tree the ancestor mask [B or 1, T, T] bool. Windows are applied on top.
           cache: tokens before this call, slot s holding position s; or None.
           length: [B] int32, valid slots of the cache.
           anchors: [B, A] int32, which of the T tokens carry streams; needed if num_streams.
@@ -123,12 +144,20 @@ class Transformer(nn.Module):
           ValueError: main rows read streams and not all of those run.
         """
         self._check_streams(num_streams)
+        causal = mask if isinstance(mask, Causal) else None
+        num_tokens = tokens.shape[1]
+        packed = causal is not None and causal.segments is not None
+        fused = causal is not None and cache is None
+        fused = fused and is_fused(self.config, self.execution, packed)
+        if causal is not None:
+            mask = None if fused else causal.dense(num_tokens)
+        seen = _Seen(mask, causal.segments if fused else None, fused)
         with jax.named_scope("embed"):
             x = self._embed(tokens, positions)
         prefix_mask = _prefix_mask(cache, length)
         trunk_block = ()
         if self.trunk is not None:
-            layouts = self._layouts(positions, None, positions, mask, None, prefix_mask, dropout)
+            layouts = self._layouts(positions, None, positions, seen, None, prefix_mask, dropout)
             with jax.named_scope("trunk"):
                 prefix = None if cache is None else cache.trunk
                 x, trunk_block = self.trunk(x, prefix, None, layouts)
@@ -139,21 +168,23 @@ class Transformer(nn.Module):
             anchor_positions = jnp.take_along_axis(positions, anchors, axis=1)
             at_anchors = jnp.take_along_axis(x, anchors[:, :, None], axis=1)
             x = jnp.concatenate([x, self._insert_streams(at_anchors, num_streams)], axis=1)
-            stream_mask = _rows_of_mask(mask, anchors)
+            if causal is None:
+                stream_mask = _rows_of_mask(mask, anchors)
+            else:
+                stream_mask = causal.rows(anchors, num_tokens)
         layouts = self._layouts(
-            positions, anchor_positions, positions, mask, stream_mask, prefix_mask, dropout,
+            positions, anchor_positions, positions, seen, stream_mask, prefix_mask, dropout,
             num_streams=num_streams, anchors=anchors,
         )  # fmt: skip
         with jax.named_scope("stream_layers"):
             prefix = None if cache is None else cache.stream_layers
             x, block = self.stream_layers(x, prefix, None, layouts)
         x = self._finish(x)
-        num_main = tokens.shape[1]
         stream_hidden = None
         if num_streams:
-            stream_hidden = x[:, num_main:].reshape(*anchors.shape, num_streams, x.shape[-1])
+            stream_hidden = x[:, num_tokens:].reshape(*anchors.shape, num_streams, x.shape[-1])
         return ModelOutput(
-            hidden=x[:, :num_main],
+            hidden=x[:, :num_tokens],
             stream_hidden=stream_hidden,
             trunk_hidden=trunk_hidden,
             block=KVCache(trunk_block, block),
@@ -191,7 +222,8 @@ class Transformer(nn.Module):
             raise ValueError("streams that the main stream reads cannot be deferred")
         rows = self._insert_streams(trunk_hidden, num_streams)
         layouts = self._layouts(
-            None, positions, block_positions, None, mask, _prefix_mask(cache, length), False,
+            None, positions, block_positions, _Seen(None, None, False), mask,
+            _prefix_mask(cache, length), False,
             num_streams=num_streams,
         )  # fmt: skip
         with jax.named_scope("stream_layers"):
@@ -220,7 +252,9 @@ class Transformer(nn.Module):
         config = self.config
         table = self.embedder if config.tie_embeddings else self.lm_head
         bias = self.lm_head_bias if config.head_bias else None
-        return head_logits(hidden, Head(table, bias, config.logit_softcap))
+        logits = head_logits(hidden, Head(table, bias, config.logit_softcap))
+        between = ("length",) * (logits.ndim - 2)
+        return constrain(logits, "batch", *between, "vocab")
 
     def _check_streams(self, num_streams):
         streams = self.streams
@@ -233,7 +267,8 @@ class Transformer(nn.Module):
     def _embed(self, tokens, positions):
         config = self.config
         dtype = jnp.dtype(config.dtype)
-        x = jnp.take(self.embedder, tokens, axis=0).astype(dtype)
+        table = gathered(self.embedder, "vocab", "embed")
+        x = jnp.take(table, tokens, axis=0).astype(dtype)
         if config.table_dim:
             x = project(x, self.table_in, dtype)
         if config.scale_embeddings:
@@ -241,8 +276,9 @@ class Transformer(nn.Module):
         if config.positions == "learned":
             # Draft nodes may lie past the end of the table; they are never emitted.
             place = jnp.minimum(positions, config.max_positions - 1) + config.position_offset
-            x = x + jnp.take(self.position_table, place, axis=0).astype(dtype)
-        return x
+            table = gathered(self.position_table, "positions", "embed")
+            x = x + jnp.take(table, place, axis=0).astype(dtype)
+        return constrain(x, "batch", "length", "features")
 
     def _finish(self, x):
         if self.final_norm is not None:
@@ -256,7 +292,7 @@ class Transformer(nn.Module):
         return rows.reshape(hidden_BAD.shape[0], -1, rows.shape[-1])
 
     def _layouts(
-        self, positions, anchor_positions, block_positions, mask, stream_mask, prefix_mask,
+        self, positions, anchor_positions, block_positions, seen, stream_mask, prefix_mask,
         dropout, num_streams=0, anchors=None,
     ):  # fmt: skip
         """Returns the `Layout` of global layers and that of local ones, None if there are none."""
@@ -280,12 +316,14 @@ class Transformer(nn.Module):
                 stream_prefix=stream_prefix,
                 anchors=anchors if self.streams.main_reads_streams and num_streams else None,
                 num_main=0 if positions is None else positions.shape[1],
+                segments=seen.segments,
                 num_streams=num_streams,
                 dropout=dropout,
+                fused=seen.fused,
             )
 
         if not config.local_layers:
-            return layout(False, mask, stream_mask, prefix_mask, prefix_mask), None
+            return layout(False, seen.mask, stream_mask, prefix_mask, prefix_mask), None
         # Both kinds in the same shapes, so that a scanned layer can choose between them.
         slots = None if prefix_mask is None else jnp.arange(prefix_mask.shape[-1])[None]
 
@@ -296,7 +334,7 @@ class Transformer(nn.Module):
                 return seen & (queries[:, :, None] - keys[:, None, :] < window)
 
             return (
-                near(mask, positions, block_positions),
+                near(seen.mask, positions, block_positions),
                 near(stream_mask, anchor_positions, block_positions),
                 near(prefix_mask, positions, slots),
                 near(prefix_mask, anchor_positions, slots),
@@ -308,8 +346,9 @@ class Transformer(nn.Module):
 
 def head_logits(hidden: jax.Array, head: Head) -> jax.Array:
     """hidden [..., D] through the LM head -> [..., V] float32, multiplied in hidden's dtype."""
+    table = gathered(head.table.astype(hidden.dtype), "vocab", "embed")
     logits = jax.lax.dot_general(
-        hidden, head.table.astype(hidden.dtype), (((hidden.ndim - 1,), (1,)), ((), ())),
+        hidden, table, (((hidden.ndim - 1,), (1,)), ((), ())),
         precision=matmul_precision(hidden.dtype), preferred_element_type=jnp.float32,
     )  # fmt: skip
     if head.bias is not None:
@@ -331,7 +370,7 @@ def init_params(model: Transformer, seed: int) -> Params:
 
     def touch_all(model):
         streams = model.streams
-        output = model(one, one, causal_mask(1), anchors=one, num_streams=streams.num_streams)
+        output = model(one, one, Causal(), anchors=one, num_streams=streams.num_streams)
         if streams.exit_rank:
             model.early_exit(output.trunk_hidden)
 
@@ -341,11 +380,6 @@ def init_params(model: Transformer, seed: int) -> Params:
 def abstract_params(model: Transformer) -> Params:
     """Shapes and dtypes of the parameters, without making them."""
     return jax.eval_shape(lambda: init_params(model, 0))
-
-
-def causal_mask(num_tokens: int) -> jax.Array:
-    """[1, T, T] bool: token t sees tokens 0..t. Enough for rows padded on the right."""
-    return jnp.tril(jnp.ones((1, num_tokens, num_tokens), bool))
 
 
 def _prefix_mask(cache, length):

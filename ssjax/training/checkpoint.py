@@ -101,7 +101,7 @@ class Checkpoints:
         """Reads the latest checkpoint.
 
         Args:
-          state: arrays or shape structs with the shapes, dtypes and shardings wanted.
+          state: arrays, or shape structs that carry shardings.
 
         Returns:
           The train state and the position in the data.
@@ -150,7 +150,7 @@ def load_params(directory: Path, step: int, params: Params) -> Params:
     Args:
       directory: of the checkpoints.
       step: a saved step.
-      params: arrays or shape structs with the shapes, dtypes and shardings wanted.
+      params: arrays, or shape structs that carry shardings.
 
     Raises:
       UserError: the checkpoint does not hold these parameters.
@@ -180,7 +180,7 @@ def load_model(path: Path, params: Params) -> Params:
 
     Args:
       path: as given to `save_model`.
-      params: arrays or shape structs of the leaves wanted.
+      params: the leaves wanted, arrays or shape structs that carry shardings.
 
     Raises:
       UserError: they are not there in this shape.
@@ -195,12 +195,8 @@ def load_model(path: Path, params: Params) -> Params:
 
 
 def _abstract(tree):
-    device = jax.devices()[0]
-
     def describe(leaf):
-        sharding = getattr(leaf, "sharding", None)
-        sharding = sharding or jax.sharding.SingleDeviceSharding(device)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
     return jax.tree.map(describe, tree)
 

@@ -1,7 +1,14 @@
-"""Ctrl-C and SIGTERM as a request to stop after the current step."""
+"""Ctrl-C and SIGTERM as a request to stop, on which all processes agree at the same step."""
 
 import signal
 from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ssjax.partitioning import MESH_AXES, replicated
 
 
 class Interruption:
@@ -35,3 +42,42 @@ class Interruption:
         self._say(
             f"{signal.Signals(number).name}: saving after this step; once more to stop at once"
         )
+
+
+class StopVote:
+    """Whether any process was asked to stop, decided alike in all of them.
+
+    Every process casts its vote right behind a training step, as a small program on the same
+    devices, and reads the outcome one step later: the devices never wait for it.
+
+    Args:
+      mesh: of all processes.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._one_process = jax.process_count() == 1
+        self._shape = mesh.devices.shape
+        self._sharding = NamedSharding(mesh, PartitionSpec(*MESH_AXES))
+        self._any = jax.jit(jnp.any, out_shardings=replicated(mesh))
+        self._cast = None
+
+    def decide(self, requested: bool) -> bool:
+        """To be called after each step, by all processes.
+
+        Args:
+          requested: this process was asked to stop.
+
+        Returns:
+          Whether to stop now. With several processes a request counts from the next call on.
+        """
+        if self._one_process:
+            return requested
+        votes = jax.make_array_from_callback(
+            self._shape, self._sharding, lambda index: np.full(_size(index, self._shape), requested)
+        )
+        before, self._cast = self._cast, self._any(votes)
+        return before is not None and bool(before)
+
+
+def _size(index, shape):
+    return [len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True)]

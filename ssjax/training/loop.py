@@ -1,38 +1,40 @@
 """The training loop: next batch, dispatch, look at the step before, validate, save.
 
 The device never waits for Python: a step is dispatched before the metrics of the step
-before it are read. Nothing random is kept: weights come from the seed, batch i is a function
-of (seed, i). So a run that is stopped and started again ends with the same weights, bit for
-bit.
+before it are read. Processes of one run stop at the same step, see `StopVote`. Nothing random
+is kept: weights come from the seed, batch i is a function of (seed, i). So a run that is
+stopped and started again ends with the same weights, bit for bit.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from ssjax.config import Config
 from ssjax.models.parameters import Params
+from ssjax.partitioning import global_batch
 from ssjax.training.checkpoint import Checkpoints
-from ssjax.training.interruption import Interruption
+from ssjax.training.interruption import Interruption, StopVote
 from ssjax.training.losses import Batch, loss_weights, weighted_loss
 from ssjax.training.reporting import Reporter
 from ssjax.training.step import TrainState
 
 
-@dataclasses.dataclass(frozen=True)
-class CompiledSteps:
-    """The two step functions, jitted by the entry point."""
+class Steps(Protocol):
+    """The two step functions, jitted by the entry point, and the mesh that they run on."""
 
+    mesh: Mesh
     train: Callable  # (state, frozen, batch) -> (state, metrics); donates the state
     evaluate: Callable  # (params, frozen, batch) -> LossSums
 
 
 def train(
     config: Config,
-    steps: CompiledSteps,
+    steps: Steps,
     state: TrainState,
     frozen: Params,
     *,
@@ -50,7 +52,7 @@ def train(
       steps: compiled step functions.
       state: initial or restored; donated.
       frozen: weights that are not trained.
-      open_batches: batches from the given index on.
+      open_batches: batches from the given index on, the rows of this process.
       validation_batches: for the validation loss.
       checkpoints: written on the way.
       reporter: entered by the caller.
@@ -74,17 +76,20 @@ def train(
             pending = None
 
     batches = open_batches(start)
+    vote = StopVote(steps.mesh)
     with contextlib.closing(batches), Interruption(reporter.say) as interruption:
         for step in range(start + 1, num_steps + 1):
             arrays = next(batches)
-            state, metrics = steps.train(state, frozen, Batch(**arrays))
+            with jax.set_mesh(steps.mesh):
+                batch = global_batch(Batch(**arrays), steps.mesh, config.data.batch_size)
+                state, metrics = steps.train(state, frozen, batch)
             report_pending()
             pending = (step, metrics, int(arrays["length"].sum()))
 
             last = step == num_steps
             validate_every = config.train.eval_every
             validate = last or (validate_every and step % validate_every == 0)
-            stop = interruption.requested and not last
+            stop = vote.decide(interruption.requested) and not last
             if not (validate or stop or step % config.checkpoint.save_every == 0):
                 continue
             report_pending()
@@ -110,8 +115,10 @@ def train(
 def _validate(config, steps, state, frozen, batches, reporter, step) -> float:
     """The loss that is minimised, on the validation batches: what the best checkpoint has least."""
     sums = None
-    for batch in batches:
-        added = steps.evaluate(state.params, frozen, Batch(**batch))
+    for arrays in batches:
+        with jax.set_mesh(steps.mesh):
+            batch = global_batch(Batch(**arrays), steps.mesh, config.data.batch_size)
+            added = steps.evaluate(state.params, frozen, batch)
         sums = added if sums is None else jax.tree.map(jax.numpy.add, sums, added)
     alphas = loss_weights(config.loss, config.streams)
     loss = float(weighted_loss(sums, alphas, sums.weight))

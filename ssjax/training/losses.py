@@ -21,7 +21,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from ssjax.config import LossConfig, StreamsConfig
-from ssjax.models.transformer import Head, Transformer, causal_mask, head_logits, make_head
+from ssjax.models.attention import Causal
+from ssjax.models.transformer import Head, Transformer, head_logits, make_head
+from ssjax.partitioning import constrain, num_batch_shards
 
 
 @struct.dataclass
@@ -105,7 +107,7 @@ def loss_sums(
         {"params": params},
         batch.tokens,
         jnp.broadcast_to(jnp.arange(num_tokens), batch.tokens.shape),
-        causal_mask(num_tokens),
+        Causal(),
         anchors=anchors,
         num_streams=streams.num_streams,
         dropout=dropout_key is not None,
@@ -135,32 +137,38 @@ def chunked_cross_entropy(hidden, head: Head, targets, weights, chunk_size: int)
       head: the LM head.
       targets: [B, A, Q] int32.
       weights: [B, A, Q] float32.
-      chunk_size: rows of B*A*Q per chunk; logits of one chunk exist at a time, in the
-        backward pass too (they are computed again there). A chunk of padding alone costs
-        nothing.
+      chunk_size: rows of B*A*Q per chunk, on each part of a batch that a mesh divides; logits
+        of one chunk exist at a time, in the backward pass too (they are computed again
+        there). A chunk of padding alone costs nothing.
     """
-    num_rows, width = targets.shape[0] * targets.shape[1], targets.shape[2]
+    # Z parts of the batch, one a device: rows change places within their part only.
+    num_parts, width = num_batch_shards(targets.shape[0]), targets.shape[2]
+    num_rows = targets.shape[0] * targets.shape[1] // num_parts
     rows_per_chunk = min(num_rows, max(1, chunk_size // width))
     num_chunks = -(-num_rows // rows_per_chunk)
     padding = num_chunks * rows_per_chunk - num_rows
     # Rows that count come first, so that the chunks at the end hold padding alone.
-    order = jnp.argsort(-weights.max(axis=2).reshape(num_rows), stable=True)
+    counts = weights.max(axis=2).reshape(num_parts, num_rows)
+    order = jnp.argsort(-counts, axis=1, stable=True)
 
     def cut(x):
-        x = x.reshape(num_rows, *x.shape[2:])[order]
-        x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(num_chunks, rows_per_chunk, *x.shape[1:])
+        x = x.reshape(num_parts, num_rows, *x.shape[2:])
+        x = jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
+        x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
+        x = x.reshape(num_parts, num_chunks, rows_per_chunk, *x.shape[2:])
+        return jnp.swapaxes(x, 0, 1)
 
     @jax.checkpoint
     def sum_chunk(hidden, targets, weights):
-        logits = head_logits(hidden, head)  # [rows, Q, V] float32
+        logits = head_logits(hidden, head)  # [Z, rows, Q, V] float32
+        logits = constrain(logits, "batch", "length", "streams", "vocab")
         target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         cross_entropy = jax.nn.logsumexp(logits, axis=-1) - target_logit
         hits = (target_logit >= logits.max(axis=-1)).astype(jnp.float32)
         return LossSums(
-            cross_entropy=(cross_entropy * weights).sum(axis=0),
-            correct=(hits * weights).sum(axis=0),
-            weight=weights.sum(axis=0),
+            cross_entropy=(cross_entropy * weights).sum(axis=(0, 1)),
+            correct=(hits * weights).sum(axis=(0, 1)),
+            weight=weights.sum(axis=(0, 1)),
         )
 
     zero = jnp.zeros(width, jnp.float32)

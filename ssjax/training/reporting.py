@@ -55,6 +55,7 @@ class Reporter:
       log_every: steps per record.
       schedule: learning rate by step.
       names: of the outputs, from `losses.output_names`.
+      quiet: write and say nothing; for all but the first process of a run.
     """
 
     def __init__(
@@ -66,17 +67,20 @@ class Reporter:
         log_every: int,
         schedule: Callable[[int], float],
         names: Sequence[str],
+        quiet: bool = False,
     ):
+        self._quiet = quiet
         self._names = names
         self._log_every = log_every
         self._schedule = schedule
         self._num_steps = num_steps
-        path = workdir / "metrics.jsonl"
-        write_atomic(path, "".join(_records_until(path, start_step)))
-        self._file = path.open("a", encoding="utf-8")
-        self._board = _tensorboard(workdir)
-        self._bar = None
-        if sys.stderr.isatty():
+        self._file = self._board = self._bar = None
+        if not quiet:
+            path = workdir / "metrics.jsonl"
+            write_atomic(path, "".join(_records_until(path, start_step)))
+            self._file = path.open("a", encoding="utf-8")
+            self._board = _tensorboard(workdir)
+        if not quiet and sys.stderr.isatty():
             self._bar = Progress(
                 TextColumn("training"),
                 BarColumn(),
@@ -98,7 +102,8 @@ class Reporter:
             self._bar.stop()
         if self._board:
             self._board.close()
-        self._file.close()
+        if self._file:
+            self._file.close()
 
     def add_step(self, step: int, metrics: StepMetrics, num_tokens: int) -> None:
         """Takes the metrics of one step, on the host.
@@ -143,7 +148,7 @@ class Reporter:
         """One line for the user, above the bar if there is one."""
         if self._bar:
             self._bar.console.print(message, highlight=False, markup=False)
-        else:
+        elif not self._quiet:
             print(message, file=sys.stderr, flush=True)
 
     def _write_training_record(self, step, grad_norm):
@@ -168,6 +173,8 @@ class Reporter:
         self._restart()
 
     def _write(self, record):
+        if self._quiet:
+            return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         if self._board:

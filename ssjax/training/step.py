@@ -81,7 +81,7 @@ def make_train_step(
         if accumulation == 1:
             grads, sums = gradient(state.params, frozen, batch, weight, key)
         else:
-            micro_batches = jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), batch)
+            micro_batches = jax.tree.map(lambda x: _every(x, accumulation), batch)
 
             def add(totals, numbered):
                 number, micro_batch = numbered
@@ -99,6 +99,11 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
+
+
+def _every(x, count):
+    """[B, ...] -> [count, B / count, ...], every count-th row: no row leaves its device."""
+    return jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
 
 
 def make_eval_step(

@@ -188,12 +188,12 @@ def endless(model, params):
 @pytest.fixture(scope="session")
 def full_logits(model, params):
     """Main logits [B, T, V] of whole sequences, without a cache: scanned form, one call."""
-    from ssjax.models.transformer import causal_mask
+    from ssjax.models.attention import Causal
 
     @jax.jit
     def forward(tokens):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        output = model.apply({"params": params}, tokens, positions, causal_mask(tokens.shape[1]))
+        output = model.apply({"params": params}, tokens, positions, Causal())
         return model.apply({"params": params}, output.hidden, method="logits")
 
     return lambda tokens: np.asarray(forward(jnp.asarray(tokens, jnp.int32)))

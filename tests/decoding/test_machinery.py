@@ -51,7 +51,7 @@ def static(decoder, arguments, kit):
 @pytest.fixture(scope="module")
 def start(static, arguments):
     """start() -> a fresh state after the prefill."""
-    return lambda: decoder_module._prefill(*static, *arguments)
+    return lambda: decoder_module.prefill_program(*static, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def states(static, start):
 
 
 def test_python_loop_equals_the_compiled_loop(states, static, start):
-    compiled = decoder_module._decode(*static, start())
+    compiled = decoder_module.decode_program(*static, start())
     for name in ("tokens", "born", "length", "limit", "done", "calls", "accepted"):
         np.testing.assert_array_equal(getattr(compiled, name), getattr(states[-1], name), name)
     assert int(compiled.calls.max()) == len(states) - 1
@@ -131,10 +131,10 @@ def test_one_compilation_per_bucket(decoder, model, params, kit):
 
 
 def test_no_transfer_while_decoding(static, start):
-    expected = decoder_module._decode(*static, start())
+    expected = decoder_module.decode_program(*static, start())
     state = start()
     with jax.transfer_guard("disallow"):
-        state = decoder_module._decode(*static, state)
+        state = decoder_module.decode_program(*static, state)
         state.length.block_until_ready()
     np.testing.assert_array_equal(state.tokens, expected.tokens)
 
@@ -155,7 +155,7 @@ def test_compiled_loop_never_asks_the_host(static, start, kit):
 def test_state_is_donated(static, start):
     state = start()
     leaves = jax.tree.leaves(state.cache) + [state.tokens]
-    decoder_module._decode(*static, state)
+    decoder_module.decode_program(*static, state)
     assert all(leaf.is_deleted() for leaf in leaves)
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
 from ssjax.decoding.sampling import Sampling, draw, first_argmax, position_noise, warp
-from ssjax.models.transformer import causal_mask
+from ssjax.models.attention import Causal
 
 TOLERANCE = 1e-5
 P_VALUE = 1e-3
@@ -136,7 +136,7 @@ def logits_behind(small):
     @jax.jit
     def forward(tokens):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        output = model.apply({"params": params}, tokens, positions, causal_mask(tokens.shape[1]))
+        output = model.apply({"params": params}, tokens, positions, Causal())
         return model.apply({"params": params}, output.hidden, method="logits")
 
     logits = np.asarray(forward(jnp.asarray(tokens, jnp.int32)))

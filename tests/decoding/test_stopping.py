@@ -206,8 +206,10 @@ def test_nothing_is_written_behind_the_end(decoder, drafter, prompts, truth, kit
     limits = np.array([5, 6, 7, 8, 9, 10, 11, 0], np.int32)
     keys = jax.random.split(jax.random.key(0), BATCH)
     static = (decoder.model, decoder.params, drafter, spec)
-    state = decoder_module._prefill(*static, padded, np.array(LENGTHS, np.int32), limits, keys)
-    state = decoder_module._decode(*static, state)
+    state = decoder_module.prefill_program(
+        *static, padded, np.array(LENGTHS, np.int32), limits, keys
+    )
+    state = decoder_module.decode_program(*static, state)
     length = np.asarray(state.length)
     assert (length <= np.array(LENGTHS) + limits).all() and len(set(length.tolist())) > 3
     behind = np.arange(CAPACITY) >= length[:, None]

@@ -16,8 +16,8 @@ from ssjax.decoding import loop
 from ssjax.decoding.drafters import PlainDrafter
 from ssjax.decoding.loop import DecodeSpec
 from ssjax.decoding.sampling import Sampling
+from ssjax.models.attention import Causal
 from ssjax.models.cache import KVCache
-from ssjax.models.transformer import causal_mask
 from ssjax.training.losses import Batch, anchor_targets
 
 TOLERANCE = 1e-4
@@ -79,7 +79,7 @@ def forward(model, params):
     def run(tokens, anchors):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         output = model.apply(
-            {"params": params}, tokens, positions, causal_mask(tokens.shape[1]),
+            {"params": params}, tokens, positions, Causal(),
             anchors=anchors, num_streams=NUM_STREAMS,
         )  # fmt: skip
         main = jnp.take_along_axis(output.hidden, anchors[:, :, None], axis=1)[:, :, None]

@@ -13,7 +13,10 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+ENVIRONMENT = os.environ | {
+    "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": "",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # else training starts itself anew, 2 s each
+}  # fmt: skip
 LAST_STEP = 24  # of the smoke variant
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring")

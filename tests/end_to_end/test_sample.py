@@ -15,6 +15,7 @@ from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafte
 from ssjax.decoding.tree import StaticTree
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.stress
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,8 @@ def workdir(tmp_path_factory):
             sys.executable, "-m", "ssjax.train", "--config=experiments/dialogsum.py",
             f"--config.workdir={directory / 'run'}",
             f"--config.data.prepared_dir={directory / 'data'}",
-            "--config.train.num_steps=90", "--config.eval.max_records=2",
+            "--config.train.num_steps=90", "--config.data.batch_size=8",
+            "--config.eval.max_records=2",
         ],
         cwd=ROOT, capture_output=True, text=True, timeout=500,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from ssjax.decoding import loop
 from ssjax.decoding.decoder import completions_of
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
 from ssjax.decoding.tree import root_only
-from ssjax.models.parameters import unstack_layers
+from ssjax.models.execution import Execution
 
 DRAFTER = BestFirstDrafter(5, NUM_STREAMS - 1)
 SPEC = loop.DecodeSpec(MAX_LENGTH, NEVER, pad_id=0, sampling=GREEDY, deferred=True)
@@ -42,10 +42,10 @@ def decode_three_ways(model, params, prompts, lengths):
 
 @pytest.fixture(scope="module")
 def completions(case):
-    """By way of decoding, the completions of all prompts; unrolled, as on CPU."""
+    """By way of decoding, the completions of all prompts; layers in a loop, as on accelerators."""
     prompts, lengths = oracles.pad(case.prompts, max(PROMPT_LENGTHS))
-    model = case.model.clone(scan=False)
-    states = decode_three_ways(model, unstack_layers(case.params), prompts, lengths)
+    model = case.model.clone(execution=Execution("gpu"))
+    states = decode_three_ways(model, case.params, prompts, lengths)
     return {way: completions_of(state, lengths, NEVER) for way, state in states.items()}
 
 

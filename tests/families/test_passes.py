@@ -14,8 +14,8 @@ from family_cases import NUM_STREAMS
 from oracles import LOGIT_TOLERANCE
 
 from ssjax.decoding.tree import NO_PARENT, ancestor_mask
+from ssjax.models.attention import Causal
 from ssjax.models.cache import cache_from_block
-from ssjax.models.transformer import causal_mask
 
 # How much of each row is cached when its rest, or a draft tree, follows. Chains in the trees and
 # the rests are longer than the windows, so they leave them on both sides of the border.
@@ -85,11 +85,11 @@ def run_passes(model, params, sequences, lengths, rest, nodes, parents, depths):
 
     width = sequences.shape[1]
     positions = jnp.broadcast_to(jnp.arange(width), sequences.shape)
-    whole = apply(sequences, positions, causal_mask(width), anchors=lengths[:, None] - 1)
+    whole = apply(sequences, positions, Causal().dense(width), anchors=lengths[:, None] - 1)
 
     twice, length = jnp.array([*range(num_rows)] * 2), jnp.array(CUTS * 2)
     block = jax.tree.map(lambda x: x[:, twice], whole.block)
-    chain = jnp.broadcast_to(causal_mask(NUM_NODES), (num_rows, NUM_NODES, NUM_NODES))
+    chain = jnp.broadcast_to(Causal().dense(NUM_NODES), (num_rows, NUM_NODES, NUM_NODES))
     every = jnp.broadcast_to(jnp.arange(NUM_NODES), (2 * num_rows, NUM_NODES))
     behind = apply(
         jnp.concatenate([rest, nodes]),

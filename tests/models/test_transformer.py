@@ -7,9 +7,9 @@ import oracles
 import pytest
 from oracles import HIDDEN_TOLERANCE, LOGIT_TOLERANCE
 
+from ssjax.models.attention import Causal
 from ssjax.models.cache import cache_from_block
 from ssjax.models.parameters import cast, count, merge, stack_layers, unstack_layers
-from ssjax.models.transformer import causal_mask
 
 LENGTHS = (3, 7, 1, 6)
 WIDTH, J = 7, 3
@@ -105,7 +105,7 @@ def test_cached_equals_uncached(tiny, batch, output, scan):
     anchors = jnp.zeros((4, 1), int)
     rest = oracles.apply(
         model, params, None, jnp.asarray(np.take_along_axis(tokens, index, axis=1)),
-        jnp.asarray(cut[:, None] + np.arange(3)), causal_mask(3), cache, jnp.asarray(cut),
+        jnp.asarray(cut[:, None] + np.arange(3)), Causal().dense(3), cache, jnp.asarray(cut),
         anchors=anchors, num_streams=J,
     )  # fmt: skip
     both = jnp.asarray(np.stack([cut, cut], axis=1))  # twice: the shape of the other tests
@@ -134,7 +134,7 @@ def test_poisoned_cache_tail_changes_no_bit(tiny, batch):
             None,
             jnp.asarray(tokens[:, :3]),
             length[:, None] + jnp.arange(3),
-            causal_mask(3),
+            Causal().dense(3),
             c,
             length,
             anchors=jnp.zeros((4, 1), int),
@@ -228,7 +228,7 @@ def test_deferred_streams_equal_fused(tiny, batch):
     length = jnp.array([0, 4, 2, 6])
     cache = cache_from_block(oracles.run_model(model, params, tokens).block, length, WIDTH)
     positions = length[:, None] + jnp.arange(4)
-    mask = jnp.broadcast_to(causal_mask(4), (4, 4, 4))
+    mask = jnp.broadcast_to(Causal().dense(4), (4, 4, 4))
     anchors = jnp.array([[0, 3], [1, 2], [3, 3], [2, 0]])
     call = (tokens[:, 2:6], positions, mask, cache, length)
     fused = oracles.apply(model, params, None, *call, anchors=anchors, num_streams=J)

@@ -1,0 +1,98 @@
+"""Several processes as one run: who they are, who writes, and how they wait for each other.
+
+One process a host on TPU, one a GPU or a host under Slurm. All run the same program on the
+same mesh; only the first one writes files that all read, and only it speaks.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+from ssjax.errors import UserError
+
+Result = TypeVar("Result")
+
+# Hosts of a pod are not up at the same moment: package installation alone differs by minutes.
+_TIMEOUT_SECONDS = 600
+
+
+def define_flag() -> flags.FlagHolder:
+    """The flag that says how processes find each other."""
+    return flags.DEFINE_string(
+        "distributed",
+        "auto",
+        "auto: found out on TPU, GKE and Slurm; off: this process alone; or "
+        "HOST:PORT,NUM_PROCESSES,INDEX.",
+    )
+
+
+def initialize(how: str) -> None:
+    """Joins the processes of a run. To be called before any other use of devices.
+
+    Args:
+      how: value of the flag.
+
+    Raises:
+      UserError: the value is not understood, or the other processes cannot be reached.
+    """
+    if how == "off" or jax.distributed.is_initialized():
+        return
+    if how == "auto":
+        if jax.config.jax_platforms != "cpu":  # CPU processes are not looked for
+            _join_cluster()
+        return
+    address, *numbers = how.split(",")
+    if ":" not in address or len(numbers) != 2 or not all(n.isdigit() for n in numbers):
+        raise UserError(
+            f"--distributed={how} must be auto, off or HOST:PORT,NUM_PROCESSES,INDEX, such as "
+            "10.0.0.2:8476,4,0"
+        )
+    count, index = map(int, numbers)
+    if index >= count:
+        raise UserError(f"--distributed={how}: indices of {count} processes are 0 to {count - 1}")
+    try:
+        jax.distributed.initialize(address, count, index, initialization_timeout=_TIMEOUT_SECONDS)
+    except RuntimeError as error:
+        raise UserError(f"--distributed={how}: {str(error).splitlines()[0]}") from None
+
+
+def _join_cluster() -> None:
+    try:
+        jax.distributed.initialize(initialization_timeout=_TIMEOUT_SECONDS)
+    except ValueError as error:
+        if "coordinator_address" not in str(error):  # else: not on a cluster that JAX knows
+            raise UserError(
+                f"this looks like a cluster, but joining it failed ({error}); give --distributed="
+                "HOST:PORT,NUM_PROCESSES,INDEX, or --distributed=off for one process"
+            ) from None
+
+
+def is_first() -> bool:
+    """Whether this process writes and speaks for the run."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def first(function: Callable[[], Result]) -> Result | None:
+    """Calls a function in the first process while the others wait; only the first has its result.
+
+    Raises:
+      UserError: the function raised one; in the other processes it points at the first.
+    """
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return function()
+    result, error = None, None
+    if is_first():
+        try:
+            result = function()
+        except UserError as raised:
+            error = raised
+    failed = multihost_utils.broadcast_one_to_all(np.array(error is not None))
+    if error is not None:
+        raise error
+    if failed:
+        raise UserError("the first process of this run stopped; its log says why")
+    return result

@@ -1,0 +1,82 @@
+"""TPU topologies that are not there: their devices for the compiler, and what a chip can do."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+
+import jax
+
+from ssjax.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Published peaks of a chip; a roofline made of them is a bound, not a measurement."""
+
+    hbm: int  # bytes
+    flops: float  # bfloat16 products, per second
+    bandwidth: float  # of HBM, bytes per second
+    interconnect: float  # to other chips, all links together, bytes per second
+
+
+CHIPS: Mapping[str, Chip] = {
+    "v4": Chip(32 * GIB, 275e12, 1228e9, 300e9),
+    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9),
+    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9),
+    "v6e": Chip(32 * GIB, 918e12, 1640e9, 448e9),
+    "tpu7x": Chip(192 * GIB, 2307e12, 7380e9, 1200e9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Chips that programs are compiled for."""
+
+    name: str  # such as v5e:4x4
+    devices: tuple  # abstract, for a mesh
+    device: Chip  # the part of a chip that one device is
+
+    @property
+    def num_devices(self) -> int:
+        return len(self.devices)
+
+
+def open_topology(name: str) -> Topology:
+    """Describes a topology; the compiler of `jax[tpu]` must be installed, a TPU need not be.
+
+    Args:
+      name: FAMILY:SHAPE, such as v5e:4x4.
+
+    Raises:
+      UserError: no such topology, or no compiler.
+    """
+    family, _, shape = name.partition(":")
+    sizes = shape.split("x")
+    if family not in CHIPS or not all(size.isdigit() for size in sizes):
+        raise UserError(
+            f"--topology={name} must be FAMILY:SHAPE such as v5e:4x4, with FAMILY one of "
+            f"{', '.join(CHIPS)}"
+        )
+    # Else the compiler asks for the metadata of a virtual machine, and waits for it.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_WORKER_ID", "0")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several plans at a time
+    from jax.experimental import topologies
+
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except (jax.errors.JaxRuntimeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        if "libtpu" in reason or "not found" in reason:
+            raise UserError(
+                'compiling for TPU needs its compiler: pip install "ssjax[plan]" (Linux, x86)'
+            ) from None
+        raise UserError(f"--topology={name}: {reason}") from None
+    per_chip = len(devices) // math.prod(map(int, sizes))
+    chip = CHIPS[family]
+    values = {f.name: getattr(chip, f.name) / per_chip for f in dataclasses.fields(chip)}
+    return Topology(name, tuple(devices), Chip(**(values | {"hbm": int(values["hbm"])})))

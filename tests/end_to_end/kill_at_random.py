@@ -1,0 +1,99 @@
+"""Trains one run while killing it again and again, and the same run in peace.
+
+python kill_at_random.py WORKDIR NUM_KILLS SEED ARGUMENT... > JSON
+
+Every start is a fork of this process, which has imported everything but touched no device:
+a start then costs no imports. Two kills in five come when a save begins.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from ssjax import cli, train
+
+
+def start(arguments: list[str], log: Path) -> int:
+    """Forks a trainer; returns its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["ssjax.train", *arguments]
+    try:
+        cli.run(train.main)
+    except SystemExit as done:
+        sys.stdout.flush()
+        os._exit(done.code or 0)
+    os._exit(1)
+
+
+def unfinished(workdir: Path) -> set[int]:
+    """What a save under way, or one that was killed, has on disk; directories by number."""
+    found = set()
+    for path in workdir.glob("checkpoints/*tmp*"):
+        try:
+            found.add(path.stat().st_ino)
+        except FileNotFoundError:  # finished just now
+            continue
+    return found
+
+
+def finished(workdir: Path) -> int:
+    """The last step that is saved whole."""
+    names = [path.name for path in workdir.glob("checkpoints/*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def kill_once(pid: int, workdir: Path, rng: random.Random, when: str) -> str:
+    """Waits for the moment and kills; returns whether a save was under way, or the run at its end.
+
+    Args:
+      pid: of the trainer.
+      workdir: of the run.
+      rng: decides the moment.
+      when: "starting" (within a second or two), "saving" (right behind the beginning of a
+        save) or "running" (up to a second behind the end of the first save).
+    """
+    before, saved = unfinished(workdir), finished(workdir)
+    if when == "starting":
+        time.sleep(rng.uniform(0.0, 2.0))
+    while when != "starting":
+        if os.waitpid(pid, os.WNOHANG) != (0, 0):
+            return "ended"
+        if when == "saving" and unfinished(workdir) - before:
+            time.sleep(rng.uniform(0.0, 0.02))
+            break
+        if when == "running" and finished(workdir) > saved:
+            time.sleep(rng.uniform(0.0, 1.0))
+            break
+        time.sleep(0.001)
+    moment = "saving" if unfinished(workdir) - before else "between"
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return moment
+
+
+def main() -> None:
+    directory, num_kills, seed, *arguments = sys.argv[1:]
+    rng, log = random.Random(int(seed)), Path(directory) / "log"
+    codes, moments = {}, []
+    killed = Path(directory) / "killed"
+    for number in range(int(num_kills)):
+        pid = start([*arguments, f"--config.workdir={killed}"], log)
+        when = ("saving", "running", "starting", "saving", "running")[number % 5]
+        moments.append(kill_once(pid, killed, rng, when))
+    for name in ("killed", "peace"):
+        pid = start([*arguments, f"--config.workdir={Path(directory) / name}"], log)
+        codes[name] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    print(json.dumps({"moments": moments, "codes": codes}))
+
+
+if __name__ == "__main__":
+    main()
