@@ -7,7 +7,8 @@
 # One process a GPU, because that is what jax.distributed expects of Slurm: each process takes
 # the device whose number is its SLURM_LOCALID. For the same reason there is no --gpus-per-task
 # here, which would show every process a single device, number 0. Set both 8s below to the GPUs
-# of your nodes. The checkout, its .venv and the workdir lie on a file system of all nodes.
+# of your nodes. The checkout, its .venv and the workdir lie on a file system that all nodes
+# share, such as Lustre or NFS.
 #
 #SBATCH --job-name=ssjax
 #SBATCH --nodes=1

@@ -2,8 +2,9 @@
 # What one TPU host does by itself. Given to the VM as its startup script, it runs at every boot,
 # so a host that was maintained or replaced trains on without anybody's help.
 #
-#   tpu_startup.sh               fetch the code, build the environment, train, restart
+#   tpu_startup.sh               fetch the code, build the environment, mount, train, restart
 #   tpu_startup.sh environment   only build the environment of the checkout it stands in
+#   tpu_startup.sh mount BUCKET  only mount a Cloud Storage bucket
 #   tpu_startup.sh follow WORDS  run a command there and show its log, or join the one that runs;
 #                                what `launch/tpu_vm.sh run` does on every host
 #
@@ -24,8 +25,13 @@ read_settings() {
   REF=$(setting ref)
   ARGS=$(setting args)           # of ssjax.train, quoted for a shell
   ENVIRONMENT=$(setting env)     # NAME=VALUE words for the trainer, quoted likewise
-  COPY_LOGS=$(setting copy-logs) # gs:// directory; empty: the log stays here
+  BUCKET=$(setting bucket)       # mounted before training; empty: none
+  COPY_LOGS=$(setting copy-logs) # directory; empty: the log stays here
 }
+
+readonly MOUNT_POINT=/mnt/ssjax # of the bucket; as in tpu_vm.sh
+readonly MOUNT_TRIES=5          # of `mount`, with pauses of
+readonly MOUNT_PAUSE=10         # seconds
 
 readonly PYTHON_VERSION=3.12
 readonly METADATA=http://metadata.google.internal/computeMetadata/v1/instance/attributes
@@ -91,6 +97,49 @@ make_environment() {
   printf '%s' "$dependencies" > .venv/installed
 }
 
+# As Google's guide says; not every TPU image has it.
+install_gcsfuse() {
+  local apt=https://packages.cloud.google.com/apt key=/usr/share/keyrings/cloud.google.asc
+  curl --fail --silent --show-error --retry 5 "$apt/doc/apt-key.gpg" |
+    sudo tee "$key" > /dev/null &&
+    echo "deb [signed-by=$key] $apt gcsfuse-$(lsb_release -cs) main" |
+    sudo tee /etc/apt/sources.list.d/gcsfuse.list > /dev/null &&
+    sudo apt-get update --quiet --quiet &&
+    sudo apt-get install --quiet --quiet --yes -o DPkg::Lock::Timeout=300 gcsfuse
+}
+
+# Hosts read what the first one just wrote, so no metadata is cached: by default gcsfuse keeps it
+# for a minute, on large TPU hosts for ever. Without descriptor 9, because gcsfuse stays and would
+# hold the lock.
+run_gcsfuse() {
+  # What a gcsfuse that died leaves behind.
+  if [[ $(LC_ALL=C stat "$MOUNT_POINT" 2>&1) == *"endpoint is not connected"* ]]; then
+    sudo umount --lazy "$MOUNT_POINT" || return
+  fi
+  sudo install -d -o "$(id -u)" -g "$(id -g)" "$MOUNT_POINT" &&
+    gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 "$1" "$MOUNT_POINT" 9>&-
+}
+
+# $1: a bucket. Does nothing where it is mounted; one try.
+mount_bucket() {
+  ! mountpoint -q "$MOUNT_POINT" || return 0
+  if command -v gcsfuse > /dev/null || install_gcsfuse; then
+    ! run_gcsfuse "$1" || return 0
+  fi
+  say "cannot mount gs://$1 at $MOUNT_POINT"
+  return 1
+}
+
+mount_patiently() {
+  local try
+  for ((try = 1; ; try++)); do
+    ! mount_bucket "$1" || return 0
+    ((try < MOUNT_TRIES)) || return 1
+    say "try $((try + 1)) of $MOUNT_TRIES in $MOUNT_PAUSE s"
+    sleep "$MOUNT_PAUSE"
+  done
+}
+
 STOPPING=no  # the host goes down
 SIGNALLED=no # since the last look
 TRAINER=     # its process id while it runs
@@ -122,8 +171,21 @@ train() {
 
 # A log that cannot be copied never stops a run.
 copy_log() {
-  [[ -z $COPY_LOGS ]] || gcloud storage cp --quiet "$LOG" "$COPY_LOGS/$(hostname).log" ||
+  [[ -z $COPY_LOGS ]] ||
+    { mkdir -p "$COPY_LOGS" && cp "$LOG" "$COPY_LOGS/$(hostname).log"; } ||
     say "the log could not be copied to $COPY_LOGS"
+}
+
+# The log is not copied where the mount failed: it would lie below the mount point, hidden by the
+# next mount.
+mount_and_train() {
+  local code=0
+  [[ -z $BUCKET ]] || mount_bucket "$BUCKET" || return
+  [[ $STOPPING == no ]] || return "$EXIT_STOPPED" # while it mounted
+  train || code=$?
+  say "exit code $code"
+  copy_log
+  return "$code"
 }
 
 train_until_done() {
@@ -131,9 +193,7 @@ train_until_done() {
   while [[ $STOPPING == no ]]; do
     started=$SECONDS
     code=0
-    train || code=$?
-    say "exit code $code"
-    copy_log
+    mount_and_train || code=$?
     if [[ $STOPPING == yes ]] || ((code == 0 || code == EXIT_BAD_INPUT)); then
       break
     fi
@@ -200,12 +260,13 @@ main() {
       cd "$(dirname "${BASH_SOURCE[0]}")/.."
       make_environment
       ;;
+    mount) mount_patiently "$2" ;;
     follow)
       cd "$(dirname "${BASH_SOURCE[0]}")/.."
       follow "${@:2}"
       ;;
     *)
-      echo "usage: tpu_startup.sh [environment | follow COMMAND...]" >&2
+      echo "usage: tpu_startup.sh [environment | mount BUCKET | follow COMMAND...]" >&2
       exit "$EXIT_BAD_INPUT"
       ;;
   esac

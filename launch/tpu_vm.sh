@@ -14,8 +14,9 @@ TYPE=${SSJAX_TYPE:-}
 PROJECT=${SSJAX_PROJECT:-} # empty: the project that gcloud is set to
 REPO=${SSJAX_REPO:-}
 REF=${SSJAX_REF:-main}
+BUCKET=${SSJAX_BUCKET:-} # mounted on the hosts; empty: none
 WORKDIR=${SSJAX_WORKDIR:-}
-COPY_LOGS=${SSJAX_COPY_LOGS:-}                # gs:// directory; empty: logs stay on the hosts
+COPY_LOGS=${SSJAX_COPY_LOGS:-}                # directory; empty: logs stay on the hosts
 POLL=${SSJAX_POLL:-10}                        # seconds between two looks at a queued request,
 MAX_POLL=${SSJAX_MAX_POLL:-300}               # doubling up to this
 MAX_WAIT=${SSJAX_MAX_WAIT:-86400}             # seconds to wait for capacity
@@ -28,6 +29,7 @@ TAIL=${SSJAX_TAIL:-100}                       # lines of it
 readonly MAX_UNANSWERED=5                     # failed looks in a row before giving up
 readonly HOST_DIR=ssjax                       # the checkout on a host, in the home directory
 readonly HOST_LOG=ssjax-train.log             # there too; as in tpu_startup.sh
+readonly MOUNT_POINT=/mnt/ssjax               # of the bucket; as in tpu_startup.sh
 readonly STARTUP_LOG=/var/log/ssjax-train.log # as in tpu_startup.sh
 
 readonly EXIT_BAD_INPUT=2         # of this script, gcloud and ssjax.train alike: never retried
@@ -53,8 +55,9 @@ Usage: launch/tpu_vm.sh VERB --name NAME --zone ZONE [FLAGS] [-- TRAINING ARGUME
 Verbs
   create    request a TPU and wait until it is active; with training arguments, every host
             starts them at every boot by itself (launch/tpu_startup.sh)
-  setup     fetch the code and build the environment on every host
-  run       start python -m ssjax.train with the arguments on every host; show its output
+  setup     fetch the code, mount the bucket and build the environment on every host
+  run       mount the bucket and start python -m ssjax.train with the arguments on every host;
+            show its output
   babysit   create if needed, setup, run; again after a preemption or a failure
   status    print the state of the request
   logs      print the end of the training log of a host
@@ -68,10 +71,11 @@ Flags, in brackets the variable that gives the same value
   --project PROJECT      default: gcloud's own [SSJAX_PROJECT]
   --repo URL             where hosts fetch the code [SSJAX_REPO]
   --ref REF              branch, tag or full commit, default main [SSJAX_REF]
-  --workdir DIR          of the run, the same for all hosts: gs://... [SSJAX_WORKDIR]
+  --bucket BUCKET        mounted at /mnt/ssjax on every host, default none [SSJAX_BUCKET]
+  --workdir DIR          of the run, a path that all hosts see [SSJAX_WORKDIR]
   --env NAME=VALUE       for the trainer; may be repeated
   --spot | --reserved    default: on demand
-  --copy-logs gs://DIR   create with arguments: logs are copied there [SSJAX_COPY_LOGS]
+  --copy-logs DIR        create with arguments: logs are copied there [SSJAX_COPY_LOGS]
   --gcloud-create FLAG   one more flag for gcloud's create; may be repeated
   --gcloud-ssh FLAG      one more flag for gcloud's ssh; may be repeated
   --poll SECONDS --max-poll SECONDS --max-wait SECONDS
@@ -149,8 +153,8 @@ parse() {
 
 parse_value() {
   case $1 in
-    --name | --zone | --type | --project | --repo | --ref | --workdir | --copy-logs | --env | \
-      --gcloud-create | --gcloud-ssh | --worker) ;;
+    --name | --zone | --type | --project | --repo | --ref | --bucket | --workdir | --copy-logs | \
+      --env | --gcloud-create | --gcloud-ssh | --worker) ;;
     --poll | --max-poll | --max-wait | --backoff | --max-backoff | --max-restarts | \
       --reset-after | --tail) ;;
     *) bad_input "unknown flag '$1'; see launch/tpu_vm.sh --help" ;;
@@ -188,6 +192,10 @@ check() {
   done
   [[ $WORKER =~ ^([0-9]+|all)$ ]] || bad_input "--worker wants a number or all, not '$WORKER'"
   ((${#PRICING[@]} < 2)) || bad_input "give --spot or --reserved, once"
+  [[ $BUCKET =~ ^([a-z0-9][a-z0-9._-]*)?$ ]] ||
+    bad_input "--bucket wants a name such as my-bucket, not '$BUCKET'"
+  refuse_bucket_url workdir "$WORKDIR"
+  refuse_bucket_url copy-logs "$COPY_LOGS"
   need name zone
   case $VERB in create | babysit) need type && find_runtime ;; esac
   case $VERB in setup | babysit) need repo ref ;; esac
@@ -198,6 +206,12 @@ check() {
   if ((${#TRAIN_ARGS[@]})); then
     check_training
   fi
+}
+
+# $1: a flag; $2: its value.
+refuse_bucket_url() {
+  [[ $2 != gs:* ]] || bad_input "--$1 wants a path, not '$2'; mount the bucket with --bucket and" \
+    "give a path below $MOUNT_POINT, see docs/launch.md"
 }
 
 check_training() {
@@ -297,6 +311,9 @@ startup_metadata() {
   if ((${#HOST_ENV[@]})); then
     printf '%s' "${newline}ssjax-env=$(quote "${HOST_ENV[@]}")"
   fi
+  if [[ -n $BUCKET ]]; then
+    printf '%s' "${newline}ssjax-bucket=$BUCKET"
+  fi
   if [[ -n $COPY_LOGS ]]; then
     printf '%s' "${newline}ssjax-copy-logs=$COPY_LOGS"
   fi
@@ -348,13 +365,18 @@ bring_up() {
   done
 }
 
+# What hosts run before that which needs the bucket; empty without one.
+mount_command() {
+  [[ -z $BUCKET ]] || printf '%s' "bash launch/tpu_startup.sh mount $BUCKET || exit 1; "
+}
+
 set_up_hosts() {
   local repo ref
   repo=$(quote "$REPO")
   ref=$(quote "$REF")
   on_hosts all "set -e; [ -d $HOST_DIR/.git ] || git clone --quiet $repo $HOST_DIR; \
 cd $HOST_DIR; git fetch --quiet origin $ref; git checkout --quiet --detach FETCH_HEAD; \
-bash launch/tpu_startup.sh environment"
+$(mount_command)bash launch/tpu_startup.sh environment"
 }
 
 # `follow` starts the trainer, or joins it if it trains already: gcloud itself repeats a command
@@ -363,7 +385,8 @@ train_on_hosts() {
   local env train
   env=$(quote PYTHONUNBUFFERED=1 "${HOST_ENV[@]}")
   train=$(quote .venv/bin/python -m ssjax.train "${TRAIN_ARGS[@]}")
-  on_hosts all "cd $HOST_DIR || exit 1; export $env; bash launch/tpu_startup.sh follow $train"
+  on_hosts all "cd $HOST_DIR || exit 1; $(mount_command)export $env; \
+bash launch/tpu_startup.sh follow $train"
 }
 
 # --- babysitting ---

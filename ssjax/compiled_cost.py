@@ -63,7 +63,7 @@ def program_cost(text: str, main_loop: bool = False) -> ProgramCost:
 
     def add(name, times):
         nonlocal traffic
-        by_name = {i.name: i for i in computations[name]}
+        by_name, seen = {i.name: i for i in computations[name]}, set()
         for instruction in computations[name]:
             kind = instruction.kind.removesuffix("-start")
             called = _called(instruction.line)
@@ -74,13 +74,27 @@ def program_cost(text: str, main_loop: bool = False) -> ProgramCost:
                     if inner in computations:
                         add(inner, times)
             elif kind in COLLECTIVES:
-                counts[kind] += times
-                size = instruction.all_bytes
-                if instruction.kind.endswith("-start"):  # (operands, results)
-                    size -= sum(by_name[o].all_bytes for o in instruction.operands if o in by_name)
-                produced[kind] += times * max(size, 0)
+                count(instruction, by_name, times, seen)
             elif kind not in _FREE and not kind.endswith("-done"):
                 traffic += times * _traffic(instruction, by_name, computations, called)
+                fused = computations.get(called.get("calls"), [])
+                for inside in fused:
+                    if inside.kind.removesuffix("-start") in COLLECTIVES:
+                        count(inside, {i.name: i for i in fused}, times, seen)
+
+    def count(instruction, by_name, times, seen):
+        # An exchange that overlaps with a product stands in up to three fusions: its start, the
+        # product, and its end. They have one channel.
+        channel = re.search(r"channel_id=(\d+)", instruction.line)
+        if channel:
+            if channel.group(1) in seen:
+                return
+            seen.add(channel.group(1))
+        kind, size = instruction.kind.removesuffix("-start"), instruction.all_bytes
+        if kind != instruction.kind:  # the shape is (operands, results)
+            size -= sum(by_name[o].all_bytes for o in instruction.operands if o in by_name)
+        counts[kind] += times
+        produced[kind] += times * max(size, 0)
 
     if main_loop:
         entry = _outer_loop(computations, entry)

@@ -137,7 +137,12 @@ class DataConfig:
     prepared_dir: str = "runs/data"  # where prepared (array_record) data sets are kept
     max_prompt_length: int = 160  # tokens; longer prompts lose their beginning
     max_target_length: int = 48  # tokens, end of sequence included
-    batch_size: int = 32  # sequences per optimizer step
+    batch_size: int = 32  # rows per optimizer step, one sequence each unless packed
+    # Widths of rows below the greatest: batches of sequences of like length, a compiled program
+    # for each width. Looks at all records once.
+    length_buckets: tuple[int, ...] = ()
+    # Several sequences a row, with max_target_length target tokens in all. As length_buckets.
+    packing: bool = False
     # A directory with tokenizer files or a SentencePiece .model; empty: that of the pretrained
     # model, or one trained on the training split.
     tokenizer: str = ""
@@ -168,6 +173,8 @@ class TrainConfig:
     log_every: int = 20  # steps
     eval_every: int = 200  # steps between validation losses; 0: only at the end
     eval_batches: int = 4  # validation batches per validation loss
+    profile_at: int = 0  # first step that jax.profiler records, into workdir/profile; 0: none
+    profile_steps: int = 3  # how many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +219,8 @@ class Config:
     """A whole run. See each group for units and meanings."""
 
     workdir: str = "runs/default"  # the run directory; an existing run continues
+    # Where compiled programs are kept between starts; empty: JAX_COMPILATION_CACHE_DIR, if set.
+    compilation_cache: str = ""
     seed: int = 0  # weights, data order, tokenizer sample
     model: ModelConfig = ModelConfig()
     streams: StreamsConfig = StreamsConfig()
@@ -330,6 +339,21 @@ def _validate(config: Config) -> None:
     if not config.model.pretrained:  # else num_layers is not known yet
         check_stream_layers(config)
     _validate_adaptation(config)
+    _check(
+        not (data.length_buckets and data.packing),
+        "data.length_buckets and data.packing are two ways to save padding; choose one",
+    )
+    _check(min(data.length_buckets, default=1) > 0, "data.length_buckets must hold positive widths")
+    places = {
+        "workdir": config.workdir,
+        "data.path": data.path,
+        "data.prepared_dir": data.prepared_dir,
+    }
+    for key, place in places.items():
+        _check(
+            "://" not in place,
+            f"{key} {place!r} is not a path; mount the bucket on every host, see docs/launch.md",
+        )
     for key in ("max_prompt_length", "max_target_length", "batch_size"):
         _check(getattr(data, key) > 0, f"data.{key} must be positive")
     sizes = dataclasses.astuple(config.mesh)
@@ -341,7 +365,7 @@ def _validate(config: Config) -> None:
         train.remat in ("none", "products", "full"),
         f"train.remat {train.remat!r} must be none, products or full",
     )
-    for key in ("num_steps", "accumulation", "log_every", "eval_batches"):
+    for key in ("num_steps", "accumulation", "log_every", "eval_batches", "profile_steps"):
         _check(getattr(train, key) > 0, f"train.{key} must be positive")
     _check(
         data.batch_size % train.accumulation == 0,

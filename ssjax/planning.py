@@ -8,14 +8,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from ssjax import partitioning
 from ssjax.compiled_cost import count_flops, program_cost
 from ssjax.config import AdaptationConfig, Config
 from ssjax.decoding import decoder
 from ssjax.decoding.drafters import make_drafter
-from ssjax.decoding.loop import DecodeSpec
+from ssjax.decoding.loop import DecodeSpec, DecodeState
 from ssjax.models.axes import placed
 from ssjax.models.execution import Execution
 from ssjax.models.transformer import Transformer, abstract_params
@@ -96,19 +96,12 @@ def plan_decoding(config: Config, model: Transformer, mesh: Mesh, hbm: int) -> P
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), decode.batch_size))
     prompts = (per_row(data.max_prompt_length), per_row(), per_row(), per_row(dtype=keys.dtype))
     with jax.set_mesh(mesh):
-        read = decoder.prefill_program.lower(model, params, drafter, spec, *prompts)
-        try:
-            shardings = read.compile().output_shardings
-        except jax.errors.JaxRuntimeError as error:
-            return _does_not_fit(error, {"parameters": _bytes(params)}, 0.0)
         shapes = jax.eval_shape(
             lambda params, *prompts: decoder.loop.prefill(model, params, drafter, spec, *prompts),
             params,
             *prompts,
         )
-        state = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
-        )
+        state = _placed_state(shapes, mesh)
         flops = count_flops(
             lambda params, state: decoder.loop.decode_step(model, params, drafter, spec, state),
             params,
@@ -123,6 +116,23 @@ def plan_decoding(config: Config, model: Transformer, mesh: Mesh, hbm: int) -> P
             hbm,
             main_loop=True,
         )
+
+
+def _placed_state(shapes: DecodeState, mesh: Mesh) -> DecodeState:
+    """The shapes of a decode state with the shardings that a prefill leaves it in."""
+
+    def place(leaf, *axes):
+        spec = partitioning.spec(axes, leaf.shape, mesh.shape)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    def row(leaf):
+        return place(leaf, "batch", *["length"] * (leaf.ndim - 1))
+
+    def cached(leaf):
+        return place(leaf, "layers", "batch", "kv_heads", "length", "head_dim")
+
+    placed = jax.tree.map(row, shapes.replace(cache=None))
+    return placed.replace(cache=jax.tree.map(cached, shapes.cache))
 
 
 def advice(plan: ProgramPlan, config: Config, hbm: int) -> str:

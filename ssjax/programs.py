@@ -77,8 +77,10 @@ def make_train_programs(config: Config, model: Transformer, mesh: Mesh) -> Train
     of_frozen = param_shardings(frozen, config.model, mesh)
     rows = partitioning.batch_sharding(mesh, data.batch_size)
     num_tokens = data.max_prompt_length + data.max_target_length
-    per_row = jax.ShapeDtypeStruct((data.batch_size,), jnp.int32, sharding=rows)
-    tokens = jax.ShapeDtypeStruct((data.batch_size, num_tokens), jnp.int32, sharding=rows)
+    tokens, is_target = (
+        jax.ShapeDtypeStruct((data.batch_size, num_tokens), dtype, sharding=rows)
+        for dtype in (jnp.int32, jnp.bool)
+    )
     train_step = step.make_train_step(
         model,
         adamw,
@@ -92,7 +94,7 @@ def make_train_programs(config: Config, model: Transformer, mesh: Mesh) -> Train
         mesh=mesh,
         state=with_shardings(shapes, of_state),
         frozen=with_shardings(frozen, of_frozen),
-        batch=Batch(tokens, per_row, per_row),
+        batch=Batch(tokens, tokens, is_target, data.packing),
         init=jax.jit(init, out_shardings=of_state, donate_argnums=0),
         train=jax.jit(
             train_step,

@@ -62,12 +62,16 @@ _MAY_CHANGE = (
     "train.eval_batches",
     "train.remat",
     "train.fused_attention",
+    "train.profile_at",
+    "train.profile_steps",
 )
 
 
 def main() -> int:
     """Runs the experiment of the command line; returns the exit code."""
     config = config_lib.from_config_dict(cli.experiment(_CONFIG))
+    if config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     distributed.initialize(_DISTRIBUTED.value)
     cli.speak(distributed.is_first())
     workdir = Path(config.workdir)
@@ -204,7 +208,15 @@ def train(workdir: Path, config: Config, tokenizer: Tokenizer, base: Base | None
         "batch_size": data.batch_size,
         "rows": partitioning.local_rows(mesh, data.batch_size),
     }
-    batches = pipeline.train_batches(source, task, tokenizer, seed=config.seed, **shapes)
+    batches = pipeline.train_batches(
+        source,
+        task,
+        tokenizer,
+        seed=config.seed,
+        length_buckets=data.length_buckets,
+        packing=data.packing,
+        **shapes,
+    )
     validation = pipeline.eval_batches(open_split(config, "validation"), task, tokenizer, **shapes)
     validation = [validation[i] for i in range(min(config.train.eval_batches, len(validation)))]
     kept = config.checkpoint
@@ -233,6 +245,7 @@ def train(workdir: Path, config: Config, tokenizer: Tokenizer, base: Base | None
                     validation_batches=validation,
                     checkpoints=checkpoints,
                     reporter=reporter,
+                    profile_directory=workdir / "profile",
                     tokenizer=tokenizer.files,
                     config_values=config_lib.to_dict(config),
                 )

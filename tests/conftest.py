@@ -8,7 +8,8 @@ import jax
 import pytest
 
 # With the TPU compiler installed, processes that do not say so look for a TPU first.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_PLATFORMS"] = "cpu"
+jax.config.update("jax_platforms", "cpu")
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import `oracles`
 # Nearly all the time of these tests is XLA compiling small programs: 5.8 s against 3.6 s for one
 # drafter without optimisations, and a third less again with the emitters of before 2025 (52 s

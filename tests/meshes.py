@@ -11,7 +11,6 @@ from ssjax import partitioning, programs
 from ssjax.config import AdaptationConfig, Config, MeshConfig
 from ssjax.models.lora import split_trainable
 from ssjax.models.parameters import flatten
-from ssjax.training.losses import Batch
 
 BATCH_SIZE, PROMPT, TARGET = 16, 12, 10
 MESHES = ((8, 1, 1), (2, 2, 2), (1, 1, 8))
@@ -61,7 +60,7 @@ def ragged_batch(seed):
     prompts = rng.integers(1, PROMPT + 1, BATCH_SIZE).astype(np.int32)
     lengths = prompts + rng.integers(0, TARGET + 1, BATCH_SIZE).astype(np.int32)
     tokens = rng.integers(0, SIZES["vocab_size"], (BATCH_SIZE, PROMPT + TARGET))
-    return Batch(tokens.astype(np.int32), prompts, lengths)
+    return jax.tree.map(np.asarray, oracles.batch_of(tokens, prompts, lengths))
 
 
 def train(model, mesh, num_steps=3, **changes):

@@ -243,15 +243,20 @@ def tokens_of(completions):
 # Training.
 
 
+def batch_of(tokens, prompt_length, length):
+    """A `Batch` of one sequence a row, by the lengths of prompts and of whole sequences."""
+    index = np.arange(np.shape(tokens)[1])
+    inside = index < np.asarray(length)[:, None]
+    is_target = inside & (index >= np.asarray(prompt_length)[:, None])
+    return Batch(jnp.asarray(tokens, jnp.int32), jnp.asarray(inside, jnp.int32), is_target)
+
+
 def counting_batch(seed, rows=16, prompt_length=2, target_length=9, vocab_size=13):
     """Sequences that count up from a random start, modulo the vocabulary."""
     start = np.random.default_rng(seed).integers(0, vocab_size, (rows, 1))
     tokens = (start + np.arange(prompt_length + target_length)) % vocab_size
-    return Batch(
-        jnp.asarray(tokens, jnp.int32),
-        jnp.full(rows, prompt_length, jnp.int32),
-        jnp.full(rows, prompt_length + target_length, jnp.int32),
-    )
+    whole = prompt_length + target_length
+    return batch_of(tokens, np.full(rows, prompt_length), np.full(rows, whole))
 
 
 def train_to_count(steps):

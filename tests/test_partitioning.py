@@ -24,7 +24,7 @@ from ssjax.errors import UserError
 from ssjax.models.axes import param_axes, param_shardings
 from ssjax.models.parameters import flatten
 
-GOLDEN = Path(__file__).parent / "golden" / "shardings.json"
+GOLDEN = Path(__file__).parent / "golden_shardings.json"
 SHAPE = {"data": 2, "fsdp": 2, "tensor": 4}
 
 

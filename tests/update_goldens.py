@@ -40,7 +40,7 @@ def main() -> None:
     GOLDEN.mkdir(exist_ok=True)
     for name, variant in variants():
         (GOLDEN / f"{name}.{variant}.json").write_text(resolved(name, variant))
-    (GOLDEN / "shardings.json").write_text(shardings())
+    (ROOT / "tests" / "golden_shardings.json").write_text(shardings())
 
 
 def shardings() -> str:

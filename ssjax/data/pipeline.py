@@ -2,22 +2,26 @@
 
 A batch is a dict of numpy arrays:
 
-    tokens         [B, T] int32   prompt, target, pad ids; T = max prompt + max target length
-    prompt_length  [B] int32      prompt tokens, what stands before every prompt included
-    length         [B] int32      prompt and target tokens; what lies behind is padding
+    tokens     [B, T] int32   prompt, target, pad ids; T = max prompt + max target length, or less
+    segments   [B, T] int32   which sequence of its row a token belongs to, from 1; 0: padding
+    is_target  [B, T] bool    whether it is to be predicted
 
-    tokens   bos p1 p2 y1 y2 eos pad pad     prompt_length 3, length 6 (bos: if the model has one)
+    tokens     bos p1 p2 y1 y2 eos pad pad          (bos: if the model has one)
+    segments    1  1  1  1  1  1   0   0
+    is_target   .  .  .  x  x  x   .   .
 
-Training batch i is a function of the seed and i alone, so a run continues from a step number
-and no state of the pipeline needs saving. Sequences are not packed.
+Training batch i is a function of the seed and i alone, see `order.py`, so a run continues
+from a step number and no state of the pipeline needs saving.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import grain
 import numpy as np
 
+from ssjax.data.order import Buckets, OneARow, Packed
 from ssjax.data.tasks import Record, Task
 from ssjax.data.tokenizer import Tokenizer
 from ssjax.errors import UserError
@@ -91,6 +95,24 @@ def answer_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     return tokenizer.decode_continuation(ids).removeprefix(" ")
 
 
+def measure(
+    source: Sequence[Record],
+    task: Task,
+    tokenizer: Tokenizer,
+    max_prompt_length: int,
+    max_target_length: int,
+) -> tuple[list[int], list[int]]:
+    """Tokens of every record after cutting: (all of them, those of the target)."""
+    lengths, target_lengths = [], []
+    for index in range(len(source)):
+        prompt_ids, target_ids = encode_example(
+            source[index], task, tokenizer, max_prompt_length, max_target_length
+        )
+        lengths.append(len(prompt_ids) + len(target_ids))
+        target_lengths.append(len(target_ids))
+    return lengths, target_lengths
+
+
 def train_batches(
     source: Sequence[Record],
     task: Task,
@@ -101,50 +123,59 @@ def train_batches(
     max_target_length: int,
     seed: int,
     rows: Sequence[int] | None = None,
+    length_buckets: Sequence[int] = (),
+    packing: bool = False,
 ) -> grain.MapDataset:
     """An endless data set of batches, each a function of the seed and its index.
 
-    The source is gone through in a new order every epoch. A batch that begins in one epoch may
-    end in the next, so every record occurs equally often whatever the batch size.
-
     Args:
       source, task, tokenizer, max_prompt_length, max_target_length: as in `encode_example`.
-      batch_size: sequences of a whole batch.
+      batch_size: rows of a whole batch.
       seed: of the order.
       rows: those of each batch that are wanted here, the only ones that are read; the others
         are read by other processes. None: all.
+      length_buckets: widths of rows below the greatest; batches are then of like length.
+      packing: several sequences a row, with at most max_target_length target tokens.
 
     Raises:
       UserError: a size below 1, or no records.
     """
     _check(source, batch_size, max_prompt_length, max_target_length)
+    limits = (max_prompt_length, max_target_length)
+    width = sum(limits)
+    if packing:
+        measured = measure(source, task, tokenizer, *limits)
+        plan = Packed(*measured, batch_size, seed, width, max_target_length)
+    elif length_buckets:
+        lengths, _ = measure(source, task, tokenizer, *limits)
+        widths = [bucket for bucket in sorted(length_buckets) if bucket < width]
+        plan = Buckets(lengths, batch_size, seed, [*widths, width])
+    else:
+        plan = OneARow(len(source), batch_size, seed, width)
 
-    def row(record: Record) -> dict[str, np.ndarray]:
-        return _row(
-            *encode_example(record, task, tokenizer, max_prompt_length, max_target_length),
-            max_prompt_length + max_target_length,
-            tokenizer.pad_id,
-        )
+    def encode(record: int) -> tuple[list[int], list[int]]:
+        return encode_example(source[record], task, tokenizer, *limits)
 
-    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None).map(row)
-    return grain.MapDataset.source(_RowsOfBatches(examples, batch_size, rows))
+    return grain.MapDataset.source(_PlannedBatches(plan, encode, rows, tokenizer.pad_id))
 
 
-class _RowsOfBatches(Sequence):
-    """Batch i: chosen rows of examples i * batch_size to (i + 1) * batch_size - 1, stacked."""
+class _PlannedBatches(Sequence):
+    """The rows of planned batches that are wanted here, encoded."""
 
-    def __init__(self, examples, batch_size, rows):
-        self._examples = examples
-        self._batch_size = batch_size
-        self._rows = range(batch_size) if rows is None else [int(row) for row in rows]
+    def __init__(self, plan, encode, rows, pad_id):
+        self._plan, self._encode, self._rows, self._pad_id = plan, encode, rows, pad_id
 
     def __len__(self) -> int:
-        return len(self._examples) // self._batch_size
+        return sys.maxsize
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        first = index * self._batch_size
-        chosen = [self._examples[first + row] for row in self._rows]
-        return {name: np.stack([row[name] for row in chosen]) for name in chosen[0]}
+        planned = self._plan(index)
+        chosen = range(len(planned.rows)) if self._rows is None else self._rows
+        rows = []
+        for row in chosen:
+            examples = [self._encode(record) for record in planned.rows[row]]
+            rows.append(_row(examples, planned.width, self._pad_id))
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def train_iterator(dataset: grain.MapDataset, start: int) -> grain.DatasetIterator:
@@ -185,7 +216,7 @@ class EvalBatches(Sequence):
                 )
             else:
                 example = list(self._tokenizer.prefix_ids) or [self._tokenizer.pad_id], []
-            rows.append(_row(*example, width, pad_id))
+            rows.append(_row([example], width, pad_id))
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -201,8 +232,8 @@ def eval_batches(
 ) -> EvalBatches:
     """A sequence of batches with every record once, in order.
 
-    The last batch is filled with rows without a target: length equals prompt_length. Of each
-    batch only `rows` are read, as in `train_batches`.
+    The last batch is filled with rows without a target. Of each batch only `rows` are read, as
+    in `train_batches`.
 
     Raises:
       UserError: a size below 1, or no records.
@@ -299,17 +330,19 @@ def _cut_prompt(ids: list[int], tokenizer: Tokenizer, max_prompt_length: int) ->
 
 
 def _row(
-    prompt_ids: list[int], target_ids: list[int], width: int, pad_id: int
+    examples: Sequence[tuple[list[int], list[int]]], width: int, pad_id: int
 ) -> dict[str, np.ndarray]:
-    """One row of a batch: tokens [width], prompt_length [] and length [], all int32."""
-    length = len(prompt_ids) + len(target_ids)
-    tokens = np.full(width, pad_id, np.int32)
-    tokens[:length] = prompt_ids + target_ids
-    return {
-        "tokens": tokens,
-        "prompt_length": np.array(len(prompt_ids), np.int32),
-        "length": np.array(length, np.int32),
-    }
+    """One row of a batch, of one example (prompt ids, target ids) or of several."""
+    tokens, segments = np.full(width, pad_id, np.int32), np.zeros(width, np.int32)
+    is_target = np.zeros(width, bool)
+    start = 0
+    for number, (prompt_ids, target_ids) in enumerate(examples, start=1):
+        target, end = start + len(prompt_ids), start + len(prompt_ids) + len(target_ids)
+        tokens[start:end] = prompt_ids + target_ids
+        segments[start:end] = number
+        is_target[target:end] = True
+        start = end
+    return {"tokens": tokens, "segments": segments, "is_target": is_target}
 
 
 def _check(source: Sequence[Record], batch_size: int, max_prompt: int, max_target: int) -> None:

@@ -8,6 +8,7 @@ stopped and started again ends with the same weights, bit for bit.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import jax
@@ -20,6 +21,7 @@ from ssjax.partitioning import global_batch
 from ssjax.training.checkpoint import Checkpoints
 from ssjax.training.interruption import Interruption, StopVote
 from ssjax.training.losses import Batch, loss_weights, weighted_loss
+from ssjax.training.profiling import Profile
 from ssjax.training.reporting import Reporter
 from ssjax.training.step import TrainState
 
@@ -42,6 +44,7 @@ def train(
     validation_batches: Sequence[dict[str, np.ndarray]],
     checkpoints: Checkpoints,
     reporter: Reporter,
+    profile_directory: Path,
     tokenizer: dict[str, bytes],
     config_values: dict,
 ) -> tuple[TrainState, bool]:
@@ -56,6 +59,7 @@ def train(
       validation_batches: for the validation loss.
       checkpoints: written on the way.
       reporter: entered by the caller.
+      profile_directory: for the trace of config.train.profile_at.
       tokenizer, config_values: stored with every checkpoint.
 
     Returns:
@@ -77,14 +81,18 @@ def train(
 
     batches = open_batches(start)
     vote = StopVote(steps.mesh)
+    profile = Profile(profile_directory, config.train.profile_at, config.train.profile_steps)
     with contextlib.closing(batches), Interruption(reporter.say) as interruption:
         for step in range(start + 1, num_steps + 1):
             arrays = next(batches)
+            profile.before_step(step)
             with jax.set_mesh(steps.mesh):
-                batch = global_batch(Batch(**arrays), steps.mesh, config.data.batch_size)
+                batch = Batch(**arrays, packed=config.data.packing)
+                batch = global_batch(batch, steps.mesh, config.data.batch_size)
                 state, metrics = steps.train(state, frozen, batch)
             report_pending()
-            pending = (step, metrics, int(arrays["length"].sum()))
+            pending = (step, metrics, _num_tokens(arrays, config.data.batch_size))
+            profile.after_step(step, metrics)
 
             last = step == num_steps
             validate_every = config.train.eval_every
@@ -110,6 +118,12 @@ def train(
                 break
         checkpoints.wait()
     return state, saved_step == num_steps
+
+
+def _num_tokens(arrays, batch_size) -> int:
+    """Tokens of the whole batch, as far as the rows of this process tell."""
+    segments = arrays["segments"]
+    return int(np.count_nonzero(segments)) * batch_size // len(segments)
 
 
 def _validate(config, steps, state, frozen, batches, reporter, step) -> float:

@@ -6,7 +6,7 @@ a position whose main row predicts a target token; the first is the last prompt 
 rows, and projections onto the vocabulary, exist at anchors only. The early-exit adapter, if
 there is one, is trained on the main targets:
 
-    tokens        p0 p1 p2 y1 y2 y3 .      prompt_length 3, length 6
+    tokens        p0 p1 p2 y1 y2 y3 .
     anchors             ^  ^  ^
     main target         y1 y2 y3
     stream 1            y2 y3 .
@@ -28,11 +28,15 @@ from ssjax.partitioning import constrain, num_batch_shards
 
 @struct.dataclass
 class Batch:
-    """Sequences of prompt, target and padding, in that order."""
+    """Rows of sequences, each a prompt and its target, and padding at the end.
+
+    A sequence sees and predicts nothing of the others in its row.
+    """
 
     tokens: jax.Array  # [B, T] int32
-    prompt_length: jax.Array  # [B] int32, at least 1
-    length: jax.Array  # [B] int32, prompt and target tokens; equal to prompt_length: no targets
+    segments: jax.Array  # [B, T] int32, the sequence of each token, from 1; 0: padding
+    is_target: jax.Array  # [B, T] bool, whether a token is to be predicted
+    packed: bool = struct.field(pytree_node=False, default=False)  # rows hold several sequences
 
 
 @struct.dataclass
@@ -60,26 +64,55 @@ def anchor_targets(batch: Batch, num_anchors: int, offsets: tuple[int, ...]):
 
     Args:
       batch: sequences.
-      num_anchors: A, at least the longest target of the batch.
+      num_anchors: A, at least the number of target tokens of any row.
       offsets: from `output_offsets`, Q of them.
 
     Returns:
       anchors [B, A] int32, targets [B, A, Q] int32 and weights [B, A, Q] float32.
     """
     last = batch.tokens.shape[1] - 1
-    first = batch.prompt_length[:, None] - 1
-    anchors = first + jnp.arange(num_anchors)  # [B, A]
+    is_anchor = jnp.pad(batch.is_target[:, 1:], [(0, 0), (0, 1)])
+    order = jnp.argsort(~is_anchor, axis=1, stable=True)  # anchors first
+    # Places that are left over repeat the last anchor, or without one the last position, with
+    # weight 0: where main rows read their streams, no other row may be given some.
+    count = is_anchor.sum(axis=1)[:, None]
+    place = jnp.minimum(jnp.arange(num_anchors), jnp.maximum(count - 1, 0))
+    anchors = jnp.where(count > 0, jnp.take_along_axis(order, place, axis=1), last)
     index = anchors[:, :, None] + 1 + jnp.array(offsets)  # [B, A, Q]
-    weights = (index < batch.length[:, None, None]).astype(jnp.float32)
-    index = jnp.minimum(index, last).reshape(index.shape[0], -1)
-    targets = jnp.take_along_axis(batch.tokens, index, axis=1).reshape(weights.shape)
-    return jnp.minimum(anchors, last), targets, weights
+    inside = jnp.minimum(index, last).reshape(index.shape[0], -1)
+
+    def at(x):
+        return jnp.take_along_axis(x, inside, axis=1).reshape(index.shape)
+
+    own = jnp.take_along_axis(batch.segments, anchors, axis=1)[:, :, None]
+    real = jnp.arange(num_anchors) < count  # [B, A]
+    weights = real[:, :, None] & (index <= last) & at(batch.is_target) & (at(batch.segments) == own)
+    return anchors, at(batch.tokens), weights.astype(jnp.float32)
 
 
 def target_weight(batch: Batch, offsets: tuple[int, ...]) -> jax.Array:
-    """Number of target tokens of each output, [Q] float32; the same as `LossSums.weight`."""
-    num_targets = (batch.length - batch.prompt_length)[:, None] - jnp.array(offsets)
-    return jnp.maximum(num_targets, 0).sum(axis=0).astype(jnp.float32)
+    """Number of target tokens of each output, [Q] float32; the same as `LossSums.weight`.
+
+    A sequence with n target tokens has n - offset of them for an output.
+    """
+    counts = []
+    for offset in offsets:
+        later = batch.is_target[:, offset:]
+        first = batch.is_target[:, : later.shape[1]] & (
+            batch.segments[:, offset:] == batch.segments[:, : later.shape[1]]
+        )
+        counts.append((later & first).sum())
+    return jnp.stack(counts).astype(jnp.float32)
+
+
+def token_positions(batch: Batch) -> jax.Array:
+    """The place of every token in its own sequence, [B, T] int32."""
+    index = jnp.broadcast_to(jnp.arange(batch.tokens.shape[1]), batch.tokens.shape)
+    if not batch.packed:
+        return index
+    begins = jnp.pad(batch.segments[:, 1:] != batch.segments[:, :-1], [(0, 0), (1, 0)])
+    start = jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
+    return index - start
 
 
 def loss_sums(
@@ -96,18 +129,17 @@ def loss_sums(
       model: with as many streams as are trained.
       params: the model's parameters, frozen and trainable together.
       batch: sequences of T tokens.
-      num_anchors: A, at least the longest target of the batch.
+      num_anchors: A, at least the number of target tokens of any row.
       chunk_size: rows projected onto the vocabulary at a time; [B, A, Q, V] is never made.
       dropout_key: of LoRA dropout; None: nothing is dropped.
     """
     streams = model.streams
     anchors, targets, weights = anchor_targets(batch, num_anchors, output_offsets(streams))
-    num_tokens = batch.tokens.shape[1]
     output = model.apply(
         {"params": params},
         batch.tokens,
-        jnp.broadcast_to(jnp.arange(num_tokens), batch.tokens.shape),
-        Causal(),
+        token_positions(batch),
+        Causal(batch.segments if batch.packed else None),
         anchors=anchors,
         num_streams=streams.num_streams,
         dropout=dropout_key is not None,

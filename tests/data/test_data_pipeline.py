@@ -32,13 +32,15 @@ def batches(tokenizer, *, source=SOURCE, seed=5, **changes):
     return pipeline.train_batches(source, E2E_NLG, tokenizer, seed=seed, **(SIZES | changes))
 
 
+def lengths(batch):
+    """Prompt tokens and all tokens of every row."""
+    whole = (batch["segments"] > 0).sum(axis=1)
+    return whole - batch["is_target"].sum(axis=1), whole
+
+
 def targets(batch, tokenizer):
-    return [
-        tokenizer.decode(tokens[prompt:length])
-        for tokens, prompt, length in zip(
-            batch["tokens"], batch["prompt_length"], batch["length"], strict=True
-        )
-    ]
+    rows = zip(batch["tokens"], batch["is_target"], strict=True)
+    return [tokenizer.decode(tokens[is_target]) for tokens, is_target in rows]
 
 
 def assert_equal(a, b):
@@ -80,7 +82,7 @@ def test_a_tokenizer_without_prefix():
     assert pipeline.encode_example(SOURCE[3], E2E_NLG, tokenizer, 5, 9)[0] == prompt[-5:]
     [batch] = pipeline.eval_batches(SOURCE[:1], E2E_NLG, tokenizer, **(SIZES | {"batch_size": 2}))
     assert batch["tokens"][1].tolist() == [tokenizer.pad_id] * 70
-    assert (batch["prompt_length"][1], batch["length"][1]) == (1, 1)
+    assert [kind[1] for kind in lengths(batch)] == [1, 1]
 
 
 ASKED = [{"role": "user", "content": "Why a red coat?"}]
@@ -108,7 +110,7 @@ def test_decoding_has_the_prompt_ids_of_training(task, files, max_prompt):
     ]
     [example] = pipeline.decode_examples([record], task, tokenizer, max_prompt, limit=0)
     for batch in trained:
-        ids = batch["tokens"][0, : batch["prompt_length"][0]].tolist()
+        ids = batch["tokens"][0, : lengths(batch)[0][0]].tolist()
         assert ids == list(example.prompt_ids)
     typed = task.prompt_ids(task.record_from_input(text), tokenizer)
     prefix = list(tokenizer.prefix_ids)
@@ -120,16 +122,16 @@ def test_a_batch_holds_prompt_target_and_padding(tokenizer):
     batch = batches(tokenizer)[0]
     assert {name: (a.shape, a.dtype.name) for name, a in batch.items()} == {
         "tokens": ((4, 70), "int32"),
-        "prompt_length": ((4,), "int32"),
-        "length": ((4,), "int32"),
+        "segments": ((4, 70), "int32"),
+        "is_target": ((4, 70), "bool"),
     }
     for i, text in enumerate(targets(batch, tokenizer)):
         record = SOURCE[int(text.split()[0])]
         prompt, target = pipeline.encode_example(record, E2E_NLG, tokenizer, 40, 30)
-        assert batch["prompt_length"][i] == len(prompt)
-        assert batch["length"][i] == len(prompt) + len(target)
-        padding = [tokenizer.pad_id] * (70 - len(prompt) - len(target))
-        assert batch["tokens"][i].tolist() == prompt + target + padding
+        sizes = [len(prompt), len(target), 70 - len(prompt) - len(target)]
+        assert batch["tokens"][i].tolist() == prompt + target + [tokenizer.pad_id] * sizes[2]
+        assert batch["segments"][i].tolist() == np.repeat([1, 1, 0], sizes).tolist()
+        assert batch["is_target"][i].tolist() == np.repeat([False, True, False], sizes).tolist()
 
 
 @pytest.mark.parametrize("batch_size", [3, 4, 10, 16])
@@ -183,9 +185,10 @@ def test_eval_batches_hold_every_record_once_and_fill_up_without_targets(tokeniz
     assert rows == [f"{i} is here." for i in range(10)] + ["", ""]
     last = dataset[2]
     assert all(batch["tokens"].shape == (4, 70) for batch in dataset)
-    np.testing.assert_array_equal(last["length"][2:], last["prompt_length"][2:])
-    np.testing.assert_array_equal(last["length"][2:], [1, 1])
-    assert (last["length"][:2] > last["prompt_length"][:2]).all()
+    prompt_lengths, whole = lengths(last)
+    np.testing.assert_array_equal(whole[2:], [1, 1])
+    np.testing.assert_array_equal(prompt_lengths[2:], [1, 1])
+    assert (whole[:2] > prompt_lengths[:2]).all()
     with pytest.raises(IndexError):
         dataset[3]
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
@@ -13,7 +12,7 @@ from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafte
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.tree import StaticTree
 from ssjax.evaluation.certificate import goodness_of_fit, make_replay
-from ssjax.training.losses import Batch, anchor_targets
+from ssjax.training.losses import anchor_targets
 
 NUM_NEW = 12
 
@@ -43,7 +42,7 @@ def test_training_forward_equals_the_oracle(reading):
     model, params, _ = reading
     tokens, lengths = oracles.pad([p + p for p in PROMPTS], 16)
     prompt_lengths = lengths // 2
-    batch = Batch(jnp.asarray(tokens), jnp.asarray(prompt_lengths), jnp.asarray(lengths))
+    batch = oracles.batch_of(tokens, prompt_lengths, lengths)
     anchors, _, _ = anchor_targets(batch, 8, (0, 1, 2, 3))
     output = oracles.run_model(model, params, tokens, anchors=anchors, num_streams=3)
     main = oracles.logits_of(model, params, output.hidden)

@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
 from ssjax.decoding import loop
@@ -18,7 +19,7 @@ from ssjax.decoding.loop import DecodeSpec
 from ssjax.decoding.sampling import Sampling
 from ssjax.models.attention import Causal
 from ssjax.models.cache import KVCache
-from ssjax.training.losses import Batch, anchor_targets
+from ssjax.training.losses import anchor_targets
 
 TOLERANCE = 1e-4
 PROMPT_LENGTHS = (1, 5, 12, 9)
@@ -93,7 +94,7 @@ def forward(model, params):
 def trained(rows, forward):
     """Teacher-forced log-probabilities at every anchor of training."""
     script = jnp.asarray(rows[1])
-    batch = Batch(script, jnp.asarray(LENGTHS), jnp.asarray(LENGTHS) + NUM_NEW)
+    batch = oracles.batch_of(script, LENGTHS, np.asarray(LENGTHS) + NUM_NEW)
     anchors, targets, weights = anchor_targets(batch, NUM_NEW, tuple(range(1 + NUM_STREAMS)))
     anchors, targets, weights = (np.asarray(x) for x in (anchors, targets, weights))
     for row, length in enumerate(LENGTHS):  # what is predicted at an anchor, by hand

@@ -36,6 +36,28 @@ class Sandbox:
         file.chmod(0o755)
         return file
 
+    def mounts(self, *codes: int, installed: bool = True) -> None:
+        """Adds stand-ins for mounting; gcsfuse fails with these codes in turn, then mounts."""
+        (self.path / "gcsfuse_codes").write_text("".join(f"{code}\n" for code in codes))
+        log = f'echo "$(basename "$0") $*" >> {self.path}/mounts'
+        gcsfuse = self.file(
+            "gcsfuse",
+            f"""#!/bin/bash
+{log}
+[[ ! -e /proc/self/fd/9 ]] || echo yes >> {self.path}/holds_lock
+read -r code < {self.path}/gcsfuse_codes && sed -i 1d {self.path}/gcsfuse_codes && exit "$code"
+touch {self.path}/mounted
+""",
+        )
+        if installed:
+            gcsfuse.rename(self.bin / "gcsfuse")
+        self.program("mountpoint", f'[[ "$*" == "-q /mnt/ssjax" && -e {self.path}/mounted ]]')
+        self.program(
+            "sudo",
+            f"""{log}; cat >> {self.path}/as_root
+[[ $2 != install ]] || mv {gcsfuse} {self.bin}""",
+        )
+
     def lines(self, name: str) -> list[str]:
         """The lines of a file that stand-ins wrote; none if it is not there."""
         file = self.path / name

@@ -2,6 +2,7 @@
 
 import fcntl
 import math
+import os
 import re
 import shlex
 import shutil
@@ -17,7 +18,9 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
-SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), ROOT / ".ci" / "run"]
+SCRIPTS = [
+    *sorted(LAUNCH.glob("*.sh")), *sorted(Path(__file__).parent.glob("*.sh")), ROOT / ".ci" / "run",
+]  # fmt: skip
 ARGS = ["--config", "two words.py", "it's $HOME", "ünï;&", ""]
 
 
@@ -46,7 +49,7 @@ exit "$code"
 
 
 class Host:
-    """A TPU host: stand-in metadata server, git, Python and Google Cloud CLI."""
+    """A TPU host: stand-in metadata server, git and Python."""
 
     def __init__(self, sandbox):
         self.sandbox = sandbox
@@ -70,7 +73,6 @@ case "$*" in
   "-m uv venv"*) mkdir -p .venv/bin && cp {path}/trainer .venv/bin/python ;;
 esac""",
         )
-        sandbox.program("gcloud", log)
         self.environment = {
             "SSJAX_DIR": str(path / "code"),
             "SSJAX_LOG": str(path / "log"),
@@ -101,7 +103,7 @@ esac""",
 @pytest.fixture
 def host(sandbox):
     host = Host(sandbox)
-    for name in ("curl", "git", "python3", "gcloud"):
+    for name in ("curl", "git", "python3"):
         assert sandbox.where(name) == str(sandbox.bin / name)
     return host
 
@@ -126,7 +128,6 @@ def test_boot_fetches_builds_and_trains(host):
     assert host.sandbox.lines("holds_lock") == []
     assert all("-H Metadata-Flavor: Google http://metadata" in call for call in host.calls("curl"))
     assert "exit code 0" in host.sandbox.lines("log")[-1]
-    assert host.calls("gcloud") == []
 
 
 def test_boot_restarts_with_growing_pauses(host):
@@ -184,7 +185,7 @@ def test_failed_installation_is_tried_again(host):
 def test_variables_win_over_metadata(host):
     done = host.boot(
         0, SSJAX_REPO="here", SSJAX_REF="v2", SSJAX_ARGS="a\\ b", SSJAX_ENV="EXTRA=x\\ y",
-        SSJAX_COPY_LOGS="",
+        SSJAX_BUCKET="", SSJAX_COPY_LOGS="",
     )  # fmt: skip
     assert done.returncode == 0
     assert host.calls("curl") == []
@@ -210,13 +211,88 @@ def test_metadata_server_that_does_not_answer_ends_the_boot(host):
 
 
 def test_log_is_copied_and_may_fail(host):
-    host.metadata(copy_logs="gs://my-bucket/logs")
+    logs = host.sandbox.path / "runs" / "logs"
+    host.metadata(copy_logs=str(logs))
     host.sandbox.program("hostname", "echo host-3")
     assert host.boot(42, 0).returncode == 0
-    copy = f"gcloud storage cp --quiet {host.sandbox.path}/log gs://my-bucket/logs/host-3.log"
-    assert host.calls("gcloud") == [copy] * 2
-    host.sandbox.program("gcloud", "exit 1")
+    assert (logs / "host-3.log").read_text() == (host.sandbox.path / "log").read_text()
+    host.metadata(copy_logs=f"{host.sandbox.path}/log/below-a-file")
     assert host.boot(42, 0).returncode == 0
+    assert "could not be copied" in host.sandbox.lines("log")[-1]
+
+
+MOUNT = [
+    f"sudo install -d -o {os.getuid()} -g {os.getgid()} /mnt/ssjax",
+    "gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 my-bucket /mnt/ssjax",
+]
+
+
+def test_boot_mounts_the_bucket_once(host):
+    host.metadata(bucket="my-bucket")
+    host.sandbox.mounts()
+    assert host.boot(42, 0).returncode == 0
+    assert host.boot(0).returncode == 0
+    assert host.sandbox.lines("mounts") == MOUNT
+    assert len(host.trained) == 3
+    assert host.sandbox.lines("holds_lock") == []
+
+
+def test_boot_tries_again_after_a_failed_mount(host):
+    """And neither trains nor copies the log while the bucket is not there."""
+    logs = host.sandbox.path / "logs"
+    host.metadata(bucket="my-bucket", copy_logs=str(logs))
+    host.sandbox.mounts(1, 1)
+    host.sandbox.program("sleep", f'echo "$1" >> {host.sandbox.path}/sleeps; [[ ! -e {logs} ]]')
+    assert host.boot(0).returncode == 0
+    assert host.sandbox.lines("mounts") == MOUNT * 3
+    assert host.sandbox.lines("sleeps") == ["10", "20"]
+    assert len(host.trained) == 1
+    failed = [line for line in host.sandbox.lines("log") if "cannot mount" in line]
+    assert len(failed) == 2
+    assert failed[0].endswith("cannot mount gs://my-bucket at /mnt/ssjax")
+
+
+def test_boot_that_can_never_mount_gives_up(host):
+    host.metadata(bucket="my-bucket")
+    host.sandbox.mounts(1, 1)
+    assert host.boot(SSJAX_MAX_RESTARTS="1").returncode == 1
+    assert host.trained == []
+
+
+def test_dead_mount_is_replaced_before_a_restart(host):
+    host.metadata(bucket="my-bucket")
+    host.sandbox.mounts()
+    host.sandbox.program("sleep", f"rm {host.sandbox.path}/mounted")
+    host.sandbox.program("stat", 'echo "stat: $1: Transport endpoint is not connected" >&2; exit 1')
+    assert host.boot(42, 0).returncode == 0
+    assert host.sandbox.lines("mounts") == ["sudo umount --lazy /mnt/ssjax", *MOUNT] * 2
+
+
+def test_missing_gcsfuse_is_installed(host):
+    if host.sandbox.where("gcsfuse"):
+        pytest.skip("gcsfuse is installed here")
+    host.metadata(bucket="my-bucket")
+    host.sandbox.file("metadata/apt-key.gpg", "the key\n")
+    host.sandbox.mounts(installed=False)
+    host.sandbox.program("lsb_release", "echo jammy")
+    assert host.boot(0).returncode == 0
+    calls = host.sandbox.lines("mounts")
+    assert [call for call in calls if "apt-get install" in call][0].endswith(" gcsfuse")
+    assert calls[-2:] == MOUNT
+    key, source = host.sandbox.lines("as_root")
+    assert key == "the key"
+    assert source.endswith("https://packages.cloud.google.com/apt gcsfuse-jammy main")
+
+
+@pytest.mark.parametrize(("failures", "code"), [(0, 0), (4, 0), (5, 1)])
+def test_mount_alone_tries_five_times(sandbox, failures, code):
+    """What `tpu_vm.sh setup` and `run` call first."""
+    sandbox.mounts(*[3] * failures)
+    done = sandbox.run(LAUNCH / "tpu_startup.sh", "mount", "my-bucket")
+    assert done.returncode == code
+    assert sandbox.lines("mounts") == MOUNT * min(failures + 1, 5)
+    assert sandbox.lines("sleeps") == ["10"] * min(failures, 4)
+    assert done.stdout.count("cannot mount gs://my-bucket at /mnt/ssjax\n") == failures
 
 
 def terminate_while_training(host):
@@ -328,6 +404,23 @@ def test_jobset_is_one_whole_slice():
     assert job["completions"] * chips == math.prod(int(n) for n in topology.split("x"))
 
 
+def test_jobset_mounts_the_bucket_of_the_workdir():
+    job = read_yaml("jobset.yaml")["spec"]["replicatedJobs"][0]["template"]["spec"]
+    template = job["template"]
+    assert template["metadata"]["annotations"]["gke-gcsfuse/volumes"] == "true"
+    [volume] = template["spec"]["volumes"]
+    assert volume["csi"] == {
+        "driver": "gcsfuse.csi.storage.gke.io",
+        "volumeAttributes": {
+            "bucketName": "my-bucket",
+            "mountOptions": "implicit-dirs,metadata-cache-ttl-secs=0",
+        },
+    }
+    [container] = template["spec"]["containers"]
+    assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/mnt/ssjax"}]
+    assert container["args"][-1].startswith("--config.workdir=/mnt/ssjax/")
+
+
 def test_jobset_retries_all_but_bad_input():
     spec = read_yaml("jobset.yaml")["spec"]
     assert spec["failurePolicy"]["maxRestarts"] > 0
@@ -373,6 +466,8 @@ def test_skypilot_task(sandbox):
     resources = task["resources"]
     assert resources["use_spot"] is True
     assert resources["job_recovery"] == {"recover_on_exit_codes": [42]}
+    assert task["file_mounts"] == {"/mnt/ssjax": {"source": "gs://my-bucket", "mode": "MOUNT"}}
+    assert task["envs"]["SSJAX_WORKDIR"].startswith("/mnt/ssjax/")
     assert task["setup"].split() == ["bash", "launch/tpu_startup.sh", "environment"]
     sandbox.file(
         ".venv/bin/python", f"#!/bin/bash\nprintf '%s\\n' \"$@\" > {sandbox.path}/argv; exit 42"
@@ -426,6 +521,15 @@ def test_named_files_exist():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert extras == {"tpu"}
     assert extras <= project["optional-dependencies"].keys()
+
+
+def test_workdirs_are_paths_below_one_mount_point():
+    files = [*LAUNCH.iterdir(), ROOT / "docs" / "launch.md"]
+    for file in files:
+        text = file.read_text()
+        assert set(re.findall(r"^readonly MOUNT_POINT=(\S+)", text, re.M)) <= {"/mnt/ssjax"}
+        paths = re.findall(r"(?:workdir|WORKDIR|copy-logs)[= :]+([\w.]*[:/][\w/.-]+)", text)
+        assert all(re.match("/(mnt/ssjax|shared)/", path) for path in paths), (file.name, paths)
 
 
 def tool(name):

@@ -1,9 +1,7 @@
 """launch/tpu_vm.sh against a stand-in gcloud that is first on the PATH of the test."""
 
-import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,8 @@ SETTINGS = {
     "SSJAX_TYPE": "v5litepod-16",
     "SSJAX_PROJECT": "my-project",
     "SSJAX_REPO": "https://github.com/my-org/ssjax.git",
-    "SSJAX_WORKDIR": "gs://my-bucket/run",
+    "SSJAX_BUCKET": "my-bucket",
+    "SSJAX_WORKDIR": "/mnt/ssjax/run",
 }
 TRAIN = ("--", "--config", "experiments/dialogsum.py")
 WHERE = ["--zone=us-west4-a", "--project=my-project"]
@@ -32,22 +31,29 @@ class Launcher:
 
     def __init__(self, sandbox):
         self.sandbox = sandbox
-        stand_in = Path(__file__).with_name("stand_in_gcloud.py")
-        sandbox.program("gcloud", f'exec "{sys.executable}" -IS "{stand_in}" "$@"')
+        (sandbox.bin / "gcloud").symlink_to(Path(__file__).with_name("stand_in_gcloud.sh"))
         assert sandbox.where("gcloud") == str(sandbox.bin / "gcloud")
 
     def __call__(self, *argv, env=SETTINGS, **script):
         """Runs the script; `script` is what the stand-in answers."""
-        (self.sandbox.path / "script.json").write_text(json.dumps(script))
+        self.answer(**script)
         done = self.sandbox.run(SCRIPT, *argv, **env)
         assert self.sandbox.lines("unexpected") == []
         assert "unbound variable" not in done.stderr
         return done
 
+    def answer(self, **script):
+        """Sets what the stand-in answers: a list for each kind."""
+        for kind in ("states", "create", "delete", "setup", "train"):
+            lines = [f"{answer}\n" for answer in script.get(kind, [])]
+            self.sandbox.file(f"answers/{kind}", "".join(lines))
+
     @property
     def calls(self):
         """Every argv that the stand-in saw."""
-        return [json.loads(line) for line in self.sandbox.lines("calls.jsonl")]
+        file = self.sandbox.path / "calls"
+        calls = file.read_text().split("\x1e")[:-1] if file.exists() else []
+        return [call.split("\0")[:-1] for call in calls]
 
     @property
     def steps(self):
@@ -111,7 +117,7 @@ def test_create_setup_run_delete(launcher):
     for call in (setup, run):
         assert call[2:5] == ["tpu-vm", "ssh", "my-tpu"]
         assert flags(call, "--zone", "--project", "--worker") == [*WHERE, "--worker=all"]
-    assert trainer_argv(remote(run)) == [*TRAIN[1:], "--config.workdir=gs://my-bucket/run"]
+    assert trainer_argv(remote(run)) == [*TRAIN[1:], "--config.workdir=/mnt/ssjax/run"]
     assert delete[3:] == ["delete", "my-tpu", *WHERE, "--force", "--quiet"]
 
 
@@ -255,7 +261,7 @@ def test_quoting_survives_two_shells(launcher):
     done = launcher("run", "--dry-run", "--", *AWKWARD)
     [line] = done.stdout.splitlines()
     assert trainer_argv(remote(shlex.split(line))) == [
-        *AWKWARD, "--config.workdir=gs://my-bucket/run",
+        *AWKWARD, "--config.workdir=/mnt/ssjax/run",
     ]  # fmt: skip
 
 
@@ -264,7 +270,7 @@ def test_dry_run_prints_what_would_run(launcher):
     line = launcher("run", "--env", "A=x y", "--dry-run", "--", *AWKWARD).stdout
     assert launcher.calls == []
     launcher("run", "--env", "A=x y", "--", *AWKWARD, train=[0])
-    (launcher.sandbox.path / "script.json").write_text('{"train": [0]}')
+    launcher.answer(train=[0])
     launcher.sandbox.run("bash", "-c", line)
     assert launcher.calls[0] == launcher.calls[1]
 
@@ -273,6 +279,7 @@ def host(sandbox, trainer):
     """A host after setup: a home with a checkout; `trainer` is the script behind its Python."""
     sandbox.file("ssjax/launch/tpu_startup.sh", (ROOT / "launch/tpu_startup.sh").read_text())
     sandbox.file("ssjax/.venv/bin/python", f"#!/bin/bash\n{trainer}\n")
+    sandbox.mounts()
 
 
 def on_host(launcher, *argv):
@@ -291,7 +298,7 @@ def test_host_runs_the_trainer(launcher):
     done = on_host(launcher, "--env", "A=x $y 'z'", "--", *awkward)
     assert done.returncode == 42
     argv = (sandbox.path / "argv").read_text().split("\0")[:-1]
-    assert argv == ["-m", "ssjax.train", *awkward, "--config.workdir=gs://my-bucket/run"]
+    assert argv == ["-m", "ssjax.train", *awkward, "--config.workdir=/mnt/ssjax/run"]
     assert not (sandbox.path / "ssjax" / "broken").exists()
     assert sandbox.lines("ssjax-train.log") == ["A is x $y 'z'"]
     assert done.stdout == "A is x $y 'z'\n"
@@ -340,6 +347,24 @@ def test_host_starts_again_after_a_run(launcher):
     assert launcher.sandbox.lines("starts") == ["started"] * 2
 
 
+def test_host_mounts_the_bucket_once(launcher):
+    host(launcher.sandbox, "exit 0")
+    for _ in range(2):
+        assert on_host(launcher, *TRAIN).returncode == 0
+    mounts = [call for call in launcher.sandbox.lines("mounts") if call.startswith("gcsfuse ")]
+    assert len(mounts) == 1
+    assert mounts[0].endswith(" my-bucket /mnt/ssjax")
+
+
+def test_host_that_cannot_mount_fails_with_a_code_that_is_retried(launcher):
+    host(launcher.sandbox, f"touch {launcher.sandbox.path}/trained")
+    launcher.sandbox.mounts(*[2] * 5)
+    done = on_host(launcher, *TRAIN)
+    assert done.returncode == 1
+    assert "cannot mount gs://my-bucket at /mnt/ssjax" in done.stdout
+    assert not (launcher.sandbox.path / "trained").exists()
+
+
 def test_host_without_setup_fails_with_a_code_that_is_retried(launcher):
     assert on_host(launcher, *TRAIN).returncode == 1
 
@@ -355,7 +380,7 @@ def test_stop_signals_the_trainer_alone(launcher):
 
 def test_create_hands_the_command_to_the_startup_script(launcher):
     done = launcher(
-        "create", "--env=A=x y", "--ref=v1", "--copy-logs=gs://my-bucket/logs", "--", *AWKWARD,
+        "create", "--env=A=x y", "--ref=v1", "--copy-logs=/mnt/ssjax/logs", "--", *AWKWARD,
         states=["MISSING", "ACTIVE"], create=[0],
     )  # fmt: skip
     assert done.returncode == 0
@@ -365,13 +390,14 @@ def test_create_hands_the_command_to_the_startup_script(launcher):
     delimiter, _, rest = metadata.removeprefix("--metadata=^").partition("^")
     values = dict(item.split("=", 1) for item in rest.split(delimiter))
     assert shlex.split(values.pop("ssjax-args")) == [
-        *AWKWARD, "--config.workdir=gs://my-bucket/run",
+        *AWKWARD, "--config.workdir=/mnt/ssjax/run",
     ]  # fmt: skip
     assert shlex.split(values.pop("ssjax-env")) == ["A=x y"]
     assert values == {
         "ssjax-repo": SETTINGS["SSJAX_REPO"],
         "ssjax-ref": "v1",
-        "ssjax-copy-logs": "gs://my-bucket/logs",
+        "ssjax-bucket": "my-bucket",
+        "ssjax-copy-logs": "/mnt/ssjax/logs",
     }
 
 
@@ -445,10 +471,22 @@ def test_runtime_versions(launcher, accelerator, runtime):
         (["run", "--env", "NOVALUE", *TRAIN], "--env"),
         (["logs", "--worker=first"], "--worker"),
         (["run", "--", "--config.workdir=runs/x"], "--workdir"),
+        (["setup", "--bucket=gs://my-bucket"], "--bucket"),
+        (["setup", "--bucket=my bucket"], "--bucket"),
+        (["create", "--copy-logs=gs://my-bucket/logs", *TRAIN], "--copy-logs"),
     ],
 )
 def test_bad_command_lines(launcher, argv, named):
     assert named in error_of(launcher(*argv))
+    assert launcher.calls == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_bucket_url_as_workdir_makes_no_call(launcher, verb):
+    argv = TRAIN if verb in ("create", "run", "babysit") else ()
+    line = error_of(launcher(verb, *argv, env=SETTINGS | {"SSJAX_WORKDIR": "gs://my-bucket/run"}))
+    assert all(part in line for part in ("--workdir", "--bucket", "/mnt/ssjax", "docs/launch.md"))
+    assert error_of(launcher(verb, "--workdir=gs://my-bucket/run", *argv)) == line
     assert launcher.calls == []
 
 
@@ -494,6 +532,14 @@ def test_dry_run_of_babysit_shows_every_step(launcher):
     assert [step(shlex.split(line)[1:]) for line in lines] == [
         "describe", "create", "describe", "setup", "train",
     ]  # fmt: skip
+
+
+def test_dry_run_shows_the_mount(launcher):
+    lines = launcher("babysit", "--dry-run", *TRAIN).stdout.splitlines()
+    mount = "bash launch/tpu_startup.sh mount my-bucket || exit 1; "
+    assert [mount in line for line in lines] == [False, False, False, True, True]
+    done = launcher("babysit", "--dry-run", "--bucket=", *TRAIN)
+    assert "mount" not in done.stdout.replace("/mnt/ssjax", "")
 
 
 def test_help(launcher):

@@ -15,7 +15,6 @@ from ssjax.models.lora import is_lora, is_new, merge_lora, split_trainable
 from ssjax.models.parameters import fingerprint, flatten, merge, split
 from ssjax.models.transformer import abstract_params, init_params
 from ssjax.train import parameter_line
-from ssjax.training.losses import Batch
 from ssjax.training.optimizer import make_optimizer
 from ssjax.training.step import init_state, make_train_step
 
@@ -167,7 +166,7 @@ def one_step(model, params, adaptation, main_weight):
     step = make_train_step(
         model, optimizer, LossConfig(main_weight, 1.0), num_anchors=4, accumulation=1
     )
-    batch = Batch(jnp.asarray(TOKENS), jnp.array([3, 2, 3]), jnp.array([7, 6, 5]))
+    batch = oracles.batch_of(TOKENS, [3, 2, 3], [7, 6, 5])
     state = init_state(trainable, optimizer)
     jitted = jax.jit(step)
     for _ in range(2):  # the learning rate of the first step is 0
@@ -232,7 +231,7 @@ def test_dropout_is_a_function_of_the_step():
     )
     step = jax.jit(step)
     state = init_state(trainable, optax.sgd(1.0))
-    batch = Batch(jnp.asarray(TOKENS), jnp.array([3, 2, 3]), jnp.array([7, 6, 5]))
+    batch = oracles.batch_of(TOKENS, [3, 2, 3], [7, 6, 5])
 
     def after(number):
         return fingerprint(step(state.replace(step=jnp.int32(number)), frozen, batch)[0].params)

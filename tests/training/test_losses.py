@@ -10,7 +10,6 @@ from oracles import LOGIT_TOLERANCE
 from ssjax.config import LossConfig, StreamsConfig
 from ssjax.models.transformer import Head
 from ssjax.training.losses import (
-    Batch,
     anchor_targets,
     chunked_cross_entropy,
     loss_sums,
@@ -34,7 +33,7 @@ def make_batch(width=9):
     whole = [p + t for p, t in zip(PROMPTS, TARGETS, strict=True)]
     tokens, length = oracles.pad(whole, width)
     prompt_length = np.array([len(p) for p in PROMPTS], np.int32)
-    return Batch(jnp.asarray(tokens), jnp.asarray(prompt_length), jnp.asarray(length))
+    return oracles.batch_of(tokens, prompt_length, length)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,7 @@ def assert_same(a, b):
 def test_anchor_targets_by_hand():
     """Main at t predicts t + 1, stream j predicts t + 1 + j; prompt and padding never."""
     anchors, targets, weights = anchor_targets(make_batch(), 5, tuple(range(1 + J)))
-    np.testing.assert_array_equal(anchors[:2], [[2, 3, 4, 5, 6], [0, 1, 2, 3, 4]])
+    np.testing.assert_array_equal(anchors[:2], [[2, 3, 4, 4, 4], [0, 1, 2, 3, 4]])
     _ = None  # no target
     tables = [
         [[8, 9, EOS, _], [9, EOS, _, _], [EOS, _, _, _], [_] * 4, [_] * 4],
@@ -124,8 +123,7 @@ def test_amount_of_padding_does_not_matter(sums_of):
 
 def test_content_of_padding_does_not_matter(sums_of):
     batch = make_batch()
-    behind = jnp.arange(9) >= batch.length[:, None]
-    other = batch.replace(tokens=jnp.where(behind, 11, batch.tokens))
+    other = batch.replace(tokens=jnp.where(batch.segments == 0, 11, batch.tokens))
     for a, b in zip(*map(jax.tree.leaves, (sums_of(other), sums_of(batch))), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -133,7 +131,7 @@ def test_content_of_padding_does_not_matter(sums_of):
 def test_rows_without_targets_weigh_nothing(sums_of):
     """A batch of them alone has sums of exactly 0, and a finite loss and gradient."""
     batch = make_batch()
-    empty = batch.replace(length=batch.prompt_length)
+    empty = batch.replace(is_target=jnp.zeros_like(batch.is_target))
     sums = sums_of(empty)
     assert all(not np.asarray(x).any() for x in jax.tree.leaves(sums))
     assert float(weighted_loss(sums, jnp.ones(4), target_weight(empty, tuple(range(1 + J))))) == 0.0
@@ -141,7 +139,7 @@ def test_rows_without_targets_weigh_nothing(sums_of):
 
 def test_weighted_loss_by_hand():
     """Three main targets and two of stream 1, each at log 7 nats."""
-    batch = Batch(jnp.zeros((1, 4), int), jnp.array([1]), jnp.array([4]))
+    batch = oracles.batch_of(np.zeros((1, 4)), [1], [4])
     weights = jnp.array([[[1, 1], [1, 1], [1, 0]]], jnp.float32)
     hidden, targets = jnp.zeros((1, 3, 2, 5)), jnp.zeros((1, 3, 2), int)
     sums = chunked_cross_entropy(hidden, head(jnp.ones((7, 5))), targets, weights, 4)

@@ -8,7 +8,6 @@ import pytest
 
 from ssjax.config import LossConfig, OptimizerConfig
 from ssjax.models.parameters import merge
-from ssjax.training.losses import Batch
 from ssjax.training.optimizer import is_decayed, make_optimizer, make_schedule
 from ssjax.training.step import init_state, make_eval_step, make_train_step
 
@@ -21,11 +20,8 @@ def make_batch():
     """Ragged prompts and targets; row 0 has no target, row 3 one too short for stream 3."""
     rng = np.random.default_rng(0)
     prompt_length = np.array([4, 1, 3, 2])
-    return Batch(
-        jnp.asarray(rng.integers(0, 13, (4, 10)), jnp.int32),
-        jnp.asarray(prompt_length, jnp.int32),
-        jnp.asarray(prompt_length + [0, 6, 4, 2], jnp.int32),
-    )
+    tokens = rng.integers(0, 13, (4, 10))
+    return oracles.batch_of(tokens, prompt_length, prompt_length + [0, 6, 4, 2])
 
 
 def sgd():

@@ -1,0 +1,29 @@
+"""A trace of chosen steps, for TensorBoard or Perfetto."""
+
+from pathlib import Path
+
+import jax
+
+
+class Profile:
+    """Records `count` steps from step `first` on with `jax.profiler`.
+
+    Args:
+      directory: for the trace; one of each process.
+      first: number of the first step; 0: nothing is recorded.
+      count: of steps.
+    """
+
+    def __init__(self, directory: Path, first: int, count: int):
+        self._directory, self._first, self._last = directory, first, first + count - 1
+
+    def before_step(self, step: int) -> None:
+        """Begins with the first step that is wanted."""
+        if self._first and step == self._first:
+            jax.profiler.start_trace(str(self._directory))
+
+    def after_step(self, step: int, result) -> None:
+        """Ends behind the last step; waits for its result, so that the trace is whole."""
+        if self._first and step == self._last:
+            jax.block_until_ready(result)
+            jax.profiler.stop_trace()
