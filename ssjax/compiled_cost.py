@@ -201,29 +201,69 @@ def _called(line):
 
 def _traffic(instruction, by_name, computations, called):
     """Bytes that an instruction reads and writes; slices of a larger array count as slices."""
-    fused = computations.get(called.get("calls", ""), [])
-    places = _parameters(fused)
-    total = instruction.bytes
-    if instruction.kind in ("dynamic-slice", "gather"):
+    if instruction.kind in ("dynamic-slice", "gather", "slice"):
         return 2 * instruction.bytes
+    if instruction.kind in ("slice-start", "copy-start"):  # (operand, result) in some order
+        operands = [by_name[name] for name in instruction.operands if name in by_name]
+        moved = max(instruction.all_bytes - sum(i.all_bytes for i in operands), 0)
+        written = max(instruction.bytes - sum(i.bytes for i in operands), 0)
+        return min(moved, sum(i.bytes for i in operands)) + min(moved, written)
     if instruction.kind in ("dynamic-update-slice", "scatter"):
-        return 2 * by_name[instruction.operands[1]].bytes if len(instruction.operands) > 1 else 0
+        update = by_name.get(instruction.operands[1]) if len(instruction.operands) > 1 else None
+        return 2 * update.bytes if update else 0
+    fused = called.get("calls")
+    total = _written(instruction, computations.get(fused, []))
     for place, operand in enumerate(instruction.operands):
-        if operand not in by_name:
-            continue
-        size = by_name[operand].bytes
-        name = places.get(place)
-        users = [i for i in fused if name in i.operands] if name else []
-        if users and all(i.kind in ("dynamic-slice", "gather", "slice") for i in users):
-            size = min(size, sum(i.bytes for i in users))
-        updated = [i for i in users if i.kind == "dynamic-update-slice" and i.operands[0] == name]
-        if updated and len(updated) == len(users):  # written in place: only the update moves
-            inside = {i.name: i for i in fused}
-            update = sum(inside[i.operands[1]].bytes for i in updated)
-            total -= max(size - update, 0)
-            size = 0
-        total += size
-    return max(total, 0)
+        size = by_name[operand].bytes if operand in by_name else 0
+        total += min(size, _read(computations, fused, place, size)) if fused else size
+    return total
+
+
+def _written(instruction, fused):
+    """Bytes of the results, without what a fusion hands through or writes in place."""
+    inside = {i.name: i for i in fused}
+    roots = [i for i in fused if "ROOT " in i.line]
+    if roots and roots[0].kind == "tuple":
+        roots = [inside[name] for name in roots[0].operands if name in inside]
+        if not any(i.bytes for i in roots):
+            return 0
+    elif instruction.bytes == 0:
+        return 0
+    total = 0
+    for root in roots or [instruction]:
+        if root.kind == "dynamic-update-slice":
+            total += inside[root.operands[1]].all_bytes
+        elif root.kind not in ("parameter", *COLLECTIVES):
+            total += root.bytes
+    return total
+
+
+def _read(computations, name, place, size):
+    """Bytes that a fused computation reads of its operand at a place, at most `size`."""
+    fused = computations.get(name, [])
+    parameter = _parameters(fused).get(place)
+    if parameter is None:
+        return size
+    total, known = 0, [parameter]
+    while known:
+        current = known.pop()
+        for user in fused:
+            if current not in user.operands:
+                continue
+            if user.kind in ("dynamic-slice", "gather", "slice"):
+                total += user.all_bytes
+            elif user.kind in ("bitcast", "reshape"):
+                known.append(user.name)
+            elif user.kind == "fusion":
+                inner = _called(user.line).get("calls")
+                for position, operand in enumerate(user.operands):
+                    if operand == current:
+                        total += _read(computations, inner, position, size)
+            elif user.kind == "dynamic-update-slice" and user.operands[0] == current:
+                continue  # written in place
+            elif user.kind not in ("tuple", *COLLECTIVES):
+                total += size
+    return min(total, size)
 
 
 def _parameters(fused):

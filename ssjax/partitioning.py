@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ssjax.config import Config, MeshConfig
@@ -52,12 +52,11 @@ def make_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
       UserError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    return jax.make_mesh(
-        mesh_sizes(config, len(devices)),
-        MESH_AXES,
-        axis_types=(AxisType.Auto,) * len(MESH_AXES),
-        devices=devices,
+    # `jax.make_mesh` refuses sizes that cut an axis of the torus, such as tensor 2 of 4x4x4.
+    arranged = mesh_utils.create_device_mesh(
+        mesh_sizes(config, len(devices)), devices, allow_split_physical_axes=True
     )
+    return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def one_device() -> Mesh:

@@ -189,3 +189,27 @@ def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bits(
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+def test_what_long_runs_ask_for_works_together(environment, shared, tmp_path):
+    """bfloat16, remat, accumulation, packed rows, a profile, a cache of compiled programs; stopped
+    nowhere, continued as a finished run, on a mesh."""
+    more = [
+        "--config.model.dtype=bfloat16", "--config.train.remat=full", "--config.mesh.tensor=2",
+        "--config.train.accumulation=2", "--config.data.packing=True",
+        "--config.train.profile_at=2", f"--config.compilation_cache={tmp_path / 'programs'}",
+    ]  # fmt: skip
+    codes, errors = finish(start(environment, shared, tmp_path / "run", "off", *more))
+    assert codes == [0], errors
+    losses = loss_curve(tmp_path / "run")
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]
+    assert list((tmp_path / "run" / "profile").glob("**/*.xplane.pb"))
+    assert list((tmp_path / "programs").iterdir())
+
+
+def test_a_process_that_cannot_join_says_so_in_one_line(environment, shared, tmp_path):
+    for how in ("localhost:1", "localhost:1,2,2", "2,1"):
+        codes, [error] = finish(start(environment, shared, tmp_path / "run", how))
+        assert codes == [2] and "Traceback" not in error
+        assert f"error: --distributed={how}" in error
+    assert not (tmp_path / "run").exists()
