@@ -12,8 +12,11 @@ import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ssjax import partitioning
+from ssjax.config import MeshConfig
 from ssjax.errors import UserError
 from ssjax.files import write_atomic
 
@@ -153,6 +156,27 @@ def define_prompt_flags() -> PromptFlags:
         flags.DEFINE_string("prompts_file", "", "One prompt a line; - is standard input."),
         flags.DEFINE_bool("raw", False, "Use prompts as they are, without the task's format."),
     )
+
+
+def define_mesh_flag() -> flags.FlagHolder:
+    """Flag that says over which devices a model is divided for decoding."""
+    return flags.DEFINE_list(
+        "mesh", [], "Sizes of data, fsdp and tensor, such as 1,1,4; default: the first device."
+    )
+
+
+def open_mesh(holder: flags.FlagHolder) -> Mesh | None:
+    """The mesh of the flag, over all devices; None: not given.
+
+    Raises:
+      UserError: not three sizes, or not as many devices.
+    """
+    sizes = holder.value
+    if not sizes:
+        return None
+    if len(sizes) != 3 or not all(size.lstrip("-").isdigit() for size in sizes):
+        raise UserError(f"--mesh={','.join(sizes)} must be three sizes, such as 1,1,4")
+    return partitioning.make_mesh(MeshConfig(*map(int, sizes)))
 
 
 def define_decode_flags() -> dict[str, flags.FlagHolder]:

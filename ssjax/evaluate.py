@@ -21,12 +21,19 @@ _MAX_RECORDS = flags.DEFINE_integer("max_records", 0, "Stop after so many; 0: al
 _DATA = flags.DEFINE_string("data_path", None, "Where the files are now; default: as trained.")
 _JSON = flags.DEFINE_string("json", "", "Also write the result to this file.")
 _CHANGES = cli.define_decode_flags()
+_MESH = cli.define_mesh_flag()
 flags.adopt_module_key_flags(cli)  # so that --help lists them
 
 
 def main() -> int:
     """Evaluates the run of the command line; returns the exit code."""
-    run = load_run(_WORKDIR.value, _CHECKPOINT.value, adapter=_ADAPTER.value, base=_BASE.value)
+    run = load_run(
+        _WORKDIR.value,
+        _CHECKPOINT.value,
+        adapter=_ADAPTER.value,
+        base=_BASE.value,
+        mesh=cli.open_mesh(_MESH),
+    )
     if _DATA.value is not None:
         data = dataclasses.replace(run.config.data, path=_DATA.value)
         run = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))

@@ -24,13 +24,20 @@ _PROMPTS = cli.define_prompt_flags()
 _SHOW_RUNS = flags.DEFINE_bool("show_runs", False, "Bracket what each pass emitted.")
 _JSON = flags.DEFINE_string("json", "", "Also write outputs and statistics to this file.")
 _CHANGES = cli.define_decode_flags()
+_MESH = cli.define_mesh_flag()
 flags.adopt_module_key_flags(cli)  # so that --help lists them
 
 
 def main() -> int:
     """Decodes the prompts of the command line; returns the exit code."""
     prompts = _PROMPTS.read()
-    run = load_run(_WORKDIR.value, _CHECKPOINT.value, adapter=_ADAPTER.value, base=_BASE.value)
+    run = load_run(
+        _WORKDIR.value,
+        _CHECKPOINT.value,
+        adapter=_ADAPTER.value,
+        base=_BASE.value,
+        mesh=cli.open_mesh(_MESH),
+    )
     answers = run.generate(prompts, raw=_PROMPTS.raw, **cli.given(_CHANGES))
     for answer in answers:
         text = answer.text

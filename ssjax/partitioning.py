@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ssjax.config import Config, MeshConfig
+from ssjax.config import Config, MeshConfig, ModelConfig
 from ssjax.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -172,20 +172,25 @@ def num_batch_shards(batch_size: int) -> int:
     return shards if batch_size % shards == 0 else 1
 
 
+def check_model(model: ModelConfig, mesh: Mesh) -> None:
+    """Checks that a model can be divided over a mesh. Raises: UserError."""
+    tensor = mesh.shape["tensor"]
+    for key in ("num_heads", "mlp_dim"):
+        size = getattr(model, key)
+        if size % tensor:
+            raise UserError(
+                f"config: mesh.tensor {tensor} does not divide model.{key} {size}; choose a "
+                "divisor of it and give the other devices to mesh.fsdp or mesh.data"
+            )
+
+
 def check_shardable(config: Config, mesh: Mesh) -> None:
     """Checks that a config can be trained on a mesh.
 
     Raises:
       UserError: heads, MLP or batch cannot be divided.
     """
-    tensor = mesh.shape["tensor"]
-    for key in ("num_heads", "mlp_dim"):
-        size = getattr(config.model, key)
-        if size % tensor:
-            raise UserError(
-                f"config: mesh.tensor {tensor} does not divide model.{key} {size}; choose a "
-                "divisor of it and give the other devices to mesh.fsdp or mesh.data"
-            )
+    check_model(config.model, mesh)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = config.data.batch_size // config.train.accumulation
     if rows % shards:

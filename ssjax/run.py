@@ -7,6 +7,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from ssjax import config as config_lib
+from ssjax import partitioning
 from ssjax.config import AdaptationConfig, Config, DecodeConfig
 from ssjax.data import pipeline
 from ssjax.data.tasks import Task, get_task
@@ -124,6 +125,8 @@ def open_run(trained: Trained, mesh: Mesh | None = None) -> Run:
     base model.
     """
     config, tokenizer = trained.config, trained.tokenizer
+    if mesh is not None:
+        partitioning.check_model(config.model, mesh)
     model, params = make_model(config, tokenizer), trained.params
     if config.adaptation.mode == "shared":
         params = merge_lora(params, config.adaptation)

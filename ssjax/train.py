@@ -4,9 +4,12 @@
     python -m ssjax.train --config experiments/dialogsum.py:small --config.data.path=DIR
     python -m ssjax.train --config FILE --config.optimizer.learning_rate=3e-4
 
+    python -m ssjax.train --config FILE --config.mesh.fsdp=4 --config.mesh.tensor=2
+
 A run lives in config.workdir. Ctrl-C or SIGTERM saves and exits with code 42; the same
 command continues where the run was and ends with the same weights. A finished run is only
-evaluated again.
+evaluated again. On several hosts the same command runs on each, see docs/launch.md: a signal
+to any of them stops all at the same step, and a run continues on other hosts and meshes.
 """
 
 import json

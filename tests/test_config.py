@@ -137,3 +137,29 @@ def test_lossless_refuses_a_main_stream_that_reads_streams():
     values["streams"]["main_reads_streams"] = True
     with pytest.raises(UserError, match="lossless cannot hold with streams.main_reads_streams"):
         config_lib.from_dict(values)
+
+
+@pytest.mark.parametrize("key", ["workdir", "data.path", "data.prepared_dir"])
+def test_a_bucket_is_not_a_path(key):
+    values = config_lib.to_dict(config_lib.Config())
+    group = values if "." not in key else values["data"]
+    group[key.split(".")[-1]] = "gs://my-bucket/runs"
+    with pytest.raises(UserError, match=f"{key} 'gs://my-bucket/runs' is not a path; mount"):
+        config_lib.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("group", "changes", "message"),
+    [
+        ("mesh", {"data": -1, "fsdp": -1}, "one of which may be -1"),
+        ("mesh", {"tensor": 0}, "positive sizes"),
+        ("train", {"remat": "some"}, "must be none, products or full"),
+        ("data", {"packing": True, "length_buckets": (64,)}, "choose one"),
+        ("data", {"length_buckets": (0, 64)}, "positive widths"),
+    ],
+)
+def test_settings_of_long_runs(group, changes, message):
+    values = config_lib.to_dict(config_lib.Config())
+    values[group] |= changes
+    with pytest.raises(UserError, match=message):
+        config_lib.from_dict(values)

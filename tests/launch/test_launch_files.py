@@ -466,14 +466,19 @@ def test_skypilot_task(sandbox):
     resources = task["resources"]
     assert resources["use_spot"] is True
     assert resources["job_recovery"] == {"recover_on_exit_codes": [42]}
-    assert task["file_mounts"] == {"/mnt/ssjax": {"source": "gs://my-bucket", "mode": "MOUNT"}}
+    assert "file_mounts" not in task  # its renames are not atomic
     assert task["envs"]["SSJAX_WORKDIR"].startswith("/mnt/ssjax/")
     assert task["setup"].split() == ["bash", "launch/tpu_startup.sh", "environment"]
     sandbox.file(
         ".venv/bin/python", f"#!/bin/bash\nprintf '%s\\n' \"$@\" > {sandbox.path}/argv; exit 42"
     )
+    startup = f"printf '%s\\n' \"$@\" > {sandbox.path}/mounted; exit ${{MOUNT_CODE:-0}}"
+    sandbox.file("launch/tpu_startup.sh", startup)
+    done = sandbox.run("bash", "-c", task["run"], cwd=sandbox.path, MOUNT_CODE="1", **task["envs"])
+    assert done.returncode == 1 and not (sandbox.path / "argv").exists()
     done = sandbox.run("bash", "-c", task["run"], cwd=sandbox.path, **task["envs"])
     assert done.returncode == 42
+    assert sandbox.lines("mounted") == ["mount", "my-bucket"]
     assert sandbox.lines("argv")[:2] == ["-m", "ssjax.train"]
     assert f"--config.workdir={task['envs']['SSJAX_WORKDIR']}" in sandbox.lines("argv")
 
