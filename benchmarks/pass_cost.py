@@ -20,9 +20,10 @@ from absl import flags
 from ssjax import cli
 from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.decoding import loop
+from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
 from ssjax.decoding.sampling import Sampling
-from ssjax.models.parameters import count, unstack_layers
+from ssjax.models.parameters import count
 from ssjax.models.transformer import Transformer, init_params
 from ssjax.run import load_run
 
@@ -110,8 +111,9 @@ def main():
         results = []
         for name, config in SHAPES.items():
             model = Transformer(config, StreamsConfig(4, 2), scan=True)
-            params = unstack_layers(jax.jit(lambda m=model: init_params(m, 0))())
-            results.append(measure(name, model.clone(scan=False), params))
+            params = jax.jit(lambda m=model: init_params(m, 0))()
+            decoder = Decoder(model, params, eos_ids=(0,), pad_id=0, prompt_buckets=(64,))
+            results.append(measure(name, decoder.model, decoder.params))
     cli.write_json(_JSON.value, results)
 
 

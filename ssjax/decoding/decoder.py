@@ -76,7 +76,9 @@ class Decoder:
         self.mesh = mesh or partitioning.one_device()
         platform = self.mesh.devices.flat[0].platform
         scan = platform != "cpu" if scan is None else scan
-        self.model = model.clone(scan=scan, execution=Execution(platform))
+        alone_on_cpu = platform == "cpu" and self.mesh.size == 1
+        execution = Execution(platform, few_rows_as_columns=alone_on_cpu)
+        self.model = model.clone(scan=scan, execution=execution)
         params = cast(params, model.config.dtype)
         self.params = params if scan else unstack_layers(params)
         self.eos_ids = tuple(eos_ids)

@@ -22,7 +22,7 @@ from flax import struct
 
 from ssjax.config import AdaptationConfig, ModelConfig, StreamsConfig
 from ssjax.models import lora
-from ssjax.models.attention import Causal, matmul_precision, rotary_frequencies, rotary_tables
+from ssjax.models.attention import Causal, rotary_frequencies, rotary_tables
 from ssjax.models.axes import gathered
 from ssjax.models.cache import KVCache
 from ssjax.models.execution import Execution
@@ -242,17 +242,15 @@ class Transformer(nn.Module):
           trunk_hidden: [..., D], `ModelOutput.trunk_hidden`.
         """
         hidden = jax.lax.stop_gradient(trunk_hidden)
-        residual = project(
-            project(hidden, self.exit_down, hidden.dtype), self.exit_up, hidden.dtype
-        )
-        return self._finish(hidden + residual)
+        low = self._project(hidden, self.exit_down)
+        return self._finish(hidden + self._project(low, self.exit_up))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Projects hidden states [..., D] onto the vocabulary, [..., V] float32."""
         config = self.config
         table = self.embedder if config.tie_embeddings else self.lm_head
         bias = self.lm_head_bias if config.head_bias else None
-        logits = head_logits(hidden, Head(table, bias, config.logit_softcap))
+        logits = head_logits(hidden, Head(table, bias, config.logit_softcap), self.execution)
         between = ("length",) * (logits.ndim - 2)
         return constrain(logits, "batch", *between, "vocab")
 
@@ -270,7 +268,7 @@ class Transformer(nn.Module):
         table = gathered(self.embedder, "vocab", "embed")
         x = jnp.take(table, tokens, axis=0).astype(dtype)
         if config.table_dim:
-            x = project(x, self.table_in, dtype)
+            x = self._project(x, self.table_in)
         if config.scale_embeddings:
             x = x * jnp.asarray(config.embed_dim**0.5, dtype)
         if config.positions == "learned":
@@ -280,10 +278,13 @@ class Transformer(nn.Module):
             x = x + jnp.take(table, place, axis=0).astype(dtype)
         return constrain(x, "batch", "length", "features")
 
+    def _project(self, x, weight):
+        return project(x, weight, x.dtype, self.execution)
+
     def _finish(self, x):
         if self.final_norm is not None:
             x = self.final_norm(x)
-        return project(x, self.table_out, x.dtype) if self.config.table_dim else x
+        return self._project(x, self.table_out) if self.config.table_dim else x
 
     def _insert_streams(self, hidden_BAD, num_streams):
         """Returns stream rows [B, A*J, D]."""
@@ -344,13 +345,10 @@ class Transformer(nn.Module):
         return layout(False, *masks(unlimited)), layout(True, *masks(config.window))
 
 
-def head_logits(hidden: jax.Array, head: Head) -> jax.Array:
+def head_logits(hidden: jax.Array, head: Head, execution: Execution) -> jax.Array:
     """hidden [..., D] through the LM head -> [..., V] float32, multiplied in hidden's dtype."""
     table = gathered(head.table.astype(hidden.dtype), "vocab", "embed")
-    logits = jax.lax.dot_general(
-        hidden, table, (((hidden.ndim - 1,), (1,)), ((), ())),
-        precision=matmul_precision(hidden.dtype), preferred_element_type=jnp.float32,
-    )  # fmt: skip
+    logits = project(hidden, table, hidden.dtype, execution, result=jnp.float32)
     if head.bias is not None:
         logits = logits + head.bias.astype(jnp.float32)
     if head.softcap:

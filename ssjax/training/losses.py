@@ -22,6 +22,7 @@ from flax import struct
 
 from ssjax.config import LossConfig, StreamsConfig
 from ssjax.models.attention import Causal
+from ssjax.models.execution import Execution
 from ssjax.models.transformer import Head, Transformer, head_logits, make_head
 from ssjax.partitioning import constrain, num_batch_shards
 
@@ -158,10 +159,12 @@ def loss_sums(
         hidden.append(exit_hidden[:, :, None])
     hidden = hidden[0] if len(hidden) == 1 else jnp.concatenate(hidden, axis=2)
     head = make_head(params, model.config)
-    return chunked_cross_entropy(hidden, head, targets, weights, chunk_size)
+    return chunked_cross_entropy(hidden, head, targets, weights, chunk_size, model.execution)
 
 
-def chunked_cross_entropy(hidden, head: Head, targets, weights, chunk_size: int) -> LossSums:
+def chunked_cross_entropy(
+    hidden, head: Head, targets, weights, chunk_size: int, execution: Execution
+) -> LossSums:
     """Cross-entropy and top-1 hits of hidden states, a chunk of rows at a time.
 
     Args:
@@ -172,6 +175,7 @@ def chunked_cross_entropy(hidden, head: Head, targets, weights, chunk_size: int)
       chunk_size: rows of B*A*Q per chunk, on each part of a batch that a mesh divides; logits
         of one chunk exist at a time, in the backward pass too (they are computed again
         there). A chunk of padding alone costs nothing.
+      execution: of the model.
     """
     # Z parts of the batch, one a device: rows change places within their part only.
     num_parts, width = num_batch_shards(targets.shape[0]), targets.shape[2]
@@ -192,7 +196,7 @@ def chunked_cross_entropy(hidden, head: Head, targets, weights, chunk_size: int)
 
     @jax.checkpoint
     def sum_chunk(hidden, targets, weights):
-        logits = head_logits(hidden, head)  # [Z, rows, Q, V] float32
+        logits = head_logits(hidden, head, execution)  # [Z, rows, Q, V] float32
         logits = constrain(logits, "batch", "length", "streams", "vocab")
         target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         cross_entropy = jax.nn.logsumexp(logits, axis=-1) - target_logit

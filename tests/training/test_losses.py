@@ -8,6 +8,7 @@ import pytest
 from oracles import LOGIT_TOLERANCE
 
 from ssjax.config import LossConfig, StreamsConfig
+from ssjax.models.execution import Execution
 from ssjax.models.transformer import Head
 from ssjax.training.losses import (
     anchor_targets,
@@ -103,7 +104,7 @@ def test_top_1_hits_are_counted():
     hidden = jnp.eye(4)[jnp.array([[[0, 1], [2, 3]]])]  # [1, 2, 2, 4]
     targets = jnp.array([[[0, 2], [2, 3]]])
     weights = jnp.array([[[1.0, 1.0], [1.0, 0.0]]])
-    sums = chunked_cross_entropy(hidden, head(5 * jnp.eye(4)), targets, weights, 8)
+    sums = chunked_cross_entropy(hidden, head(5 * jnp.eye(4)), targets, weights, 8, Execution())
     right = np.log(np.exp(5) + 3) - 5
     np.testing.assert_array_equal(sums.correct, [2, 0])
     np.testing.assert_array_equal(sums.weight, [2, 1])
@@ -142,7 +143,7 @@ def test_weighted_loss_by_hand():
     batch = oracles.batch_of(np.zeros((1, 4)), [1], [4])
     weights = jnp.array([[[1, 1], [1, 1], [1, 0]]], jnp.float32)
     hidden, targets = jnp.zeros((1, 3, 2, 5)), jnp.zeros((1, 3, 2), int)
-    sums = chunked_cross_entropy(hidden, head(jnp.ones((7, 5))), targets, weights, 4)
+    sums = chunked_cross_entropy(hidden, head(jnp.ones((7, 5))), targets, weights, 4, Execution())
     alphas = loss_weights(LossConfig(main_weight=2.0, stream_weight=0.5), StreamsConfig(1))
     np.testing.assert_allclose(
         weighted_loss(sums, alphas, target_weight(batch, (0, 1))),
@@ -160,7 +161,9 @@ def test_gradient_of_chunks_equals_plain_autodiff(tiny):
     weights = jnp.asarray(rng.random((2, 5, 2)) < 0.4, jnp.float32)
 
     def chunked(hidden, table):
-        return chunked_cross_entropy(hidden, head(table), targets, weights, 4).cross_entropy.sum()
+        return chunked_cross_entropy(
+            hidden, head(table), targets, weights, 4, Execution()
+        ).cross_entropy.sum()
 
     def plain(hidden, table):
         log_probs = jax.nn.log_softmax(hidden @ table.T)
