@@ -11,12 +11,11 @@ import importlib
 # Loaded on first use: `ssjax.models` and `ssjax.decoding` must import without Orbax and
 # SentencePiece.
 _HOME = {
-    "PlainDrafter": "ssjax.decoding.drafters",
     "UserError": "ssjax.errors",
     "load_run": "ssjax.run",
 }
 
-__all__ = ["PlainDrafter", "UserError", "load_run"]  # noqa: F822
+__all__ = ["UserError", "load_run"]  # noqa: F822
 
 
 def __getattr__(name):

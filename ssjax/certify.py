@@ -46,7 +46,7 @@ def certify(
     """
     config = trained.config
     mode, dtype = config.adaptation.mode, config.model.dtype
-    drafter = make_drafter(decode, config.streams.num_streams)
+    drafter = make_drafter(decode, config.streams)
     exact = in_float32(trained)
     exact_run = open_run(exact)
 
@@ -170,7 +170,7 @@ def _base_decoder(trained: Trained, name: str | None) -> tuple[Decoder, str]:
         source = base.name
     except UserError:
         params, source = base_only(trained), "the frozen weights in this directory"
-    streams = dataclasses.replace(config.streams, num_streams=0, exit_rank=0)
+    streams = dataclasses.replace(config.streams, num_streams=0, exit_rank=0, medusa_heads=0)
     tokenizer = trained.tokenizer
     model = Transformer(make_model(config, tokenizer).config, streams, True, AdaptationConfig())
     decoder = Decoder(

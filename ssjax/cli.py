@@ -184,8 +184,18 @@ def define_decode_flags() -> dict[str, flags.FlagHolder]:
     return {
         "max_new_tokens": flags.DEFINE_integer("max_new_tokens", None, "Longest output, tokens."),
         "batch_size": flags.DEFINE_integer("batch_size", None, "Prompts decoded together."),
+        "drafter": flags.DEFINE_string(
+            "drafter", None, "auto, plain, streams, medusa, prompt_lookup or draft_model."
+        ),
+        "draft_model": flags.DEFINE_string("draft_model", None, "Directory of a draft model."),
         "num_nodes": flags.DEFINE_integer("num_nodes", None, "Draft nodes per pass."),
         "num_streams": flags.DEFINE_integer("num_streams", None, "Streams used; 0: all."),
+        "lookup_nodes": flags.DEFINE_integer(
+            "lookup_nodes", None, "Draft nodes added by prompt lookup."
+        ),
+        "kept_nodes": flags.DEFINE_integer(
+            "kept_nodes", None, "Draft nodes that pass the early exit; 0: all."
+        ),
         "deferred": flags.DEFINE_bool("deferred", None, "Streams run after verification."),
         "temperature": flags.DEFINE_float("temperature", None, "0: greedy."),
         "top_k": flags.DEFINE_integer("top_k", None, "Sample from the k best; 0: all."),

@@ -78,6 +78,21 @@ class StreamsConfig:
     # the model, which cannot be decoded without its streams. False: arXiv v1 and lossless.
     main_reads_streams: bool = False
     exit_rank: int = 0  # rank of the early-exit adapter that prunes drafts; 0: none, paper: 8
+    medusa_heads: int = 0  # extra heads in place of streams; set by drafter.kind=medusa
+
+
+@dataclasses.dataclass(frozen=True)
+class DrafterConfig:
+    """What the model is given to draft with.
+
+    streams   speculative streams, see `StreamsConfig`
+    medusa    Medusa heads (Cai et al. 2024): a residual block and a vocabulary projection for each
+              token ahead, on the last hidden state. With adaptation.mode=lossless the base is
+              frozen (Medusa-1), else trained along (Medusa-2).
+    """
+
+    kind: str = "streams"
+    num_heads: int = 4  # of medusa
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +124,7 @@ class LossConfig:
     """Weights of the training loss, paper Eq. 5, each a mean over its own targets."""
 
     main_weight: float = 1.0  # alpha_0
-    stream_weight: float = 0.1  # alpha_j, the same for every stream
+    stream_weight: float = 0.1  # alpha_j, the same for every stream or Medusa head
     exit_weight: float = 0.1  # of the early-exit adapter, if there is one
     chunk_size: int = 1024  # rows projected onto the vocabulary at a time
 
@@ -190,10 +205,24 @@ class CheckpointConfig:
 class DecodeConfig:
     """The decoder's defaults, for evaluation and generation."""
 
-    tree: str = "best_first"  # best_first (joint stream probability) or static (top-k per depth)
-    num_nodes: int = 8  # draft nodes per pass for best_first, the root not counted
+    # plain, streams, medusa, prompt_lookup or draft_model; auto: what the model was trained with,
+    # else plain.
+    drafter: str = "auto"
+    draft_model: str = ""  # for draft_model: directory of a model with the same tokenizer
+    # The tree that streams fill: best_first (joint probability), static (top-k per depth) or
+    # explicit (any shape, filled with the token of the given rank).
+    tree: str = "best_first"
+    # Draft nodes per pass, the root not counted, of best_first, prompt_lookup and draft_model.
+    num_nodes: int = 8
     branching: tuple[int, ...] = (2, 1, 1)  # children per node at depth 1, 2, ... for static
-    num_streams: int = 0  # streams used for drafting; 0: all that were trained
+    parents: tuple[int, ...] = (-1,)  # of every node, the root first, for explicit
+    ranks: tuple[int, ...] = (0,)  # of every node, 0 the best token of its stream, for explicit
+    num_streams: int = 0  # streams or Medusa heads used for drafting; 0: all that were trained
+    lookup_nodes: int = 0  # draft nodes that prompt lookup adds to the tree of the streams
+    lookup_match: int = 3  # last tokens that prompt lookup looks for, at most
+    # Draft nodes that go on into the stream layers, the likeliest by the early exit (it needs
+    # streams.exit_rank above 0); 0: all.
+    kept_nodes: int = 0
     # Streams run after verification, at the accepted node alone. Has no effect where the main
     # stream reads its streams: they run in every pass.
     deferred: bool = True
@@ -224,6 +253,7 @@ class Config:
     seed: int = 0  # weights, data order, tokenizer sample
     model: ModelConfig = ModelConfig()
     streams: StreamsConfig = StreamsConfig()
+    drafter: DrafterConfig = DrafterConfig()
     adaptation: AdaptationConfig = AdaptationConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -257,9 +287,20 @@ def from_dict(values: dict[str, Any]) -> Config:
     """Returns a validated `Config` from nested plain values, such as a saved config.json.
 
     Raises:
-      UserError: an unknown or missing key, a wrong type, or a value that cannot work.
+      UserError: an unknown key, a wrong type, or a value that cannot work.
     """
     config = _build(Config, values, prefix="")
+    _check(
+        config.drafter.kind in ("streams", "medusa"),
+        f"drafter.kind {config.drafter.kind!r} must be streams or medusa",
+    )
+    if config.drafter.kind == "medusa":
+        _check(config.drafter.num_heads > 0, "drafter.num_heads must be positive")
+        heads = dataclasses.replace(
+            config.streams, num_streams=0, main_reads_streams=False, exit_rank=0,
+            medusa_heads=config.drafter.num_heads,
+        )  # fmt: skip
+        config = dataclasses.replace(config, streams=heads)
     _validate(config)
     return config
 
@@ -290,16 +331,16 @@ def to_dict(config: Config) -> dict[str, Any]:
 def _build(cls, values, prefix):
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
-    missing = sorted(set(hints) - set(values))
-    if unknown or missing:
+    if unknown:
         wrong = [f"unknown key {prefix}{k}" for k in unknown]
-        wrong += [f"missing key {prefix}{k}" for k in missing]
         raise UserError(
-            f"config: {'; '.join(wrong)}; the run was made by another version of ssjax "
+            f"config: {'; '.join(wrong)}; the run was made by a newer version of ssjax "
             "or its config.json was edited"
         )
     built = {}
     for name, hint in hints.items():
+        if name not in values:
+            continue  # older than this key; its default is what was done before there was one
         value = values[name]
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, dict):
@@ -336,6 +377,10 @@ def _validate(config: Config) -> None:
         "streams.main_reads_streams needs streams, and streams.num_streams is 0",
     )
     _check(streams.exit_rank >= 0, "streams.exit_rank must be 0 or more")
+    _check(
+        streams.medusa_heads == 0 or config.drafter.kind == "medusa",
+        "streams.medusa_heads is set by drafter.kind=medusa; give drafter.num_heads instead",
+    )
     if not config.model.pretrained:  # else num_layers is not known yet
         check_stream_layers(config)
     _validate_adaptation(config)
@@ -379,9 +424,26 @@ def _validate(config: Config) -> None:
     _check(config.loss.chunk_size > 0, "loss.chunk_size must be positive")
     _check(config.checkpoint.save_every > 0, "checkpoint.save_every must be positive")
     _check(config.checkpoint.keep_latest > 0, "checkpoint.keep_latest must be positive")
+    drafters = ("auto", "plain", "streams", "medusa", "prompt_lookup", "draft_model")
     _check(
-        decode.tree in ("best_first", "static"),
-        f"decode.tree {decode.tree!r} must be best_first or static",
+        decode.drafter in drafters,
+        f"decode.drafter {decode.drafter!r} must be one of {', '.join(drafters)}",
+    )
+    _check(
+        (decode.drafter == "draft_model") == bool(decode.draft_model),
+        "decode.drafter=draft_model and decode.draft_model=DIR go together",
+    )
+    _check(
+        decode.tree in ("best_first", "static", "explicit"),
+        f"decode.tree {decode.tree!r} must be best_first, static or explicit",
+    )
+    _check(decode.lookup_nodes >= 0, "decode.lookup_nodes must be 0 (off) or more")
+    _check(decode.lookup_match >= 1, "decode.lookup_match must be at least 1")
+    _check(decode.kept_nodes >= 0, "decode.kept_nodes must be 0 (all) or more")
+    _check(
+        decode.kept_nodes == 0 or streams.exit_rank > 0,
+        f"decode.kept_nodes {decode.kept_nodes} needs the early exit that prunes, and "
+        "streams.exit_rank is 0",
     )
     _check(decode.num_nodes >= 1, "decode.num_nodes must be at least 1")
     _check(
@@ -389,9 +451,9 @@ def _validate(config: Config) -> None:
         f"decode.branching {decode.branching} must name at least one child per depth",
     )
     _check(
-        0 <= decode.num_streams <= streams.num_streams,
+        0 <= decode.num_streams <= max(streams.num_streams, streams.medusa_heads),
         f"decode.num_streams {decode.num_streams} is more than the "
-        f"{streams.num_streams} streams of the model",
+        f"{max(streams.num_streams, streams.medusa_heads)} streams of the model",
     )
     _check(decode.temperature >= 0, "decode.temperature must be 0 (greedy) or more")
     _check(decode.top_k >= 0, "decode.top_k must be 0 (off) or more")
@@ -474,7 +536,8 @@ def _validate_adaptation(config: Config) -> None:
         "change the main output; choose shared, or main_reads_streams=False",
     )
     _check(
-        adaptation.mode != "lossless" or config.streams.num_streams > 0,
+        adaptation.mode != "lossless"
+        or config.streams.num_streams + config.streams.medusa_heads > 0,
         "adaptation.mode lossless trains streams alone, and streams.num_streams is 0",
     )
     _check(adaptation.rank > 0, "adaptation.rank must be positive")

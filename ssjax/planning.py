@@ -76,7 +76,7 @@ def plan_decoding(config: Config, model: Transformer, mesh: Mesh, hbm: int) -> P
     if config.adaptation.mode == "shared":  # its adapters are folded into the weights
         model = model.clone(adaptation=AdaptationConfig())
     model = model.clone(scan=True, execution=Execution(platform_of(mesh)))
-    drafter = make_drafter(decode, config.streams.num_streams)
+    drafter = make_drafter(decode, config.streams)
     dtype = jnp.dtype(config.model.dtype)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract_params(model))
     params = placed(params, config.model, mesh)

@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ssjax.data import builders, pipeline
-from ssjax.decoding.drafters import make_drafter
 from ssjax.errors import UserError
 from ssjax.evaluation.compare import compare, mark_runs
 from ssjax.evaluation.text_metrics import rouge
@@ -35,7 +34,7 @@ def evaluate(run: Run, split: str, max_records: int, **changes) -> dict:
     )
     if not examples:
         raise UserError(f"split {split!r} has no records")
-    drafter = make_drafter(decode, run.config.streams.num_streams)
+    drafter = run.make_drafter(decode)
     comparison = compare(
         run.decoder,
         [example.prompt_ids for example in examples],

@@ -13,6 +13,7 @@ from ssjax.data import pipeline
 from ssjax.data.tasks import Task, get_task
 from ssjax.data.tokenizer import Tokenizer
 from ssjax.decoding.decoder import Completion, Decoder
+from ssjax.decoding.draft_model import ModelDrafter
 from ssjax.decoding.drafters import Drafter, make_drafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
@@ -45,16 +46,13 @@ class Run:
     tokenizer: Tokenizer
     decoder: Decoder
 
-    def generate(
-        self, inputs: Sequence[str], *, drafter: Drafter | None = None, raw: bool = False, **changes
-    ) -> list[Answer]:
+    def generate(self, inputs: Sequence[str], *, raw: bool = False, **changes) -> list[Answer]:
         """Decodes inputs; every output is what plain decoding would give.
 
         Args:
           inputs: for this task, e.g. a dialogue; with raw, whole prompts.
-          drafter: None for the drafter of the config.
           raw: inputs are used as they are, without the task's prompt format.
-          **changes: fields of `DecodeConfig`, e.g. max_new_tokens=20, temperature=0.7.
+          **changes: fields of `DecodeConfig`, e.g. max_new_tokens=20, drafter="plain".
 
         Raises:
           UserError: an empty input, or a setting that cannot work.
@@ -66,7 +64,7 @@ class Run:
         completions = self.decoder.generate(
             [self.encode_prompt(text, raw=raw) for text in inputs],
             decode.max_new_tokens,
-            drafter=drafter or make_drafter(decode, self.config.streams.num_streams),
+            drafter=self.make_drafter(decode),
             sampling=make_sampling(decode),
             deferred=decode.deferred,
             batch_size=min(decode.batch_size, max(len(inputs), 1)),
@@ -76,6 +74,28 @@ class Run:
             Answer(text, pipeline.answer_text(self.tokenizer, completion.tokens), completion)
             for text, completion in zip(inputs, completions, strict=True)
         ]
+
+    def make_drafter(self, decode: DecodeConfig) -> Drafter:
+        """The drafter that the settings ask for; a draft model is read and put beside the model.
+
+        Raises:
+          UserError: the model cannot draft so, or the draft model does not belong to it.
+        """
+        if decode.drafter != "draft_model":
+            return make_drafter(decode, self.config.streams)
+        draft = load_run(decode.draft_model, mesh=self.decoder.mesh)
+        if draft.tokenizer.files != self.tokenizer.files:
+            raise UserError(
+                f"{decode.draft_model} has another tokenizer than {self.workdir}; train the draft "
+                f"model with --config.data.tokenizer={self.workdir}"
+            )
+        if draft.config.streams.main_reads_streams:
+            raise UserError(
+                f"{decode.draft_model} reads its own streams and cannot draft without them; give a "
+                "model with streams.main_reads_streams=False"
+            )
+        self.decoder.drafter_params = draft.decoder.params
+        return ModelDrafter(draft.decoder.model, decode.num_nodes)
 
     def encode_prompt(self, text: str, *, raw: bool) -> list[int]:
         """Prompt ids of an input as in training; nothing is cut."""

@@ -179,9 +179,22 @@ def starting_params(
         if base.config_json is not None:
             text = json.dumps(base.config_json, indent=2) + "\n"
             distributed.first(lambda: write_atomic(workdir / "base_config.json", text))
-        return merge(new_leaves(), weights), {}
+        return merge(begun_heads(new_leaves(), weights), weights), {}
     frozen, _ = trained_lib.read_base(workdir, config, mesh=mesh)
-    return new_leaves(), frozen
+    return begun_heads(new_leaves(), frozen), frozen
+
+
+def begun_heads(new: Params, base: Params) -> Params:
+    """Medusa heads, if there are any, begin as copies of the base's LM head, as published."""
+    if "medusa_head" not in new:
+        return new
+    heads = new["medusa_head"]
+    table = base.get("lm_head", base["embedder"])
+
+    def copies(table):
+        return jnp.broadcast_to(table.astype(heads.dtype), heads.shape)
+
+    return new | {"medusa_head": jax.jit(copies, out_shardings=heads.sharding)(table)}
 
 
 def open_split(config: Config, split: str):
@@ -260,16 +273,21 @@ def train(workdir: Path, config: Config, tokenizer: Tokenizer, base: Base | None
 def parameter_line(model: Transformer, trainable: Params, frozen: Params) -> str:
     """How many parameters are the base's, how many the method adds, how many LoRA."""
     leaves = flatten(merge(trainable, frozen))
-    sizes = {"base": 0, "streams": 0, "exit": 0, "LoRA": 0}
+    sizes = {"base": 0, "streams": 0, "exit": 0, "medusa": 0, "LoRA": 0}
     for name, leaf in leaves.items():
         path = tuple(name.split("/"))
         kind = "base"
         if lora.is_lora(path):
             kind = "LoRA"
         elif lora.is_new(path):
-            kind = "streams" if name == "stream_embedding" else "exit"
+            kind = "streams" if name == "stream_embedding" else name.split("_")[0]
         sizes[kind] += leaf.size
     streams = model.streams
+    if streams.medusa_heads:
+        return (
+            f"parameters: base {sizes['base']:,}; {streams.medusa_heads} Medusa heads "
+            f"{sizes['medusa']:,}; LoRA {sizes['LoRA']:,}; trained {count(trainable):,}"
+        )
     return (
         f"parameters: base {sizes['base']:,}; Speculative Streaming "
         f"{sizes['streams'] + sizes['exit']:,} ({streams.num_streams} stream embeddings "

@@ -47,7 +47,8 @@ def main() -> int:
     trained = load_trained(
         _WORKDIR.value, _CHECKPOINT.value, adapter=_ADAPTER.value, base=_BASE.value
     )
-    if trained.config.streams.num_streams == 0:
+    streams = trained.config.streams
+    if streams.num_streams == streams.medusa_heads == 0:
         raise UserError(
             f"{_WORKDIR.value} has no streams: it decodes plainly, with nothing to check"
         )

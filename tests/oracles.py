@@ -13,6 +13,7 @@ import numpy as np
 
 from ssjax.config import AdaptationConfig, LossConfig, ModelConfig, OptimizerConfig, StreamsConfig
 from ssjax.decoding.decoder import Decoder
+from ssjax.decoding.drafters import Memoryless
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.tree import DraftTree
 from ssjax.models.attention import Causal
@@ -42,7 +43,7 @@ NEVER = (10**6,)  # an end-of-sequence id that no model has
 
 def make_model(scan=True, num_streams=3, **changes) -> Transformer:
     """The test model with some sizes changed."""
-    keys = ("num_stream_layers", "main_reads_streams", "exit_rank")
+    keys = ("num_stream_layers", "main_reads_streams", "exit_rank", "medusa_heads")
     streams = {k: changes.pop(k) for k in keys if k in changes}
     adaptation = changes.pop("adaptation", AdaptationConfig())
     return Transformer(
@@ -69,7 +70,7 @@ def random_params(model: Transformer, seed: int, table_scale=1.0):
             return noise * table_scale
         if names[-1] == "stream_embedding":
             return noise
-        if names[-1] in ("lora_a", "lora_b", "exit_down", "exit_up"):
+        if names[-1] in ("lora_a", "lora_b", "exit_down", "exit_up") or "medusa" in names[-1]:
             return noise / np.sqrt(leaf.shape[-1])
         if names[-2].endswith("_proj"):
             return noise * 2.0 / np.sqrt(leaf.shape[-1])
@@ -282,7 +283,7 @@ def train_to_count(steps):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TableDrafter:
+class TableDrafter(Memoryless):
     """Proposes trees from a table; how far they are right is decided by the test.
 
     Attributes:
@@ -319,18 +320,17 @@ class TableDrafter:
     def max_depth(self):
         return int(self.depths.max())
 
-    def propose(self, root, stream_log_probs, tokens, length):
-        batch = root.shape[0]
-        rows = jnp.arange(batch)
+    def propose(self, context):
+        length, rows = context.length, jnp.arange(context.root.shape[0])
         variant = (length + rows) % len(self.parents)
         parent, depth = jnp.asarray(self.parents)[variant], jnp.asarray(self.depths)[variant]
         truth = jnp.asarray(self.truth)
         slot = jnp.minimum(length[:, None] - 1 + depth, truth.shape[1] - 1)
         drafted = (truth[rows[:, None], slot] + jnp.asarray(self.offset)[variant]) % self.vocab_size
         # Unused nodes and the root's column: token 0 for the unused, as drafters pad.
-        drafted = jnp.where(parent < 0, 0, drafted).at[:, 0].set(root).astype(jnp.int32)
-        fields = (drafted, parent.astype(jnp.int32), depth.astype(jnp.int32))
-        return DraftTree(*fields)
+        drafted = jnp.where(parent < 0, 0, drafted).at[:, 0].set(context.root)
+        fields = (drafted, parent, depth)
+        return DraftTree(*(field.astype(jnp.int32) for field in fields)), ()
 
 
 def truth_table(prompts, outputs, capacity, vocab_size=13):

@@ -76,25 +76,33 @@ def base(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, base):
-    """A finished run of each mode: (workdir, what it said about its parameters)."""
-    before, prepared = digest(base), tmp_path_factory.mktemp("prepared")
+def settings(workdir, prepared, base, mode):
+    """A short fine-tune of the base."""
     spec = importlib.util.spec_from_file_location("d", ROOT / "experiments" / "dialogsum.py")
     experiment = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(experiment)
-    finished = {}
+    c = experiment.get_config("smoke")
+    c.workdir, c.data.prepared_dir, c.model.pretrained = map(str, (workdir, prepared, base))
+    c.adaptation.mode, c.adaptation.rank, c.adaptation.alpha = mode, 3, 12.0
+    c.streams.exit_rank = 2
+    c.loss.main_weight = 1.0 if mode == "shared" else 0.0
+    c.optimizer.learning_rate = 0.01
+    c.optimizer.warmup_steps = 2
+    c.train.num_steps = STEPS
+    return c
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, base, prepared):
+    """A finished run of each mode: (workdir, what it said about its parameters)."""
+    before, finished = digest(base), {}
     for mode in MODES:
-        c = experiment.get_config("smoke")
-        c.workdir = str(tmp_path_factory.mktemp("runs") / mode)
-        c.data.prepared_dir = str(prepared)
-        c.model.pretrained = str(base)
-        c.adaptation.mode, c.adaptation.rank, c.adaptation.alpha = mode, 3, 12.0
-        c.streams.exit_rank = 2
-        c.loss.main_weight = 1.0 if mode == "shared" else 0.0
-        c.optimizer.learning_rate = 0.01
-        c.optimizer.warmup_steps = 2
-        c.train.num_steps = STEPS
+        c = settings(tmp_path_factory.mktemp("runs") / mode, prepared, base, mode)
         finished[mode] = train_in_process(config_lib.from_config_dict(c))
     assert digest(base) == before, "training changed files of the base"
     return finished
@@ -173,7 +181,7 @@ def test_outputs_are_the_bases_only_in_the_lossless_mode(runs, base):
         sampling=Sampling(), deferred=True, batch_size=1, seed=0, drafter=PlainDrafter()
     )
     expected = untouched.decoder.generate(ids, 12, **settings)[0].tokens
-    assert outputs(prompt)[0] == outputs(prompt, drafter=PlainDrafter())[0] == expected
+    assert outputs(prompt)[0] == outputs(prompt, drafter="plain")[0] == expected
     assert outputs(load_run(runs["shared"][0]))[0] != expected
 
 
@@ -355,3 +363,53 @@ def test_streams_must_fit_the_base(base):
 def test_a_run_is_not_a_base(runs):
     with pytest.raises(UserError, match="--format orbax --target DIR"):
         open_base(runs["shared"][0], "float32")
+
+
+def test_medusa_heads_on_a_frozen_base(tmp_path, base, prepared, runs):
+    """Trained, decoded, exported: the tokens are the base's, as those of the lossless mode are."""
+    c = settings(tmp_path / "run", prepared, base, "lossless")
+    c.drafter.kind, c.drafter.num_heads = "medusa", 2
+    workdir, said = train_in_process(config_lib.from_config_dict(c))
+    heads = 2 * (32 * 32 + 32 + 520 * 32)
+    assert f"2 Medusa heads {heads:,}; LoRA 0; trained {heads:,}" in said
+    run = load_run(workdir)
+    assert run.make_drafter(run.decode_config()).num_heads == 2
+    expected = outputs(load_run(runs["lossless"][0]))
+    assert outputs(run) == outputs(run, drafter="plain") == expected
+    trained = load_trained(workdir)
+    table = trained.frozen["lm_head" if "lm_head" in trained.frozen else "embedder"]
+    moved = np.abs(trained.trainable["medusa_head"] - np.asarray(table)).max(axis=(1, 2))
+    assert (moved > 1e-4).all() and moved.max() < 0.5  # began as copies of the LM head
+    with new_directory(tmp_path / "adapter") as directory:
+        formats.write_adapter(directory, trained, "float32")
+        trained.tokenizer.save(directory)
+    back = load_run(base, adapter=tmp_path / "adapter")
+    assert outputs(back) == expected
+    certificate = certify.certify(
+        trained, [run.encode_prompt(DIALOGUE, raw=False)] * 4, run.decode_config(max_new_tokens=9)
+    )
+    assert certificate["holds"]
+
+
+def test_every_other_drafter_of_a_run(tmp_path, base, runs):
+    """A draft model is a run or a base with the same tokenizer; none changes what is said."""
+    run = load_run(runs["shared"][0])
+    expected = outputs(run, drafter="plain")
+    for changes in (
+        {"drafter": "prompt_lookup", "num_nodes": 3},
+        {"lookup_nodes": 3},
+        {"kept_nodes": 2},
+        {"tree": "explicit", "parents": (-1, 0, 0, 1), "ranks": (0, 0, 1, 0)},
+        {"drafter": "draft_model", "draft_model": str(base), "num_nodes": 2},
+        {"drafter": "draft_model", "draft_model": str(runs["lossless"][0]), "num_nodes": 3},
+    ):
+        answers = run.generate([DIALOGUE, DIALOGUE[:40]], max_new_tokens=12, **changes)
+        assert [answer.completion.tokens for answer in answers] == expected, changes
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in base.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    texts = [r["dialogue"][:60] for r in sample.generate({"train": 300}, 5)["train"]]
+    train_tokenizer(texts, 480, symbols=()).save(other)
+    with pytest.raises(UserError, match="another tokenizer"):
+        run.generate([DIALOGUE], drafter="draft_model", draft_model=str(other))

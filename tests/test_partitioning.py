@@ -150,10 +150,10 @@ def test_decoded_tokens_do_not_depend_on_the_mesh(plain_tokens, sizes, monkeypat
     """And neither the cache nor the logits are gathered: read from the compiled loop."""
     texts = []
 
-    def compile_and_keep(model, params, drafter, spec, state):
-        compiled = compiled_decode.lower(model, params, drafter, spec, state).compile()
+    def compile_and_keep(model, params, drafter, spec, *dynamic):
+        compiled = compiled_decode.lower(model, params, drafter, spec, *dynamic).compile()
         texts.append(compiled.as_text())
-        return compiled(params, state)
+        return compiled(params, *dynamic)
 
     compiled_decode = decoder.decode_program
     monkeypatch.setattr(decoder, "decode_program", compile_and_keep)

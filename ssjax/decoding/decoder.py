@@ -60,6 +60,8 @@ class Decoder:
         longer prompt is padded to a multiple of the largest.
       scan: decode in the scanned form; None: on CPU unrolled, elsewhere scanned.
       mesh: that the parameters are divided over; None: the first device.
+      drafter_params: of drafters that have their own, in the form that those name; they stand on
+        the same devices.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Decoder:
         prompt_buckets: Sequence[int],
         scan: bool | None = None,
         mesh: Mesh | None = None,
+        drafter_params: Params | None = None,
     ):
         self.mesh = mesh or partitioning.one_device()
         platform = self.mesh.devices.flat[0].platform
@@ -81,6 +84,7 @@ class Decoder:
         self.model = model.clone(scan=scan, execution=execution)
         params = cast(params, model.config.dtype)
         self.params = params if scan else unstack_layers(params)
+        self.drafter_params = drafter_params
         self.eos_ids = tuple(eos_ids)
         self.pad_id = pad_id
         self.prompt_buckets = tuple(sorted(prompt_buckets))
@@ -161,10 +165,11 @@ class Decoder:
             with jax.set_mesh(self.mesh):
                 keys = _row_keys(seed, rows)
                 began = time.perf_counter()
-                state = prefill_program(self.model, self.params, drafter, spec, *inputs, keys)
+                static = (self.model, self.params, drafter, spec)
+                state = prefill_program(*static, *inputs, keys, self.drafter_params)
                 state.length.block_until_ready()
                 read = time.perf_counter()
-                state = decode_program(self.model, self.params, drafter, spec, state)
+                state = decode_program(*static, state, self.drafter_params)
                 state.length.block_until_ready()
                 timing = BatchTiming(read - began, time.perf_counter() - read)
             yield completions_of(state, lengths, self.eos_ids)[: stop - start], timing

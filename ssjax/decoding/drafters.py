@@ -1,16 +1,26 @@
 """Who writes the next draft tree.
 
-A drafter says how large its trees get and how many streams it needs from the pass, and turns
-what the pass computed into a tree. It is static: a frozen, hashable object that the compiled
-loop closes over. Nothing it proposes can change the output, only its speed.
+A drafter says how large its trees get and what it needs from the pass, and turns that into a
+tree. It is static: a frozen, hashable object that the compiled loop closes over. Nothing it
+proposes can change the output, only its speed.
+
+    drafter           costs                                 needs
+    PlainDrafter      nothing                               nothing
+    BestFirstDrafter  J stream rows a pass, or K heads      a model trained with streams or with
+    StaticDrafter     the same                              Medusa heads
+    PromptLookup      nothing                               output that repeats its prompt
+    MergedDrafter     its first drafter's                   its first drafter's
+    ModelDrafter      D passes of a second model            that model; see draft_model.py
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
+from flax import struct
 
-from ssjax.config import DecodeConfig
+from ssjax.config import DecodeConfig, StreamsConfig
+from ssjax.decoding.lookup import lookup_chain, merge_chain
 from ssjax.decoding.tree import (
     DraftTree,
     StaticTree,
@@ -19,6 +29,21 @@ from ssjax.decoding.tree import (
     static_tree,
 )
 from ssjax.errors import UserError
+from ssjax.models.parameters import Params
+
+
+@struct.dataclass
+class Context:
+    """What a drafter may look at."""
+
+    tokens: jax.Array  # [B, capacity] int32, all tokens of every row
+    length: jax.Array  # [B] int32, how many are valid; the last of them is the root of the tree
+    root: jax.Array  # [B] int32, tokens[b, length[b] - 1]
+    # [B, J, V] float32 of streams or Medusa heads; entry j (from 0) scores the token j + 1
+    # positions behind the root; None if the drafter needs neither.
+    log_probs: jax.Array | None
+    params: Params | None  # the drafter's own, if it has any
+    memory: Any  # what the drafter keeps between passes
 
 
 class Drafter(Protocol):
@@ -36,42 +61,63 @@ class Drafter(Protocol):
     def num_streams(self) -> int:
         """J, streams that it needs at the last accepted node; 0 for none."""
 
-    def propose(
-        self,
-        root: jax.Array,
-        stream_log_probs: jax.Array | None,
-        tokens: jax.Array,
-        length: jax.Array,
-    ) -> DraftTree:
-        """Returns the next tree.
+    @property
+    def num_heads(self) -> int:
+        """Medusa heads that it needs there instead; 0 for none."""
+
+    @property
+    def kept_nodes(self) -> int:
+        """Draft nodes that the early exit lets into the stream layers; 0: all. See pruning.py."""
+
+    def start(
+        self, params: Params | None, prompts: jax.Array, prompt_length: jax.Array, capacity: int
+    ) -> Any:
+        """Reads the prompts; returns the memory before the first tree.
 
         Args:
-          root: [B] int32, the last emitted token of every row.
-          stream_log_probs: [B, J, V] float32, stream j (from 0) scores the token j + 1
-            positions behind the root; None if num_streams is 0.
-          tokens: [B, capacity] int32, all tokens of every row.
-          length: [B] int32, how many of them are valid; tokens[b, length[b] - 1] is the root.
+          params: the drafter's own, if it has any.
+          prompts: [B, T] int32, padded on the right.
+          prompt_length: [B] int32.
+          capacity: slots of the caches.
         """
+
+    def propose(self, context: Context) -> tuple[DraftTree, Any]:
+        """Returns the next tree and the memory behind it."""
+
+
+class Memoryless:
+    """What drafters that keep nothing, prune nothing and need no heads have in common."""
+
+    num_heads = 0
+    kept_nodes = 0
+
+    def start(self, params, prompts, prompt_length, capacity) -> tuple:
+        return ()
 
 
 @dataclasses.dataclass(frozen=True)
-class PlainDrafter:
+class PlainDrafter(Memoryless):
     """No draft: one token per pass. Ordinary decoding is this drafter in the same loop."""
 
     num_nodes: int = 1
     max_depth: int = 0
     num_streams: int = 0
 
-    def propose(self, root, stream_log_probs, tokens, length) -> DraftTree:
-        return root_only(root)
+    def propose(self, context: Context) -> tuple[DraftTree, Any]:
+        return root_only(context.root), ()
 
 
 @dataclasses.dataclass(frozen=True)
-class BestFirstDrafter:
-    """The num_draft_nodes continuations with the highest joint stream probability."""
+class BestFirstDrafter(Memoryless):
+    """The num_draft_nodes continuations with the highest joint probability.
+
+    Of streams or, with num_streams 0, of Medusa heads.
+    """
 
     num_draft_nodes: int
     num_streams: int
+    kept_nodes: int = 0
+    num_heads: int = 0
 
     @property
     def num_nodes(self) -> int:
@@ -79,18 +125,20 @@ class BestFirstDrafter:
 
     @property
     def max_depth(self) -> int:
-        return min(self.num_streams, self.num_draft_nodes)
+        return min(self.num_streams or self.num_heads, self.num_draft_nodes)
 
-    def propose(self, root, stream_log_probs, tokens, length) -> DraftTree:
-        return best_first_tree(root, stream_log_probs, self.num_draft_nodes)
+    def propose(self, context: Context) -> tuple[DraftTree, Any]:
+        return best_first_tree(context.root, context.log_probs, self.num_draft_nodes), ()
 
 
 @dataclasses.dataclass(frozen=True)
-class StaticDrafter:
-    """A tree of fixed shape, filled with the top tokens of each stream."""
+class StaticDrafter(Memoryless):
+    """A tree of fixed shape, filled with the top tokens of each stream, or of each Medusa head."""
 
     tree: StaticTree
     num_streams: int
+    kept_nodes: int = 0
+    num_heads: int = 0
 
     @property
     def num_nodes(self) -> int:
@@ -100,28 +148,116 @@ class StaticDrafter:
     def max_depth(self) -> int:
         return self.tree.max_depth
 
-    def propose(self, root, stream_log_probs, tokens, length) -> DraftTree:
-        return static_tree(self.tree, root, stream_log_probs)
+    def propose(self, context: Context) -> tuple[DraftTree, Any]:
+        return static_tree(self.tree, context.root, context.log_probs), ()
 
 
-def make_drafter(decode: DecodeConfig, trained_streams: int) -> Drafter:
-    """The drafter that a config asks for.
+@dataclasses.dataclass(frozen=True)
+class PromptLookup(Memoryless):
+    """The tokens that followed the last time the row ended as it does now; see lookup.py."""
+
+    num_draft_nodes: int
+    longest_match: int
+    num_streams: int = 0
+
+    @property
+    def num_nodes(self) -> int:
+        return 1 + self.num_draft_nodes
+
+    @property
+    def max_depth(self) -> int:
+        return self.num_draft_nodes
+
+    def propose(self, context: Context) -> tuple[DraftTree, Any]:
+        found, count = lookup_chain(
+            context.tokens, context.length, self.num_draft_nodes, self.longest_match
+        )
+        return merge_chain(root_only(context.root), found, count), ()
+
+
+@dataclasses.dataclass(frozen=True)
+class MergedDrafter:
+    """The tree of another drafter and, in the same tree, what a prompt lookup finds."""
+
+    drafter: Drafter
+    lookup: PromptLookup
+    kept_nodes: int = 0
+
+    @property
+    def num_nodes(self) -> int:
+        return self.drafter.num_nodes + self.lookup.num_draft_nodes
+
+    @property
+    def max_depth(self) -> int:
+        return max(self.drafter.max_depth, self.lookup.max_depth)
+
+    @property
+    def num_streams(self) -> int:
+        return self.drafter.num_streams
+
+    @property
+    def num_heads(self) -> int:
+        return self.drafter.num_heads
+
+    def start(self, params, prompts, prompt_length, capacity) -> Any:
+        return self.drafter.start(params, prompts, prompt_length, capacity)
+
+    def propose(self, context: Context) -> tuple[DraftTree, Any]:
+        tree, memory = self.drafter.propose(context)
+        lookup = self.lookup
+        found, count = lookup_chain(
+            context.tokens, context.length, lookup.num_draft_nodes, lookup.longest_match
+        )
+        return merge_chain(tree, found, count), memory
+
+
+def make_drafter(decode: DecodeConfig, streams: StreamsConfig) -> Drafter:
+    """The drafter that a config asks for, as far as the model alone can draft.
 
     Args:
       decode: decode.num_streams 0 means all.
-      trained_streams: J of the model; without streams decoding is plain.
+      streams: what the model was trained with.
 
     Raises:
-      UserError: a static tree deeper than there are streams.
+      UserError: streams or heads of a model that has none, or a tree deeper than there are.
     """
-    num_streams = decode.num_streams or trained_streams
-    if num_streams == 0:
+    trained = {"streams": streams.num_streams, "medusa": streams.medusa_heads}
+    kind = decode.drafter
+    if kind == "auto":
+        kind = next((name for name, number in trained.items() if number), "plain")
+    lookup = PromptLookup(decode.lookup_nodes or decode.num_nodes, decode.lookup_match)
+    if kind == "plain":
         return PlainDrafter()
-    if decode.tree == "best_first":
-        return BestFirstDrafter(decode.num_nodes, num_streams)
-    if len(decode.branching) > num_streams:
+    if kind == "prompt_lookup":
+        return lookup
+    if not trained[kind]:
         raise UserError(
-            f"config: decode.branching {decode.branching} is {len(decode.branching)} deep but "
-            f"there are {num_streams} streams; shorten it or train more streams"
+            f"config: decode.drafter is {kind}, but the model was not trained with it; decode with "
+            "plain or prompt_lookup, or train with drafter.kind=" + kind
         )
-    return StaticDrafter(StaticTree.from_branching(decode.branching), num_streams)
+    number = decode.num_streams or trained[kind]
+    needs = {"num_streams": number, "num_heads": 0}
+    if kind == "medusa":
+        needs = {"num_streams": 0, "num_heads": number}
+    drafter = _tree_drafter(decode, number, needs)
+    if decode.lookup_nodes:
+        drafter = MergedDrafter(drafter, lookup)
+    return dataclasses.replace(drafter, kept_nodes=decode.kept_nodes)
+
+
+def _tree_drafter(decode: DecodeConfig, deepest: int, needs: dict[str, int]) -> Drafter:
+    if decode.tree == "best_first":
+        return BestFirstDrafter(decode.num_nodes, **needs)
+    if decode.tree == "static":
+        tree, key = StaticTree.from_branching(decode.branching), "branching"
+    else:
+        try:
+            tree, key = StaticTree(decode.parents, decode.ranks), "parents"
+        except ValueError as error:
+            raise UserError(f"config: decode.parents and decode.ranks: {error}") from None
+    if tree.max_depth > deepest:
+        raise UserError(
+            f"config: decode.{key} {getattr(decode, key)} is {tree.max_depth} deep but the model "
+            f"looks {deepest} tokens ahead; shorten it or train more streams"
+        )
+    return StaticDrafter(tree, **needs)

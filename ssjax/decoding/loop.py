@@ -13,19 +13,21 @@ prompt is); a row that is done keeps tokens, length, cache and counters.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ssjax.decoding.drafters import Drafter
+from ssjax.decoding.drafters import Context, Drafter
+from ssjax.decoding.pruning import joint_log_probs, prune
 from ssjax.decoding.sampling import Sampling, draw, position_noise
 from ssjax.decoding.tree import DraftTree, ancestor_mask, root_only
 from ssjax.decoding.verify import Acceptance, Emission, accept, emit
 from ssjax.models.attention import Causal
 from ssjax.models.cache import KVCache, cache_from_block, write_path
 from ssjax.models.parameters import Params
-from ssjax.models.transformer import ModelOutput, Transformer
+from ssjax.models.transformer import ModelOutput, Transformer, head_logits, make_medusa_head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,7 @@ class DecodeState:
     limit: jax.Array  # [B] int32, length at which the row stops
     done: jax.Array  # [B] bool
     draft: DraftTree  # M nodes
+    memory: Any  # what the drafter keeps between passes
     cache: KVCache  # valid below length - 1
     row_keys: jax.Array  # [B] keys, for sampling
     calls: jax.Array  # [B] int32, decode passes while the row was not done
@@ -64,6 +67,7 @@ def prefill(
     prompt_length: jax.Array,
     max_new_tokens: jax.Array,
     row_keys: jax.Array,
+    drafter_params: Params | None = None,
 ) -> DecodeState:
     """Reads the prompts, emits the first token and writes the first draft.
 
@@ -76,6 +80,7 @@ def prefill(
       prompt_length: [B] int32, at least 1.
       max_new_tokens: [B] int32, cut where the capacity ends.
       row_keys: [B] keys.
+      drafter_params: the drafter's own, if it has any.
     """
     batch, num_tokens = prompts.shape
     last = prompt_length[:, None] - 1
@@ -98,6 +103,7 @@ def prefill(
         limit=jnp.minimum(prompt_length + max_new_tokens, spec.capacity),
         done=max_new_tokens <= 0,
         draft=root_only(jnp.take_along_axis(prompts, last, axis=1)[:, 0]),
+        memory=drafter.start(drafter_params, prompts, prompt_length, spec.capacity),
         cache=cache_from_block(output.block, prompt_length, spec.capacity),
         row_keys=row_keys,
         calls=jnp.zeros(batch, jnp.int32),
@@ -109,16 +115,49 @@ def prefill(
     emission = emit(nothing_drafted, drawn, state.length, state.limit, state.done, spec.eos_ids)
     state = _append(state, emission, state.cache, pass_number=state.calls)
     stream_hidden = output.stream_hidden[:, 0, :needed] if needed else None
-    return state.replace(draft=_propose(model, params, drafter, state, stream_hidden))
+    return _propose(model, params, drafter, drafter_params, state, stream_hidden, hidden[:, 0])
 
 
 def decode(
-    model: Transformer, params: Params, drafter: Drafter, spec: DecodeSpec, state: DecodeState
+    model: Transformer,
+    params: Params,
+    drafter: Drafter,
+    spec: DecodeSpec,
+    state: DecodeState,
+    drafter_params: Params | None = None,
 ) -> DecodeState:
     """Runs passes until every row is done. One `lax.while_loop`; state may be donated."""
-    return jax.lax.while_loop(
-        keep_going, lambda state: decode_step(model, params, drafter, spec, state), state
-    )
+
+    def step(state):
+        return decode_step(model, params, drafter, spec, state, drafter_params)
+
+    return jax.lax.while_loop(keep_going, step, state)
+
+
+def decode_passes(
+    model: Transformer,
+    params: Params,
+    drafter: Drafter,
+    spec: DecodeSpec,
+    state: DecodeState,
+    num_passes: jax.Array,
+    drafter_params: Params | None = None,
+) -> DecodeState:
+    """At most num_passes ([] int32) passes of `decode`, to be continued with the state returned.
+
+    So that a caller sees tokens while they come: any sequence of pieces gives the state that one
+    long loop gives.
+    """
+
+    def more(carry):
+        done_passes, state = carry
+        return (done_passes < num_passes) & keep_going(state)
+
+    def step(carry):
+        done_passes, state = carry
+        return done_passes + 1, decode_step(model, params, drafter, spec, state, drafter_params)
+
+    return jax.lax.while_loop(more, step, (jnp.zeros((), jnp.int32), state))[1]
 
 
 def keep_going(state: DecodeState) -> jax.Array:
@@ -127,7 +166,12 @@ def keep_going(state: DecodeState) -> jax.Array:
 
 
 def decode_step(
-    model: Transformer, params: Params, drafter: Drafter, spec: DecodeSpec, state: DecodeState
+    model: Transformer,
+    params: Params,
+    drafter: Drafter,
+    spec: DecodeSpec,
+    state: DecodeState,
+    drafter_params: Params | None = None,
 ) -> DecodeState:
     """One pass: verify the draft, emit, write the cache, write the next draft.
 
@@ -136,17 +180,13 @@ def decode_step(
       drafter: the one that wrote state.draft.
       spec: the one that the state was made with.
       state: see the invariants above.
+      drafter_params: the drafter's own, if it has any.
     """
-    tree, cached = state.draft, state.length - 1
+    cached = state.length - 1
     with jax.named_scope("pass"):
-        mask = ancestor_mask(tree.parent, drafter.max_depth)
-        fused_streams = _streams_in_pass(model, drafter, spec)
-        nodes = jnp.broadcast_to(jnp.arange(drafter.num_nodes), tree.tokens.shape)
-        output = model.apply(
-            {"params": params}, tree.tokens, cached[:, None] + tree.depth, mask,
-            state.cache, cached, anchors=nodes, num_streams=fused_streams,
-        )  # fmt: skip
+        tree, mask, output = _run_draft(model, params, drafter, spec, state)
     with jax.named_scope("verify"):
+        state = state.replace(draft=tree)
         drawn = _draw_behind_nodes(model, params, spec, state, output.hidden, drafter.max_depth)
         acceptance = accept(tree, drawn, drafter.max_depth)
     with jax.named_scope("emit"):
@@ -165,7 +205,32 @@ def decode_step(
             stream_hidden = _streams_at(
                 model, params, drafter, spec, state, output, mask, acceptance
             )
-        return following.replace(draft=_propose(model, params, drafter, following, stream_hidden))
+        at_node = jnp.take_along_axis(output.hidden, acceptance.path[:, -1:, None], axis=1)[:, 0]
+        return _propose(model, params, drafter, drafter_params, following, stream_hidden, at_node)
+
+
+def _run_draft(model, params, drafter, spec, state):
+    """The model over the draft: (the nodes that were run to the end, what each sees, output)."""
+    tree, cached = state.draft, state.length - 1
+    mask = ancestor_mask(tree.parent, drafter.max_depth)
+    num_streams = _streams_in_pass(model, drafter, spec)
+    trunk = model.apply(
+        {"params": params}, tree.tokens, cached[:, None] + tree.depth, mask, state.cache, cached,
+        method="run_trunk",
+    )  # fmt: skip
+    if 0 < drafter.kept_nodes < drafter.num_nodes - 1:
+        with jax.named_scope("prune"):
+            hidden = model.apply({"params": params}, trunk.hidden, method="early_exit")
+            logits = model.apply({"params": params}, hidden, method="logits")
+            tree, kept = prune(tree, joint_log_probs(tree, mask, logits), 1 + drafter.kept_nodes)
+            mask = ancestor_mask(tree.parent, drafter.max_depth)
+            trunk = trunk.at_positions(kept)
+    nodes = jnp.broadcast_to(jnp.arange(tree.tokens.shape[1]), tree.tokens.shape)
+    output = model.apply(
+        {"params": params}, trunk, cached[:, None] + tree.depth, mask, state.cache, cached,
+        anchors=nodes, num_streams=num_streams, method="run_stream_layers",
+    )  # fmt: skip
+    return tree, mask, output
 
 
 def _streams_in_pass(model, drafter, spec) -> int:
@@ -206,13 +271,20 @@ def _draw_behind_nodes(model, params, spec, state, hidden, max_depth):
     return draw(logits, state.draft.depth, noise, spec.sampling)
 
 
-def _propose(model, params, drafter, state, stream_hidden):
+def _propose(model, params, drafter, drafter_params, state, stream_hidden, hidden):
+    """The state with the next draft, from what was computed at the last accepted node."""
     root = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)[:, 0]
     log_probs = None
     if stream_hidden is not None:
         logits = model.apply({"params": params}, stream_hidden, method="logits")
         log_probs = jax.nn.log_softmax(logits, axis=-1)
-    return drafter.propose(root, log_probs, state.tokens, state.length)
+    elif drafter.num_heads:
+        heads = model.apply({"params": params}, hidden, method="medusa")
+        logits = head_logits(heads, make_medusa_head(params), model.execution)
+        log_probs = jax.nn.log_softmax(logits[:, : drafter.num_heads], axis=-1)
+    context = Context(state.tokens, state.length, root, log_probs, drafter_params, state.memory)
+    draft, memory = drafter.propose(context)
+    return state.replace(draft=draft, memory=memory)
 
 
 def _append(state: DecodeState, emission: Emission, cache: KVCache, pass_number) -> DecodeState:

@@ -29,6 +29,9 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "stream_embedding": ("streams", "features"),
     "exit_down": ("rank", "embed"),
     "exit_up": ("embed", "rank"),
+    "medusa_weight": ("streams", "features", "embed"),
+    "medusa_bias": ("streams", "features"),
+    "medusa_head": ("streams", "vocab", "embed"),
 }
 
 

@@ -79,6 +79,18 @@ def write_path(
     return jax.tree.map(write_layers, cache, block)
 
 
+def block_at(block: KV | tuple[KV, ...], index: jax.Array) -> KV | tuple[KV, ...]:
+    """The keys and values of some positions of one stack's block. index: [B, P] int32."""
+
+    def take(leaf):
+        return jax.vmap(lambda computed, index: computed[:, index])(leaf, index)
+
+    def take_layers(leaf):
+        return jax.vmap(take)(leaf) if leaf.ndim == 5 else take(leaf)
+
+    return jax.tree.map(take_layers, block)
+
+
 def _constrained(leaf):
     axes = ("batch", "kv_heads", "length", "head_dim")
     return constrain(leaf, *(("layers", *axes) if leaf.ndim == 5 else axes))

@@ -17,7 +17,14 @@ import jax.numpy as jnp
 from ssjax.config import AdaptationConfig
 from ssjax.models.parameters import Params, split
 
-_NEW_LEAVES = ("stream_embedding", "exit_down", "exit_up")
+_NEW_LEAVES = (
+    "stream_embedding",
+    "exit_down",
+    "exit_up",
+    "medusa_weight",
+    "medusa_bias",
+    "medusa_head",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +43,10 @@ def trunk_lora(adaptation: AdaptationConfig) -> LoRA | None:
     return _lora(adaptation) if adaptation.mode == "shared" else None
 
 
-def stream_layers_lora(adaptation: AdaptationConfig) -> LoRA | None:
+def stream_layers_lora(adaptation: AdaptationConfig, num_streams: int) -> LoRA | None:
     """The adapters of the layers that run the streams."""
-    return None if adaptation.mode == "full" else _lora(adaptation)
+    without_rows = adaptation.mode == "lossless" and num_streams == 0
+    return None if adaptation.mode == "full" or without_rows else _lora(adaptation)
 
 
 def _lora(adaptation):

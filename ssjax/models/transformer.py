@@ -22,9 +22,15 @@ from flax import struct
 
 from ssjax.config import AdaptationConfig, ModelConfig, StreamsConfig
 from ssjax.models import lora
-from ssjax.models.attention import Causal, rotary_frequencies, rotary_tables
+from ssjax.models.attention import (
+    KV,
+    Causal,
+    matmul_precision,
+    rotary_frequencies,
+    rotary_tables,
+)
 from ssjax.models.axes import gathered
-from ssjax.models.cache import KVCache
+from ssjax.models.cache import KVCache, block_at
 from ssjax.models.execution import Execution
 from ssjax.models.fused_attention import is_fused
 from ssjax.models.layers import Layout, Norm, Stack, project
@@ -42,6 +48,19 @@ class ModelOutput:
     block: KVCache  # main keys and values of the T positions
 
 
+@struct.dataclass
+class TrunkOutput:
+    """Main rows below the stream layers."""
+
+    hidden: jax.Array  # [B, T, D]
+    block: KV | tuple[KV, ...]  # their keys and values in the trunk, see `KVCache.trunk`
+
+    def at_positions(self, index: jax.Array) -> "TrunkOutput":
+        """The rows at some of the T places alone. index: [B, P] int32."""
+        kept = jnp.take_along_axis(self.hidden, index[:, :, None], axis=1)
+        return TrunkOutput(kept, block_at(self.block, index))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Seen:
     """What main rows see of their block: a mask, or what a kernel wants in its place."""
@@ -53,9 +72,9 @@ class _Seen:
 
 @struct.dataclass
 class Head:
-    """The LM head as a value, for projecting a few rows at a time."""
+    """The LM head as a value, for projecting a few rows at a time; or a head for each output."""
 
-    table: jax.Array  # [V, D]
+    table: jax.Array  # [V, D], or [Q, V, D]
     bias: jax.Array | None  # [V]
     softcap: float = struct.field(pytree_node=False)  # 0: off
 
@@ -104,10 +123,16 @@ class Transformer(nn.Module):
             self.exit_down = matrix("exit_down", streams.exit_rank, config.embed_dim)
             shape = (config.embed_dim, streams.exit_rank)
             self.exit_up = self.param("exit_up", nn.initializers.zeros, shape)
+        if streams.medusa_heads:
+            heads, zeros = streams.medusa_heads, nn.initializers.zeros
+            self.medusa_weight = self.param("medusa_weight", zeros, (heads, table_dim, table_dim))
+            self.medusa_bias = self.param("medusa_bias", zeros, (heads, table_dim))
+            self.medusa_head = matrix("medusa_head", heads, config.vocab_size, table_dim)
 
         num_trunk = config.num_layers - streams.num_stream_layers
         local = tuple(layer in config.local_layers for layer in range(config.num_layers))
-        below, above = lora.trunk_lora(self.adaptation), lora.stream_layers_lora(self.adaptation)
+        below = lora.trunk_lora(self.adaptation)
+        above = lora.stream_layers_lora(self.adaptation, streams.num_streams)
 
         def stack(local, adapters):
             return Stack(config, local, adapters, self.scan, self.execution)
@@ -143,35 +168,63 @@ class Transformer(nn.Module):
         Raises:
           ValueError: main rows read streams and not all of those run.
         """
-        self._check_streams(num_streams)
-        causal = mask if isinstance(mask, Causal) else None
-        num_tokens = tokens.shape[1]
-        packed = causal is not None and causal.segments is not None
-        fused = causal is not None and cache is None
-        fused = fused and is_fused(self.config, self.execution, packed)
-        if causal is not None:
-            mask = None if fused else causal.dense(num_tokens)
-        seen = _Seen(mask, causal.segments if fused else None, fused)
+        trunk = self.run_trunk(tokens, positions, mask, cache, length, dropout)
+        return self.run_stream_layers(
+            trunk, positions, mask, cache, length, anchors, num_streams, dropout
+        )
+
+    def run_trunk(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array | Causal,
+        cache: KVCache | None = None,
+        length: jax.Array | None = None,
+        dropout: bool = False,
+    ) -> TrunkOutput:
+        """The first half of a call; arguments as there."""
         with jax.named_scope("embed"):
             x = self._embed(tokens, positions)
-        prefix_mask = _prefix_mask(cache, length)
-        trunk_block = ()
-        if self.trunk is not None:
-            layouts = self._layouts(positions, None, positions, seen, None, prefix_mask, dropout)
-            with jax.named_scope("trunk"):
-                prefix = None if cache is None else cache.trunk
-                x, trunk_block = self.trunk(x, prefix, None, layouts)
-        trunk_hidden = x
+        if self.trunk is None:
+            return TrunkOutput(x, ())
+        seen, prefix_mask = self._seen(mask, x.shape[1], cache), _prefix_mask(cache, length)
+        layouts = self._layouts(positions, None, positions, seen, None, prefix_mask, dropout)
+        with jax.named_scope("trunk"):
+            prefix = None if cache is None else cache.trunk
+            return TrunkOutput(*self.trunk(x, prefix, None, layouts))
 
+    def run_stream_layers(
+        self,
+        trunk: TrunkOutput,
+        positions: jax.Array,
+        mask: jax.Array | Causal,
+        cache: KVCache | None = None,
+        length: jax.Array | None = None,
+        anchors: jax.Array | None = None,
+        num_streams: int = 0,
+        dropout: bool = False,
+    ) -> ModelOutput:
+        """The second half of a call, over all T main rows of `run_trunk` or fewer of them.
+
+        Args:
+          trunk: what `run_trunk` returned, or its `at_positions`; T rows.
+          the others: of those T rows, as in a whole call.
+
+        Raises:
+          ValueError: main rows read streams and not all of those run.
+        """
+        self._check_streams(num_streams)
+        x, num_tokens = trunk.hidden, trunk.hidden.shape[1]
+        seen, prefix_mask = self._seen(mask, num_tokens, cache), _prefix_mask(cache, length)
         anchor_positions = stream_mask = None
         if num_streams:
             anchor_positions = jnp.take_along_axis(positions, anchors, axis=1)
             at_anchors = jnp.take_along_axis(x, anchors[:, :, None], axis=1)
             x = jnp.concatenate([x, self._insert_streams(at_anchors, num_streams)], axis=1)
-            if causal is None:
-                stream_mask = _rows_of_mask(mask, anchors)
+            if isinstance(mask, Causal):
+                stream_mask = mask.rows(anchors, num_tokens)
             else:
-                stream_mask = causal.rows(anchors, num_tokens)
+                stream_mask = _rows_of_mask(mask, anchors)
         layouts = self._layouts(
             positions, anchor_positions, positions, seen, stream_mask, prefix_mask, dropout,
             num_streams=num_streams, anchors=anchors,
@@ -186,8 +239,8 @@ class Transformer(nn.Module):
         return ModelOutput(
             hidden=x[:, :num_tokens],
             stream_hidden=stream_hidden,
-            trunk_hidden=trunk_hidden,
-            block=KVCache(trunk_block, block),
+            trunk_hidden=trunk.hidden,
+            block=KVCache(trunk.block, block),
         )
 
     def speculate(
@@ -245,6 +298,22 @@ class Transformer(nn.Module):
         low = self._project(hidden, self.exit_down)
         return self._finish(hidden + self._project(low, self.exit_up))
 
+    def medusa(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states of the Medusa heads: h + silu(W_k h + b_k) for head k.
+
+        Args:
+          hidden: [..., D], `ModelOutput.hidden`.
+
+        Returns:
+          [..., Q, D] for the Q heads, each with a vocabulary projection of its own:
+          `make_medusa_head`.
+        """
+        weight = gathered(self.medusa_weight.astype(hidden.dtype), "streams", "features", "embed")
+        precision = matmul_precision(hidden.dtype)
+        inner = jnp.einsum("...d,qfd->...qf", hidden, weight, precision=precision)
+        inner = inner + self.medusa_bias.astype(hidden.dtype)
+        return hidden[..., None, :] + nn.silu(inner)
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Projects hidden states [..., D] onto the vocabulary, [..., V] float32."""
         config = self.config
@@ -261,6 +330,14 @@ class Transformer(nn.Module):
                 f"the main stream reads its {streams.num_streams} streams: they run in every "
                 f"call, not {num_streams}"
             )
+
+    def _seen(self, mask, num_tokens, cache) -> _Seen:
+        if not isinstance(mask, Causal):
+            return _Seen(mask, None, False)
+        packed = mask.segments is not None
+        if cache is None and is_fused(self.config, self.execution, packed):
+            return _Seen(None, mask.segments, True)
+        return _Seen(mask.dense(num_tokens), None, False)
 
     def _embed(self, tokens, positions):
         config = self.config
@@ -346,7 +423,16 @@ class Transformer(nn.Module):
 
 
 def head_logits(hidden: jax.Array, head: Head, execution: Execution) -> jax.Array:
-    """hidden [..., D] through the LM head -> [..., V] float32, multiplied in hidden's dtype."""
+    """hidden [..., D] through the LM head -> [..., V] float32, multiplied in hidden's dtype.
+
+    With a head for each output, hidden is [..., Q, D] and the result [..., Q, V].
+    """
+    if head.table.ndim == 3:
+        table = gathered(head.table.astype(hidden.dtype), "streams", "vocab", "embed")
+        return jnp.einsum(
+            "...qd,qvd->...qv", hidden, table,
+            precision=matmul_precision(hidden.dtype), preferred_element_type=jnp.float32,
+        )  # fmt: skip
     table = gathered(head.table.astype(hidden.dtype), "vocab", "embed")
     logits = project(hidden, table, hidden.dtype, execution, result=jnp.float32)
     if head.bias is not None:
@@ -362,6 +448,11 @@ def make_head(params: Params, config: ModelConfig) -> Head:
     return Head(table, params.get("lm_head_bias"), config.logit_softcap)
 
 
+def make_medusa_head(params: Params) -> Head:
+    """The vocabulary projections of the Medusa heads among the parameters."""
+    return Head(params["medusa_head"], None, 0.0)
+
+
 def init_params(model: Transformer, seed: int) -> Params:
     """Random parameters, float32; pure, to be jitted or traced by the caller."""
     one = jnp.zeros((1, 1), jnp.int32)
@@ -371,6 +462,8 @@ def init_params(model: Transformer, seed: int) -> Params:
         output = model(one, one, Causal(), anchors=one, num_streams=streams.num_streams)
         if streams.exit_rank:
             model.early_exit(output.trunk_hidden)
+        if streams.medusa_heads:
+            model.medusa(output.hidden)
 
     return nn.init(touch_all, model)(jax.random.key(seed))["params"]
 

@@ -23,7 +23,13 @@ from flax import struct
 from ssjax.config import LossConfig, StreamsConfig
 from ssjax.models.attention import Causal
 from ssjax.models.execution import Execution
-from ssjax.models.transformer import Head, Transformer, head_logits, make_head
+from ssjax.models.transformer import (
+    Head,
+    Transformer,
+    head_logits,
+    make_head,
+    make_medusa_head,
+)
 from ssjax.partitioning import constrain, num_batch_shards
 
 
@@ -42,7 +48,10 @@ class Batch:
 
 @struct.dataclass
 class LossSums:
-    """Sums over target tokens, one entry an output: main, stream 1..J, early exit if any."""
+    """Sums over target tokens, one entry an output: main, stream 1..J, early exit if any.
+
+    With Medusa heads: main, head 1..K.
+    """
 
     cross_entropy: jax.Array  # [Q] float32, nats
     correct: jax.Array  # [Q] float32, top-1 hits; a tie with the target is one
@@ -51,12 +60,14 @@ class LossSums:
 
 def output_offsets(streams: StreamsConfig) -> tuple[int, ...]:
     """By output, how many tokens behind the next one it predicts; Q entries."""
-    return (*range(1 + streams.num_streams), *([0] if streams.exit_rank else []))
+    ahead = streams.num_streams or streams.medusa_heads
+    return (*range(1 + ahead), *([0] if streams.exit_rank else []))
 
 
 def output_names(streams: StreamsConfig) -> tuple[str, ...]:
     """What the outputs are called in records, in the order of `output_offsets`."""
     names = ["main", *(f"stream_{j}" for j in range(1, 1 + streams.num_streams))]
+    names += [f"head_{k}" for k in range(1, 1 + streams.medusa_heads)]
     return (*names, *(["exit"] if streams.exit_rank else []))
 
 
@@ -158,8 +169,17 @@ def loss_sums(
         exit_hidden = model.apply({"params": params}, trunk_hidden, method="early_exit")
         hidden.append(exit_hidden[:, :, None])
     hidden = hidden[0] if len(hidden) == 1 else jnp.concatenate(hidden, axis=2)
-    head = make_head(params, model.config)
-    return chunked_cross_entropy(hidden, head, targets, weights, chunk_size, model.execution)
+
+    def sums_of(hidden, head, outputs):
+        chosen = targets[:, :, outputs], weights[:, :, outputs]
+        return chunked_cross_entropy(hidden, head, *chosen, chunk_size, model.execution)
+
+    sums = sums_of(hidden, make_head(params, model.config), slice(0, hidden.shape[2]))
+    if not streams.medusa_heads:
+        return sums
+    heads_hidden = model.apply({"params": params}, hidden[:, :, 0], method="medusa")
+    heads_sums = sums_of(heads_hidden, make_medusa_head(params), slice(1, None))
+    return jax.tree.map(lambda *x: jnp.concatenate(x), sums, heads_sums)
 
 
 def chunked_cross_entropy(
@@ -221,7 +241,8 @@ def chunked_cross_entropy(
 
 def loss_weights(config: LossConfig, streams: StreamsConfig) -> jax.Array:
     """The alphas of Eq. 5 and the weight of the early exit, [Q] float32."""
-    alphas = [config.main_weight] + [config.stream_weight] * streams.num_streams
+    ahead = streams.num_streams or streams.medusa_heads
+    alphas = [config.main_weight] + [config.stream_weight] * ahead
     return jnp.array(alphas + [config.exit_weight] * (streams.exit_rank > 0), jnp.float32)
 
 

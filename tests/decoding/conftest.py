@@ -13,6 +13,7 @@ import pytest
 
 from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.decoding.decoder import Decoder
+from ssjax.decoding.drafters import Memoryless
 from ssjax.decoding.tree import DraftTree
 from ssjax.models.transformer import Transformer, init_params
 
@@ -57,7 +58,7 @@ def random_prompts(seed, count, lengths):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ScriptDrafter:
+class ScriptDrafter(Memoryless):
     """Proposes from script[row, position] in a tree of fixed shape.
 
     Node i of the shape holds (script at its position + offsets[i]) % vocab_size: offset 0 is
@@ -88,9 +89,10 @@ class ScriptDrafter:
     def max_depth(self):
         return max(self.depths)
 
-    def propose(self, root, stream_log_probs, tokens, length):
+    def propose(self, context):
+        length = context.length
         if self.record is not None:
-            jax.debug.callback(self._store, stream_log_probs, length, ordered=True)
+            jax.debug.callback(self._store, context.log_probs, length, ordered=True)
         script, depths = jnp.asarray(self.script), jnp.array(self.depths, jnp.int32)
         position = jnp.minimum(length[:, None] - 1 + depths, script.shape[1] - 1)
         proposed = jnp.take_along_axis(script, position, axis=1)
@@ -99,11 +101,12 @@ class ScriptDrafter:
             right = jnp.take_along_axis(jnp.asarray(self.right), length[:, None], axis=1)
             offsets = jnp.where(depths > right, offsets + 5, offsets)
         proposed = (proposed + offsets) % self.vocab_size
-        return DraftTree(
-            tokens=proposed.at[:, 0].set(root).astype(jnp.int32),
+        tree = DraftTree(
+            tokens=proposed.at[:, 0].set(context.root).astype(jnp.int32),
             parent=jnp.broadcast_to(jnp.array(self.parents, jnp.int32), proposed.shape),
             depth=jnp.broadcast_to(depths, proposed.shape),
         )
+        return tree, ()
 
     def _store(self, stream_log_probs, length):
         self.record.append((np.asarray(stream_log_probs), np.asarray(length)))
@@ -115,7 +118,7 @@ def chain(script, depth, offset=0, **options):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class HostDrafter:
+class HostDrafter(Memoryless):
     """Trees written by plain Python in every pass; one compiled program for all of them.
 
     write["tree"](row, sequence) returns (token, parent) of nodes 1, 2, ...; the rest of the
@@ -127,10 +130,10 @@ class HostDrafter:
     write: dict
     num_streams: int = 0
 
-    def propose(self, root, stream_log_probs, tokens, length):
-        shape = jax.ShapeDtypeStruct((3, root.shape[0], self.num_nodes), np.int32)
-        tree = jax.pure_callback(self._trees, shape, tokens, length)
-        return DraftTree(tree[0].at[:, 0].set(root), tree[1], tree[2])
+    def propose(self, context):
+        shape = jax.ShapeDtypeStruct((3, context.root.shape[0], self.num_nodes), np.int32)
+        tree = jax.pure_callback(self._trees, shape, context.tokens, context.length)
+        return DraftTree(tree[0].at[:, 0].set(context.root), tree[1], tree[2]), ()
 
     def _trees(self, tokens, length):
         tokens, length = np.asarray(tokens), np.asarray(length)

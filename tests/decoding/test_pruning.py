@@ -1,0 +1,126 @@
+"""Tree pruning by the early exit: which nodes stay, by brute force; the tokens never change."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from oracles import TableDrafter, generate, tokens_of, truth_table
+
+from ssjax.decoding.drafters import (
+    BestFirstDrafter,
+    MergedDrafter,
+    PlainDrafter,
+    PromptLookup,
+    StaticDrafter,
+)
+from ssjax.decoding.pruning import joint_log_probs, prune
+from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.tree import DraftTree, StaticTree, ancestor_mask
+
+NEW, VOCAB = 12, 7
+
+
+def random_tree(rng, num_nodes, batch):
+    """Trees with unused nodes among the others."""
+    parent = np.full((batch, num_nodes), -1, np.int32)
+    depth = np.zeros((batch, num_nodes), np.int32)
+    for row, node in itertools.product(range(batch), range(1, num_nodes)):
+        used = [k for k in range(node) if k == 0 or parent[row, k] >= 0]
+        if rng.random() < 0.8:
+            parent[row, node] = rng.choice(used)
+            depth[row, node] = depth[row, parent[row, node]] + 1
+    tokens = rng.integers(0, VOCAB, parent.shape).astype(np.int32)
+    return DraftTree(*map(jnp.asarray, (tokens, parent, depth)))
+
+
+@pytest.mark.parametrize("num_kept", [1, 4, 7, 9])
+def test_keeps_the_likeliest_paths(num_kept):
+    """Against the sum along each path in float64, and a sort of all nodes."""
+    rng = np.random.default_rng(num_kept)
+    tree = random_tree(rng, 9, batch=40)
+    logits = rng.normal(size=(40, 9, VOCAB)).astype(np.float32) * 3
+    logits[::2] = 0.0
+    logits[::2, :, 0] = 40.0  # certain: children as likely as their parents
+    mask = ancestor_mask(tree.parent, 8)
+    joint = np.asarray(joint_log_probs(tree, mask, jnp.asarray(logits)))
+    pruned, kept = jax.jit(prune, static_argnums=2)(tree, jnp.asarray(joint), num_kept)
+    log_probs = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
+    for row in range(40):
+        parent, tokens = np.asarray(tree.parent[row]), np.asarray(tree.tokens[row])
+        expected = np.full(9, -np.inf)
+        expected[0] = 0.0
+        for node in range(1, 9):
+            if parent[node] >= 0:
+                own = log_probs[row, parent[node], tokens[node]]
+                expected[node] = expected[parent[node]] + own
+        np.testing.assert_allclose(joint[row], expected, atol=1e-4)
+        places = kept[row].tolist()
+        assert places == sorted(set(places)) and places[0] == 0
+        left = sorted(expected, reverse=True)[:num_kept]
+        np.testing.assert_allclose(np.sort(expected[places])[::-1], left, atol=1e-4)
+        for new, old in enumerate(places):
+            assert pruned.tokens[row, new] == tokens[old]
+            assert pruned.depth[row, new] == tree.depth[row, old]
+            above = pruned.parent[row, new]
+            assert (above == -1) == (parent[old] == -1)
+            if above >= 0:
+                assert places[int(above)] == parent[old]
+
+
+@pytest.fixture(scope="module")
+def exiting():
+    """The tiny model with an early-exit adapter, and its plain outputs."""
+    model = oracles.make_model(exit_rank=2)
+    params = oracles.random_params(model, seed=3)
+    decoder = oracles.make_decoder(model, params)
+    prompts = oracles.ragged_prompts(6, 16)
+    outputs = {
+        t: tokens_of(
+            generate(decoder, prompts, PlainDrafter(), max_new_tokens=NEW, sampling=Sampling(t))
+        )
+        for t in (0.0, 1.2)
+    }
+    return decoder, prompts, outputs
+
+
+DRAFTERS = {
+    "best first": BestFirstDrafter(9, 3, kept_nodes=4),
+    "static": StaticDrafter(StaticTree.from_branching((3, 2, 1)), 3, kept_nodes=5),
+    "merged": MergedDrafter(BestFirstDrafter(5, 3), PromptLookup(3, 2), kept_nodes=4),
+    "one": BestFirstDrafter(9, 3, kept_nodes=1),
+}
+
+
+@pytest.mark.parametrize("deferred", [True, False])
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_pruning_never_changes_tokens(exiting, name, deferred):
+    decoder, prompts, outputs = exiting
+    for temperature, expected in outputs.items():
+        completions = generate(
+            decoder, prompts, DRAFTERS[name], deferred=deferred, max_new_tokens=NEW,
+            sampling=Sampling(temperature),
+        )  # fmt: skip
+        assert tokens_of(completions) == expected
+
+
+def test_fewer_nodes_make_shorter_runs(exiting):
+    """Pruned to as many nodes as there are, nothing is lost; to two, no run is longer than 3."""
+    decoder, prompts, outputs = exiting
+    truth = truth_table(prompts, outputs[0.0], 24)
+    parents = np.array([[-1, 0, 0, 0, 1, 1, 4]], np.int32)
+    offset = np.array([[0, 0, 1, 2, 0, 3, 0]], np.int32)
+
+    def runs(kept):
+        drafter = type("Pruned", (TableDrafter,), {"kept_nodes": kept})(truth, offset, parents)
+        completions = generate(decoder, prompts, drafter, max_new_tokens=NEW)
+        assert tokens_of(completions) == outputs[0.0]
+        return [completion.runs for completion in completions]
+
+    everything = runs(0)
+    assert {run for row in everything for run in row[1:-1]} == {4}  # always right, 3 deep
+    assert runs(6) == everything
+    lengths = {run for row in runs(2) for run in row[1:-1]}
+    assert max(lengths) <= 3 and len(lengths) > 1  # what stays is the early exit's choice
