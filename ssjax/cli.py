@@ -190,6 +190,19 @@ def define_decode_flags() -> dict[str, flags.FlagHolder]:
         "temperature": flags.DEFINE_float("temperature", None, "0: greedy."),
         "top_k": flags.DEFINE_integer("top_k", None, "Sample from the k best; 0: all."),
         "top_p": flags.DEFINE_float("top_p", None, "Sample from the best with this mass."),
+        "min_p": flags.DEFINE_float(
+            "min_p", None, "Sample from tokens with this share of the largest probability."
+        ),
+        "repetition_penalty": flags.DEFINE_float(
+            "repetition_penalty", None, "Of tokens in prompt or output; 1: off."
+        ),
+        "presence_penalty": flags.DEFINE_float(
+            "presence_penalty", None, "Of tokens in the output; 0: off."
+        ),
+        "banned_tokens": flags.DEFINE_multi_integer(
+            "banned_tokens", None, "An id that is never drawn; may be given several times."
+        ),
+        "min_new_tokens": flags.DEFINE_integer("min_new_tokens", None, "Shortest output, tokens."),
         "seed": flags.DEFINE_integer("seed", None, "Of sampling."),
     }
 

@@ -144,5 +144,6 @@ def open_run(trained: Trained, mesh: Mesh | None = None) -> Run:
 
 
 def make_sampling(decode: DecodeConfig) -> Sampling:
-    """The target distribution that a config asks for."""
-    return Sampling(decode.temperature, decode.top_k, decode.top_p)
+    """The target distribution that a config asks for: its fields of the same names."""
+    names = [field.name for field in dataclasses.fields(Sampling)]
+    return Sampling(**{name: getattr(decode, name) for name in names})

@@ -130,8 +130,10 @@ class Decoder:
 
         Raises:
           ValueError: an empty prompt, or a negative limit.
-          UserError: more tokens than the model has positions for.
+          UserError: more tokens than the model has positions for, or a banned token that it
+            does not have.
         """
+        self._check_bans(sampling)
         limits = np.broadcast_to(np.asarray(max_new_tokens, np.int32), len(prompts))
         if any(len(prompt) == 0 for prompt in prompts):
             raise ValueError("a prompt needs at least one token")
@@ -192,6 +194,19 @@ class Decoder:
                 f"prompt and output may have {num_tokens} tokens, but the model has positions for "
                 f"{config.max_positions}; shorten the prompt or lower max_new_tokens"
             )
+
+    def _check_bans(self, sampling: Sampling) -> None:
+        vocab_size = self.model.config.vocab_size
+        unknown = [token for token in sampling.banned_tokens if not 0 <= token < vocab_size]
+        if unknown:
+            raise UserError(
+                f"token {unknown[0]} cannot be banned: the vocabulary has ids 0 to {vocab_size - 1}"
+            )
+        never = set(sampling.banned_tokens)
+        if sampling.min_new_tokens > 0:
+            never |= set(self.eos_ids).intersection(range(vocab_size))
+        if len(never) == vocab_size:
+            raise UserError("no token is left that may be drawn; ban fewer")
 
     def _bucket(self, length: int) -> int:
         for bucket in self.prompt_buckets:

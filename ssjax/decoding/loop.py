@@ -19,7 +19,15 @@ import jax.numpy as jnp
 from flax import struct
 
 from ssjax.decoding.drafters import Drafter
-from ssjax.decoding.sampling import Sampling, draw, position_noise
+from ssjax.decoding.sampling import (
+    History,
+    Sampling,
+    adjust,
+    draw,
+    extend_history,
+    position_noise,
+    start_history,
+)
 from ssjax.decoding.tree import DraftTree, ancestor_mask, root_only
 from ssjax.decoding.verify import Acceptance, Emission, accept, emit
 from ssjax.models.attention import Causal
@@ -53,6 +61,7 @@ class DecodeState:
     row_keys: jax.Array  # [B] keys, for sampling
     calls: jax.Array  # [B] int32, decode passes while the row was not done
     accepted: jax.Array  # [B, R - 1] int32, passes that kept a draft node at depth 1, 2, ...
+    history: History  # of tokens[b, :length[b]], for penalties and bans
 
 
 def prefill(
@@ -102,6 +111,7 @@ def prefill(
         row_keys=row_keys,
         calls=jnp.zeros(batch, jnp.int32),
         accepted=jnp.zeros((batch, drafter.max_depth), jnp.int32),
+        history=start_history(spec.sampling, prompts, prompt_length, model.config.vocab_size),
     )
     hidden = jnp.take_along_axis(output.hidden, last[:, :, None], axis=1)
     drawn = _draw_behind_nodes(model, params, spec, state, hidden, max_depth=0)
@@ -199,6 +209,9 @@ def _streams_at(model, params, drafter, spec, state, output: ModelOutput, mask, 
 def _draw_behind_nodes(model, params, spec, state, hidden, max_depth):
     """Draws the next token behind every node from its main hidden state, [B, M] int32."""
     logits = model.apply({"params": params}, hidden, method="logits")
+    logits = adjust(
+        logits, spec.sampling, state.history, state.draft, state.length, spec.eos_ids, max_depth
+    )
     noise = None
     if spec.sampling.temperature > 0:
         positions = state.length[:, None] + jnp.arange(max_depth + 1)
@@ -232,4 +245,5 @@ def _append(state: DecodeState, emission: Emission, cache: KVCache, pass_number)
         length=state.length + emission.count,
         done=emission.done,
         cache=cache,
+        history=extend_history(state.history, emission.tokens, emitted),
     )
