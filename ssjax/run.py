@@ -46,7 +46,14 @@ class Run:
     decoder: Decoder
 
     def generate(
-        self, inputs: Sequence[str], *, drafter: Drafter | None = None, raw: bool = False, **changes
+        self,
+        inputs: Sequence[str],
+        *,
+        drafter: Drafter | None = None,
+        raw: bool = False,
+        seeds: Sequence[int] | None = None,
+        log_probs: bool = False,
+        **changes,
     ) -> list[Answer]:
         """Decodes inputs; every output is what plain decoding would give.
 
@@ -54,6 +61,9 @@ class Run:
           inputs: for this task, e.g. a dialogue; with raw, whole prompts.
           drafter: None for the drafter of the config.
           raw: inputs are used as they are, without the task's prompt format.
+          seeds: one for each input, in place of the config's for all; an input then has the
+            same samples whatever the others are.
+          log_probs: also keep the log-probabilities of the tokens, see `Completion`.
           **changes: fields of `DecodeConfig`, e.g. max_new_tokens=20, temperature=0.7.
 
         Raises:
@@ -70,7 +80,8 @@ class Run:
             sampling=make_sampling(decode),
             deferred=decode.deferred,
             batch_size=min(decode.batch_size, max(len(inputs), 1)),
-            seed=decode.seed,
+            seed=decode.seed if seeds is None else seeds,
+            log_probs=log_probs,
         )
         return [
             Answer(text, pipeline.answer_text(self.tokenizer, completion.tokens), completion)

@@ -38,6 +38,9 @@ class Completion:
     calls: int  # decode passes while this row was active; prefill not counted
     runs: tuple[int, ...]  # tokens emitted by prefill, then by each pass; sums to len(tokens)
     accepted: tuple[int, ...]  # passes that kept a draft node at depth 1, 2, ...
+    # Of the tokens under the model's own distribution: temperature 1, without penalties, bans
+    # and cuts. None where not asked for.
+    log_probs: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +97,8 @@ class Decoder:
         sampling: Sampling,
         deferred: bool,
         batch_size: int,
-        seed: int,
+        seed: int | Sequence[int],
+        log_probs: bool = False,
     ) -> list[Completion]:
         """Decodes prompts in batches and returns completions in their order.
 
@@ -105,12 +109,14 @@ class Decoder:
           sampling: the target distribution.
           deferred: execution order of the streams; does not change the completions.
           batch_size: prompts decoded together; does not change the completions.
-          seed: with temperature above 0, prompt i is sampled with key (seed, i).
+          seed: with temperature above 0, prompt i is sampled with key (seed, i). With one seed
+            for each prompt, prompt i has the key (seed[i], 0), whatever the other prompts are.
+          log_probs: also return the log-probabilities of the tokens.
         """
         completions = []
         for batch, _ in self.run_batches(
             prompts, max_new_tokens, drafter=drafter, sampling=sampling,
-            deferred=deferred, batch_size=batch_size, seed=seed,
+            deferred=deferred, batch_size=batch_size, seed=seed, log_probs=log_probs,
         ):  # fmt: skip
             completions.extend(batch)
         return completions
@@ -124,12 +130,13 @@ class Decoder:
         sampling: Sampling,
         deferred: bool,
         batch_size: int,
-        seed: int,
+        seed: int | Sequence[int],
+        log_probs: bool = False,
     ) -> Iterator[tuple[list[Completion], BatchTiming]]:
         """Like `generate`, one batch at a time with its time.
 
         Raises:
-          ValueError: an empty prompt, or a negative limit.
+          ValueError: an empty prompt, a negative limit, or not as many seeds as prompts.
           UserError: more tokens than the model has positions for, or a banned token that it
             does not have.
         """
@@ -139,6 +146,7 @@ class Decoder:
             raise ValueError("a prompt needs at least one token")
         if len(limits) and limits.min() < 0:
             raise ValueError("max_new_tokens must be 0 or more")
+        seeds, places = _key_parts(seed, len(prompts))
         room = int(limits.max(initial=0))
         for start in range(0, len(prompts), batch_size):
             stop = min(start + batch_size, len(prompts))
@@ -155,13 +163,13 @@ class Decoder:
                 padded[row, : len(prompt)] = prompt
             lengths = np.array([len(prompt) for prompt in batch_prompts], np.int32)
             capacity = -(-(bucket + room) // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
-            spec = DecodeSpec(capacity, self.eos_ids, self.pad_id, sampling, deferred)
+            spec = DecodeSpec(capacity, self.eos_ids, self.pad_id, sampling, deferred, log_probs)
 
-            per_row = (padded, lengths, batch_limits.astype(np.int32), np.array(rows, np.int32))
+            per_row = (padded, lengths, batch_limits.astype(np.int32), seeds[rows], places[rows])
             sharding = partitioning.batch_sharding(self.mesh, batch_size)
-            *inputs, rows = jax.device_put(per_row, sharding)
+            *inputs, row_seeds, row_places = jax.device_put(per_row, sharding)
             with jax.set_mesh(self.mesh):
-                keys = _row_keys(seed, rows)
+                keys = _row_keys(row_seeds, row_places)
                 began = time.perf_counter()
                 state = prefill_program(self.model, self.params, drafter, spec, *inputs, keys)
                 state.length.block_until_ready()
@@ -220,7 +228,8 @@ def completions_of(
     state: DecodeState, prompt_length: np.ndarray, eos_ids: tuple[int, ...]
 ) -> list[Completion]:
     """Reads the completions of a finished state; one transfer from the device."""
-    host = to_host((state.tokens, state.born, state.length, state.calls, state.accepted))
+    fields = (state.tokens, state.born, state.length, state.calls, state.accepted)
+    *host, log_probs = to_host((*fields, state.log_probs))
     completions = []
     for row, (tokens, born, length, calls, accepted) in enumerate(zip(*host, strict=True)):
         new = slice(int(prompt_length[row]), int(length))
@@ -233,6 +242,7 @@ def completions_of(
                 calls=int(calls),
                 runs=tuple(int(run) for run in runs),
                 accepted=tuple(int(count) for count in accepted),
+                log_probs=None if log_probs is None else tuple(log_probs[row, new].tolist()),
             )
         )
     return completions
@@ -256,9 +266,26 @@ def _counted(function):
     return traced
 
 
+def _key_parts(seed: int | Sequence[int], num_prompts: int) -> tuple[np.ndarray, np.ndarray]:
+    """The two numbers that make the key of each prompt, [num_prompts] int32 each."""
+    places = np.arange(num_prompts, dtype=np.int32)
+    if isinstance(seed, int | np.integer):
+        seeds = [seed] * num_prompts
+    else:
+        seeds, places = list(seed), np.zeros_like(places)
+    if len(seeds) != num_prompts:
+        raise ValueError(f"{len(seeds)} seeds for {num_prompts} prompts")
+    try:
+        return np.array(seeds, np.int32), places
+    except OverflowError:
+        raise UserError("a seed must lie between -2147483648 and 2147483647") from None
+
+
 @jax.jit
-def _row_keys(seed, rows):
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
+def _row_keys(seeds, places):
+    return jax.vmap(lambda seed, place: jax.random.fold_in(jax.random.key(seed), place))(
+        seeds, places
+    )
 
 
 prefill_program = jax.jit(_counted(loop.prefill), static_argnums=(0, 2, 3))

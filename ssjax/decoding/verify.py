@@ -28,6 +28,7 @@ class Emission:
     tokens: jax.Array  # [B, R] int32, meaningful below count
     count: jax.Array  # [B] int32, 0 for rows that were already done
     done: jax.Array  # [B] bool, the row has ended now
+    log_probs: jax.Array | None = None  # [B, R] float32, only from `with_log_probs`
 
 
 def accept(tree: DraftTree, drawn: jax.Array, max_depth: int) -> Acceptance:
@@ -81,3 +82,19 @@ def emit(
     count = jnp.where(done, 0, jnp.maximum(count, 0)).astype(jnp.int32)
     ended = (is_eos.any(axis=1) & (until_eos <= count)) | (length + count >= limit)
     return Emission(tokens, count, done | ended)
+
+
+def with_log_probs(emission: Emission, acceptance: Acceptance, logits: jax.Array) -> Emission:
+    """Adds the log-probabilities of the emitted tokens under the model's own distribution.
+
+    That is the distribution of the raw logits: temperature 1, before penalties, bans and cuts,
+    however the tokens were drawn. So they do not depend on the settings of sampling.
+
+    Args:
+      emission: of this pass.
+      acceptance: of this pass; each emitted token stands behind a node of its path.
+      logits: [B, M, V] float32, behind every node.
+    """
+    along_path = jnp.take_along_axis(logits, acceptance.path[:, :, None], axis=1)  # [B, R, V]
+    emitted = jnp.take_along_axis(along_path, emission.tokens[:, :, None], axis=2)[:, :, 0]
+    return emission.replace(log_probs=emitted - jax.nn.logsumexp(along_path, axis=-1))
