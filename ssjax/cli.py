@@ -179,6 +179,16 @@ def open_mesh(holder: flags.FlagHolder) -> Mesh | None:
     return partitioning.make_mesh(MeshConfig(*map(int, sizes)))
 
 
+class _TextParser(flags.ArgumentParser):
+    """Text in which \\n stands for a line break."""
+
+    def parse(self, argument):
+        return argument.replace("\\n", "\n")
+
+    def flag_type(self):
+        return "string"
+
+
 def define_decode_flags() -> dict[str, flags.FlagHolder]:
     """Flags that change a run's decode settings, by field of `DecodeConfig`."""
     return {
@@ -203,6 +213,13 @@ def define_decode_flags() -> dict[str, flags.FlagHolder]:
             "banned_tokens", None, "An id that is never drawn; may be given several times."
         ),
         "min_new_tokens": flags.DEFINE_integer("min_new_tokens", None, "Shortest output, tokens."),
+        "stop": flags.DEFINE_multi(
+            _TextParser(),
+            flags.ArgumentSerializer(),
+            "stop",
+            None,
+            "Text that ends an output, with \\n for a line break; may be given several times.",
+        ),
         "seed": flags.DEFINE_integer("seed", None, "Of sampling."),
     }
 

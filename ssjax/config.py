@@ -206,6 +206,8 @@ class DecodeConfig:
     presence_penalty: float = 0.0  # of tokens in the output; 0: off
     banned_tokens: tuple[int, ...] = ()  # ids that are never drawn
     min_new_tokens: int = 0  # tokens before which no end of sequence is drawn
+    # The output ends where its text completes one of these; neither it nor what follows is text.
+    stop: tuple[str, ...] = ()
     seed: int = 0  # sampling only
     max_new_tokens: int = 48
     batch_size: int = 1  # prompts decoded together
@@ -411,6 +413,7 @@ def _validate(config: Config) -> None:
         f"decode.min_new_tokens {decode.min_new_tokens} must lie between 0 and "
         f"decode.max_new_tokens {decode.max_new_tokens}",
     )
+    _check(all(decode.stop), "decode.stop must hold strings that are not empty")
     _check(decode.batch_size > 0, "decode.batch_size must be positive")
     _check(
         len(decode.prompt_buckets) > 0 and min(decode.prompt_buckets) > 0,

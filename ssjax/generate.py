@@ -13,7 +13,7 @@ from absl import flags
 from ssjax import cli
 from ssjax.errors import UserError
 from ssjax.evaluation.compare import mark_runs
-from ssjax.run import Answer, load_run
+from ssjax.run import Answer, load_run, visible_text
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
@@ -50,7 +50,7 @@ def main() -> int:
     for answer in answers:
         text = answer.text
         if _SHOW_RUNS.value:
-            text = mark_runs(answer.completion, run.tokenizer.decode_continuation)
+            text = mark_runs(answer.completion, visible_text(run, answer.text, answer.completion))
         print(text.replace("\n", "\\n"))
     cli.write_json(_JSON.value, [_record(answer) for answer in answers])
     return 0

@@ -34,7 +34,7 @@ class Completion:
     """What one prompt became."""
 
     tokens: tuple[int, ...]  # new ids; a final end-of-sequence id is included
-    finish: str  # "eos" or "length"
+    finish: str  # "eos" or "length"; "stop" where `ssjax.run` has cut it at a stop string
     calls: int  # decode passes while this row was active; prefill not counted
     runs: tuple[int, ...]  # tokens emitted by prefill, then by each pass; sums to len(tokens)
     accepted: tuple[int, ...]  # passes that kept a draft node at depth 1, 2, ...
