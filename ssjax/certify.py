@@ -41,9 +41,17 @@ def certify(
       num_samples: per prompt.
       base_name: where the base is now; None: where it was.
 
+    Raises:
+      UserError: a lossy rule of acceptance.
+
     Returns:
       Plain values: mode, what is promised, the checks, and whether all of them hold.
     """
+    if decode.accept != "exact":
+        raise UserError(
+            f"decode.accept {decode.accept!r} is lossy, there is nothing to certify; verify exact "
+            "acceptance with --accept=exact"
+        )
     config = trained.config
     mode, dtype = config.adaptation.mode, config.model.dtype
     drafter = make_drafter(decode, config.streams.num_streams)

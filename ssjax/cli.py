@@ -213,6 +213,9 @@ def define_decode_flags() -> dict[str, flags.FlagHolder]:
             "banned_tokens", None, "An id that is never drawn; may be given several times."
         ),
         "min_new_tokens": flags.DEFINE_integer("min_new_tokens", None, "Shortest output, tokens."),
+        "accept": flags.DEFINE_enum(
+            "accept", None, ["exact", "typical"], "Which drafts are kept; typical is lossy."
+        ),
         "stop": flags.DEFINE_multi(
             _TextParser(),
             flags.ArgumentSerializer(),

@@ -206,6 +206,8 @@ class DecodeConfig:
     presence_penalty: float = 0.0  # of tokens in the output; 0: off
     banned_tokens: tuple[int, ...] = ()  # ids that are never drawn
     min_new_tokens: int = 0  # tokens before which no end of sequence is drawn
+    # exact, or typical: lossy acceptance of likely drafts, see `ssjax.decoding.verify`.
+    accept: str = "exact"
     # The output ends where its text completes one of these; neither it nor what follows is text.
     stop: tuple[str, ...] = ()
     seed: int = 0  # sampling only
@@ -412,6 +414,15 @@ def _validate(config: Config) -> None:
         0 <= decode.min_new_tokens <= decode.max_new_tokens,
         f"decode.min_new_tokens {decode.min_new_tokens} must lie between 0 and "
         f"decode.max_new_tokens {decode.max_new_tokens}",
+    )
+    _check(
+        decode.accept in ("exact", "typical"),
+        f"decode.accept {decode.accept!r} must be exact or typical",
+    )
+    _check(
+        decode.accept == "exact" or decode.temperature > 0,
+        "decode.accept 'typical' needs decode.temperature above 0: of greedy decoding only one "
+        "token is right",
     )
     _check(all(decode.stop), "decode.stop must hold strings that are not empty")
     _check(decode.batch_size > 0, "decode.batch_size must be positive")

@@ -66,6 +66,7 @@ def _record(answer: Answer) -> dict:
         "tokens": len(completion.tokens),
         "calls": completion.calls,
         "tokens_per_call": answer.tokens_per_call,
+        "acceptance": answer.acceptance,
     }
     if completion.log_probs is not None:
         record |= {"token_ids": completion.tokens, "log_probs": completion.log_probs}

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ssjax.data import builders, pipeline
 from ssjax.decoding.drafters import make_drafter
+from ssjax.decoding.verify import RULES
 from ssjax.errors import UserError
 from ssjax.evaluation.compare import Comparison, Measurement, compare, mark_runs
 from ssjax.evaluation.text_metrics import rouge
@@ -47,6 +48,7 @@ def evaluate(run: Run, split: str, max_records: int, **changes) -> dict:
         max_new_tokens=decode.max_new_tokens,
         batch_size=decode.batch_size,
         seed=decode.seed,
+        accept=decode.accept,
         on_batch=_progress(len(examples)),
     )
     references = [example.references for example in examples]
@@ -70,6 +72,7 @@ def evaluate(run: Run, split: str, max_records: int, **changes) -> dict:
         "draft_nodes": drafter.num_nodes - 1,
         "streams": drafter.num_streams,
         "deferred": decode.deferred,
+        "acceptance": RULES[decode.accept],
         **summary,
         "example": {
             "prompt": examples[0].prompt,
@@ -97,7 +100,7 @@ def show(evaluation: dict) -> None:
         f"\n{evaluation['task']} {evaluation['split']}: {evaluation['prompts']} prompts, "
         f"step {evaluation['step']}, {evaluation['device']}, {evaluation['dtype']}, "
         f"batch size {evaluation['batch_size']}, {evaluation['streams']} streams, "
-        f"{evaluation['draft_nodes']} draft nodes"
+        f"{evaluation['draft_nodes']} draft nodes, acceptance {evaluation['acceptance']}"
     )
     table = Table()
     table.add_column("")

@@ -15,6 +15,7 @@ from ssjax.data.tokenizer import Tokenizer
 from ssjax.decoding.decoder import Completion, Decoder
 from ssjax.decoding.drafters import Drafter, make_drafter
 from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.verify import RULES
 from ssjax.errors import UserError
 from ssjax.models.lora import merge_lora
 from ssjax.trained import Trained, load_trained, make_model
@@ -27,6 +28,7 @@ class Answer:
     prompt: str  # as given
     text: str
     completion: Completion
+    acceptance: str = RULES["exact"]  # the rule that kept drafts
 
     @property
     def tokens_per_call(self) -> float:
@@ -55,7 +57,7 @@ class Run:
         log_probs: bool = False,
         **changes,
     ) -> list[Answer]:
-        """Decodes inputs; every output is what plain decoding would give.
+        """Decodes inputs; every output is what plain decoding would give, unless accept="typical".
 
         Args:
           inputs: for this task, e.g. a dialogue; with raw, whole prompts.
@@ -82,11 +84,12 @@ class Run:
             batch_size=min(decode.batch_size, max(len(inputs), 1)),
             seed=decode.seed if seeds is None else seeds,
             log_probs=log_probs,
+            accept=decode.accept,
         )
         answers = []
         for prompt, completion in zip(inputs, completions, strict=True):
             completion, text = self.finish(completion, decode.stop)
-            answers.append(Answer(prompt, text, completion))
+            answers.append(Answer(prompt, text, completion, RULES[decode.accept]))
         return answers
 
     def finish(self, completion: Completion, stops: Sequence[str]) -> tuple[Completion, str]:

@@ -90,6 +90,8 @@ def test_config_dict_is_locked_and_typed():
         ("decode", "banned_tokens", (3, -1), "decode.banned_tokens must hold ids"),
         ("decode", "min_new_tokens", 49, "decode.min_new_tokens 49 must lie between 0 and"),
         ("decode", "stop", ("\n", ""), "decode.stop must hold strings that are not empty"),
+        ("decode", "accept", "most", "decode.accept 'most' must be exact or typical"),
+        ("decode", "accept", "typical", "decode.accept 'typical' needs decode.temperature above 0"),
         ("decode", "temperature", -1, "decode.temperature"),
         ("decode", "prompt_buckets", (), "decode.prompt_buckets"),
     ],

@@ -19,6 +19,7 @@ from ssjax.decoding import loop
 from ssjax.decoding.drafters import Drafter
 from ssjax.decoding.loop import DecodeSpec, DecodeState
 from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.verify import RULES
 from ssjax.errors import UserError
 from ssjax.models.execution import Execution
 from ssjax.models.parameters import Params, cast, unstack_layers
@@ -99,6 +100,7 @@ class Decoder:
         batch_size: int,
         seed: int | Sequence[int],
         log_probs: bool = False,
+        accept: str = "exact",
     ) -> list[Completion]:
         """Decodes prompts in batches and returns completions in their order.
 
@@ -112,11 +114,14 @@ class Decoder:
           seed: with temperature above 0, prompt i is sampled with key (seed, i). With one seed
             for each prompt, prompt i has the key (seed[i], 0), whatever the other prompts are.
           log_probs: also return the log-probabilities of the tokens.
+          accept: "exact", or "typical" of `ssjax.decoding.verify`, under which drafts do change
+            the completions.
         """
         completions = []
         for batch, _ in self.run_batches(
             prompts, max_new_tokens, drafter=drafter, sampling=sampling,
             deferred=deferred, batch_size=batch_size, seed=seed, log_probs=log_probs,
+            accept=accept,
         ):  # fmt: skip
             completions.extend(batch)
         return completions
@@ -132,15 +137,23 @@ class Decoder:
         batch_size: int,
         seed: int | Sequence[int],
         log_probs: bool = False,
+        accept: str = "exact",
     ) -> Iterator[tuple[list[Completion], BatchTiming]]:
         """Like `generate`, one batch at a time with its time.
 
         Raises:
           ValueError: an empty prompt, a negative limit, or not as many seeds as prompts.
-          UserError: more tokens than the model has positions for, or a banned token that it
-            does not have.
+          UserError: more tokens than the model has positions for, a banned token that it does
+            not have, or typical acceptance of greedy tokens.
         """
         self._check_bans(sampling)
+        if accept not in RULES:
+            raise ValueError(f"accept {accept!r} must be one of {', '.join(RULES)}")
+        if accept == "typical" and sampling.temperature == 0:
+            raise UserError(
+                "typical acceptance needs a temperature above 0: of greedy decoding only one token "
+                "is right"
+            )
         limits = np.broadcast_to(np.asarray(max_new_tokens, np.int32), len(prompts))
         if any(len(prompt) == 0 for prompt in prompts):
             raise ValueError("a prompt needs at least one token")
@@ -163,7 +176,9 @@ class Decoder:
                 padded[row, : len(prompt)] = prompt
             lengths = np.array([len(prompt) for prompt in batch_prompts], np.int32)
             capacity = -(-(bucket + room) // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
-            spec = DecodeSpec(capacity, self.eos_ids, self.pad_id, sampling, deferred, log_probs)
+            spec = DecodeSpec(
+                capacity, self.eos_ids, self.pad_id, sampling, deferred, log_probs, accept
+            )
 
             per_row = (padded, lengths, batch_limits.astype(np.int32), seeds[rows], places[rows])
             sharding = partitioning.batch_sharding(self.mesh, batch_size)

@@ -27,9 +27,10 @@ from ssjax.decoding.sampling import (
     extend_history,
     position_noise,
     start_history,
+    warp,
 )
 from ssjax.decoding.tree import DraftTree, ancestor_mask, root_only
-from ssjax.decoding.verify import Acceptance, Emission, accept, emit, with_log_probs
+from ssjax.decoding.verify import Acceptance, Emission, accept, accept_typical, emit, with_log_probs
 from ssjax.models.attention import Causal
 from ssjax.models.cache import KVCache, cache_from_block, write_path
 from ssjax.models.parameters import Params
@@ -46,6 +47,7 @@ class DecodeSpec:
     sampling: Sampling
     deferred: bool  # streams run after verification at the accepted node, not beside every node
     log_probs: bool = False  # keep log-probabilities of emitted tokens
+    accept: str = "exact"  # or "typical"; see `verify`
 
 
 @struct.dataclass
@@ -118,7 +120,7 @@ def prefill(
     )
     hidden = jnp.take_along_axis(output.hidden, last[:, :, None], axis=1)
     logits = model.apply({"params": params}, hidden, method="logits")
-    drawn = _draw_behind_nodes(spec, state, logits, max_depth=0)
+    drawn = _draw_behind_nodes(spec, state, _adjusted(spec, state, logits, 0), max_depth=0)
     nothing_drafted = Acceptance(jnp.zeros_like(drawn), jnp.zeros(batch, jnp.int32))
     emission = emit(nothing_drafted, drawn, state.length, state.limit, state.done, spec.eos_ids)
     if spec.log_probs:
@@ -164,8 +166,13 @@ def decode_step(
         )  # fmt: skip
     with jax.named_scope("verify"):
         logits = model.apply({"params": params}, output.hidden, method="logits")
-        drawn = _draw_behind_nodes(spec, state, logits, drafter.max_depth)
-        acceptance = accept(tree, drawn, drafter.max_depth)
+        adjusted = _adjusted(spec, state, logits, drafter.max_depth)
+        drawn = _draw_behind_nodes(spec, state, adjusted, drafter.max_depth)
+        if spec.accept == "typical":
+            target = warp(adjusted, spec.sampling)
+            acceptance, drawn = accept_typical(tree, mask, target, drawn, drafter.max_depth)
+        else:
+            acceptance = accept(tree, drawn, drafter.max_depth)
     with jax.named_scope("emit"):
         emission = emit(acceptance, drawn, state.length, state.limit, state.done, spec.eos_ids)
         if spec.log_probs:
@@ -215,16 +222,20 @@ def _streams_at(model, params, drafter, spec, state, output: ModelOutput, mask, 
     )[:, 0]
 
 
-def _draw_behind_nodes(spec, state, logits, max_depth):
-    """Draws the next token behind every node from its main logits, [B, M] int32."""
-    logits = adjust(
+def _adjusted(spec, state, logits, max_depth):
+    """Main logits with penalties and bans, [B, M, V]."""
+    return adjust(
         logits, spec.sampling, state.history, state.draft, state.length, spec.eos_ids, max_depth
     )
+
+
+def _draw_behind_nodes(spec, state, adjusted, max_depth):
+    """Draws the next token behind every node from adjusted logits, [B, M] int32."""
     noise = None
     if spec.sampling.temperature > 0:
         positions = state.length[:, None] + jnp.arange(max_depth + 1)
-        noise = position_noise(state.row_keys, positions, logits.shape[-1])
-    return draw(logits, state.draft.depth, noise, spec.sampling)
+        noise = position_noise(state.row_keys, positions, adjusted.shape[-1])
+    return draw(adjusted, state.draft.depth, noise, spec.sampling)
 
 
 def _propose(model, params, drafter, state, stream_hidden):
