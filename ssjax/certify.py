@@ -15,7 +15,7 @@ from ssjax.evaluation.certificate import Difference
 from ssjax.models.parameters import cast
 from ssjax.models.transformer import Transformer
 from ssjax.pretrained import open_base
-from ssjax.run import open_run
+from ssjax.run import make_sampling, open_run
 from ssjax.trained import Trained, base_only, make_model
 
 # A right decoder fails the test of sampling once in this many certificates.
@@ -36,24 +36,37 @@ def certify(
     Args:
       trained: the model as it was trained.
       prompts: ids.
-      decode: settings of the drafter, and the longest output.
+      decode: settings of the drafter, penalties and bans, and the longest output.
       temperature: of the samples.
       num_samples: per prompt.
       base_name: where the base is now; None: where it was.
 
+    Raises:
+      UserError: a lossy rule of acceptance.
+
     Returns:
       Plain values: mode, what is promised, the checks, and whether all of them hold.
     """
+    if decode.accept != "exact":
+        raise UserError(
+            f"decode.accept {decode.accept!r} is lossy, there is nothing to certify; verify exact "
+            "acceptance with --accept=exact"
+        )
     config = trained.config
     mode, dtype = config.adaptation.mode, config.model.dtype
     drafter = make_drafter(decode, config.streams)
     exact = in_float32(trained)
     exact_run = open_run(exact)
 
-    def outputs(decoder: Decoder, drafter: Drafter, deferred=True, sampling=None, repeat=1, seed=0):
+    sampling = dataclasses.replace(make_sampling(decode), temperature=temperature)
+    greedy = dataclasses.replace(sampling, temperature=0.0)
+
+    def outputs(
+        decoder: Decoder, drafter: Drafter, deferred=True, sampling=greedy, repeat=1, seed=0
+    ):
         completions = decoder.generate(
             [prompt for prompt in prompts for _ in range(repeat)],
-            decode.max_new_tokens, drafter=drafter, sampling=sampling or Sampling(),
+            decode.max_new_tokens, drafter=drafter, sampling=sampling,
             deferred=deferred, batch_size=decode.batch_size, seed=seed,
         )  # fmt: skip
         return [completion.tokens for completion in completions]
@@ -72,10 +85,10 @@ def certify(
         differences = certificate.first_differences(outputs(base, PlainDrafter()), plain)
         checks["equals_base"] = _equality(differences, len(prompts)) | {"base": source}
     width = max(map(len, prompts)) + decode.max_new_tokens
-    exact_replay = certificate.make_replay(exact_run.decoder.model, exact_run.decoder.params)
+    exact_replay = _make_replay(exact_run.decoder, sampling)
     if dtype == "bfloat16":
         run = open_run(trained)
-        rounded = certificate.make_replay(run.decoder.model, run.decoder.params)
+        rounded = _make_replay(run.decoder, sampling)
         narrow_plain = outputs(run.decoder, PlainDrafter())
         differences = certificate.first_differences(narrow_plain, outputs(run.decoder, drafter))
         explained = certificate.explain(
@@ -88,7 +101,6 @@ def certify(
             "margins": [e.margin for e in explained],
             "noise": [e.noise for e in explained],
         }
-    sampling = Sampling(temperature, decode.top_k, decode.top_p)
     repeat = num_samples
     sampled = outputs(exact_run.decoder, drafter, True, sampling, repeat, decode.seed + 1)
     repeated = [prompt for prompt in prompts for _ in range(repeat)]
@@ -159,6 +171,11 @@ def in_float32(trained: Trained) -> Trained:
     model = dataclasses.replace(trained.config.model, dtype="float32")
     config = dataclasses.replace(trained.config, model=model)
     return dataclasses.replace(trained, config=config, frozen=cast(trained.frozen, jnp.float32))
+
+
+def _make_replay(decoder: Decoder, sampling: Sampling):
+    replay = certificate.make_replay(decoder.model, decoder.params)
+    return certificate.adjusted(replay, sampling, decoder.eos_ids)
 
 
 def _base_decoder(trained: Trained, name: str | None) -> tuple[Decoder, str]:

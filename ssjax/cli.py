@@ -179,6 +179,16 @@ def open_mesh(holder: flags.FlagHolder) -> Mesh | None:
     return partitioning.make_mesh(MeshConfig(*map(int, sizes)))
 
 
+class _TextParser(flags.ArgumentParser):
+    """Text in which \\n stands for a line break."""
+
+    def parse(self, argument):
+        return argument.replace("\\n", "\n")
+
+    def flag_type(self):
+        return "string"
+
+
 def define_decode_flags() -> dict[str, flags.FlagHolder]:
     """Flags that change a run's decode settings, by field of `DecodeConfig`."""
     return {
@@ -200,6 +210,29 @@ def define_decode_flags() -> dict[str, flags.FlagHolder]:
         "temperature": flags.DEFINE_float("temperature", None, "0: greedy."),
         "top_k": flags.DEFINE_integer("top_k", None, "Sample from the k best; 0: all."),
         "top_p": flags.DEFINE_float("top_p", None, "Sample from the best with this mass."),
+        "min_p": flags.DEFINE_float(
+            "min_p", None, "Sample from tokens with this share of the largest probability."
+        ),
+        "repetition_penalty": flags.DEFINE_float(
+            "repetition_penalty", None, "Of tokens in prompt or output; 1: off."
+        ),
+        "presence_penalty": flags.DEFINE_float(
+            "presence_penalty", None, "Of tokens in the output; 0: off."
+        ),
+        "banned_tokens": flags.DEFINE_multi_integer(
+            "banned_tokens", None, "An id that is never drawn; may be given several times."
+        ),
+        "min_new_tokens": flags.DEFINE_integer("min_new_tokens", None, "Shortest output, tokens."),
+        "accept": flags.DEFINE_enum(
+            "accept", None, ["exact", "typical"], "Which drafts are kept; typical is lossy."
+        ),
+        "stop": flags.DEFINE_multi(
+            _TextParser(),
+            flags.ArgumentSerializer(),
+            "stop",
+            None,
+            "Text that ends an output, with \\n for a line break; may be given several times.",
+        ),
         "seed": flags.DEFINE_integer("seed", None, "Of sampling."),
     }
 

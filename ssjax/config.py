@@ -229,6 +229,16 @@ class DecodeConfig:
     temperature: float = 0.0  # 0: greedy
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
+    min_p: float = 0.0  # keeps tokens with this share of the largest probability; 0: off
+    # These hold for greedy decoding too; see `ssjax.decoding.sampling` for their order.
+    repetition_penalty: float = 1.0  # of tokens in prompt or output; 1: off
+    presence_penalty: float = 0.0  # of tokens in the output; 0: off
+    banned_tokens: tuple[int, ...] = ()  # ids that are never drawn
+    min_new_tokens: int = 0  # tokens before which no end of sequence is drawn
+    # exact, or typical: lossy acceptance of likely drafts, see `ssjax.decoding.verify`.
+    accept: str = "exact"
+    # The output ends where its text completes one of these; neither it nor what follows is text.
+    stop: tuple[str, ...] = ()
     seed: int = 0  # sampling only
     max_new_tokens: int = 48
     batch_size: int = 1  # prompts decoded together
@@ -458,7 +468,25 @@ def _validate(config: Config) -> None:
     _check(decode.temperature >= 0, "decode.temperature must be 0 (greedy) or more")
     _check(decode.top_k >= 0, "decode.top_k must be 0 (off) or more")
     _check(0 < decode.top_p <= 1, "decode.top_p must lie in (0, 1]")
+    _check(0 <= decode.min_p <= 1, "decode.min_p must lie between 0 (off) and 1")
+    _check(decode.repetition_penalty > 0, "decode.repetition_penalty must be positive; 1 is off")
+    _check(min(decode.banned_tokens, default=0) >= 0, "decode.banned_tokens must hold ids from 0")
     _check(decode.max_new_tokens >= 0, "decode.max_new_tokens must be 0 or more")
+    _check(
+        0 <= decode.min_new_tokens <= decode.max_new_tokens,
+        f"decode.min_new_tokens {decode.min_new_tokens} must lie between 0 and "
+        f"decode.max_new_tokens {decode.max_new_tokens}",
+    )
+    _check(
+        decode.accept in ("exact", "typical"),
+        f"decode.accept {decode.accept!r} must be exact or typical",
+    )
+    _check(
+        decode.accept == "exact" or decode.temperature > 0,
+        "decode.accept 'typical' needs decode.temperature above 0: of greedy decoding only one "
+        "token is right",
+    )
+    _check(all(decode.stop), "decode.stop must hold strings that are not empty")
     _check(decode.batch_size > 0, "decode.batch_size must be positive")
     _check(
         len(decode.prompt_buckets) > 0 and min(decode.prompt_buckets) > 0,

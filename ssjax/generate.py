@@ -11,8 +11,9 @@ Prints one output a line, in order. In a prompts file, \\n inside a line stands 
 from absl import flags
 
 from ssjax import cli
+from ssjax.errors import UserError
 from ssjax.evaluation.compare import mark_runs
-from ssjax.run import load_run
+from ssjax.run import Answer, load_run, visible_text
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
@@ -23,6 +24,9 @@ _BASE = flags.DEFINE_string("base", None, "Where the base weights are now; defau
 _PROMPTS = cli.define_prompt_flags()
 _SHOW_RUNS = flags.DEFINE_bool("show_runs", False, "Bracket what each pass emitted.")
 _JSON = flags.DEFINE_string("json", "", "Also write outputs and statistics to this file.")
+_LOG_PROBS = flags.DEFINE_bool(
+    "log_probs", False, "Write the model's log-probability of every token to --json."
+)
 _CHANGES = cli.define_decode_flags()
 _MESH = cli.define_mesh_flag()
 flags.adopt_module_key_flags(cli)  # so that --help lists them
@@ -30,6 +34,8 @@ flags.adopt_module_key_flags(cli)  # so that --help lists them
 
 def main() -> int:
     """Decodes the prompts of the command line; returns the exit code."""
+    if _LOG_PROBS.value and not _JSON.value:
+        raise UserError("--log_probs writes to a file; give one with --json FILE")
     prompts = _PROMPTS.read()
     run = load_run(
         _WORKDIR.value,
@@ -38,27 +44,33 @@ def main() -> int:
         base=_BASE.value,
         mesh=cli.open_mesh(_MESH),
     )
-    answers = run.generate(prompts, raw=_PROMPTS.raw, **cli.given(_CHANGES))
+    answers = run.generate(
+        prompts, raw=_PROMPTS.raw, log_probs=_LOG_PROBS.value, **cli.given(_CHANGES)
+    )
     for answer in answers:
         text = answer.text
         if _SHOW_RUNS.value:
-            text = mark_runs(answer.completion, run.tokenizer.decode_continuation)
+            text = mark_runs(answer.completion, visible_text(run, answer.text, answer.completion))
         print(text.replace("\n", "\\n"))
-    cli.write_json(
-        _JSON.value,
-        [
-            {
-                "prompt": answer.prompt,
-                "output": answer.text,
-                "finish": answer.completion.finish,
-                "tokens": len(answer.completion.tokens),
-                "calls": answer.completion.calls,
-                "tokens_per_call": answer.tokens_per_call,
-            }
-            for answer in answers
-        ],
-    )
+    cli.write_json(_JSON.value, [_record(answer) for answer in answers])
     return 0
+
+
+def _record(answer: Answer) -> dict:
+    """Plain values of one answer."""
+    completion = answer.completion
+    record = {
+        "prompt": answer.prompt,
+        "output": answer.text,
+        "finish": completion.finish,
+        "tokens": len(completion.tokens),
+        "calls": completion.calls,
+        "tokens_per_call": answer.tokens_per_call,
+        "acceptance": answer.acceptance,
+    }
+    if completion.log_probs is not None:
+        record |= {"token_ids": completion.tokens, "log_probs": completion.log_probs}
+    return record
 
 
 if __name__ == "__main__":

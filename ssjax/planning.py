@@ -87,6 +87,7 @@ def plan_decoding(config: Config, model: Transformer, mesh: Mesh, hbm: int) -> P
         pad_id=0,
         sampling=make_sampling(decode),
         deferred=decode.deferred,
+        accept=decode.accept,
     )
     rows = partitioning.batch_sharding(mesh, decode.batch_size)
 

@@ -1,6 +1,8 @@
 """The evaluation of a run: measured, as plain values, and as a table on the terminal."""
 
+import dataclasses
 import sys
+from collections.abc import Sequence
 
 import jax
 from rich.console import Console
@@ -8,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ssjax.data import builders, pipeline
+from ssjax.decoding.verify import RULES
 from ssjax.errors import UserError
-from ssjax.evaluation.compare import compare, mark_runs
+from ssjax.evaluation.compare import Comparison, Measurement, compare, mark_runs
 from ssjax.evaluation.text_metrics import rouge
-from ssjax.run import Run, make_sampling
+from ssjax.run import Run, make_sampling, visible_text
 
 
 def evaluate(run: Run, split: str, max_records: int, **changes) -> dict:
@@ -44,18 +47,16 @@ def evaluate(run: Run, split: str, max_records: int, **changes) -> dict:
         max_new_tokens=decode.max_new_tokens,
         batch_size=decode.batch_size,
         seed=decode.seed,
+        accept=decode.accept,
         on_batch=_progress(len(examples)),
     )
     references = [example.references for example in examples]
-
-    def quality(measurement):
-        texts = [pipeline.answer_text(run.tokenizer, c.tokens) for c in measurement.completions]
-        return rouge(texts, references)
-
-    summary = comparison.summary()
-    summary["plain"] |= quality(comparison.plain)
-    summary["speculative"] |= quality(comparison.speculative)
-    shown = comparison.speculative.completions[0]
+    plain, plain_texts = _finished(run, comparison.plain, decode.stop)
+    fast, fast_texts = _finished(run, comparison.speculative, decode.stop)
+    summary = Comparison(plain, fast).summary()
+    summary["plain"] |= rouge(plain_texts, references)
+    summary["speculative"] |= rouge(fast_texts, references)
+    shown = fast.completions[0]
     return {
         "workdir": str(run.workdir),
         "step": run.step,
@@ -70,14 +71,25 @@ def evaluate(run: Run, split: str, max_records: int, **changes) -> dict:
         "draft_nodes": drafter.num_nodes - 1,
         "streams": drafter.num_streams,
         "deferred": decode.deferred,
+        "acceptance": RULES[decode.accept],
         **summary,
         "example": {
             "prompt": examples[0].prompt,
             "reference": examples[0].references[0],
-            "output": pipeline.answer_text(run.tokenizer, shown.tokens),
-            "runs": mark_runs(shown, run.tokenizer.decode_continuation),
+            "output": fast_texts[0],
+            "runs": mark_runs(shown, visible_text(run, fast_texts[0], shown)),
         },
     }
+
+
+def _finished(run: Run, measured: Measurement, stops: Sequence[str]):
+    """The measurement cut at stop strings, and the texts.
+
+    Tokens and passes behind a stop string do not count; the seconds that they took are left in.
+    """
+    pairs = [run.finish(completion, stops) for completion in measured.completions]
+    completions = tuple(completion for completion, _ in pairs)
+    return dataclasses.replace(measured, completions=completions), [text for _, text in pairs]
 
 
 def show(evaluation: dict) -> None:
@@ -87,7 +99,7 @@ def show(evaluation: dict) -> None:
         f"\n{evaluation['task']} {evaluation['split']}: {evaluation['prompts']} prompts, "
         f"step {evaluation['step']}, {evaluation['device']}, {evaluation['dtype']}, "
         f"batch size {evaluation['batch_size']}, {evaluation['streams']} streams, "
-        f"{evaluation['draft_nodes']} draft nodes"
+        f"{evaluation['draft_nodes']} draft nodes, acceptance {evaluation['acceptance']}"
     )
     table = Table()
     table.add_column("")

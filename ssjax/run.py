@@ -1,7 +1,7 @@
 """A model opened for decoding: text in, text out."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -16,6 +16,7 @@ from ssjax.decoding.decoder import Completion, Decoder
 from ssjax.decoding.draft_model import ModelDrafter
 from ssjax.decoding.drafters import Drafter, make_drafter
 from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.verify import RULES
 from ssjax.errors import UserError
 from ssjax.models.lora import merge_lora
 from ssjax.trained import Trained, load_trained, make_model
@@ -28,6 +29,7 @@ class Answer:
     prompt: str  # as given
     text: str
     completion: Completion
+    acceptance: str = RULES["exact"]  # the rule that kept drafts
 
     @property
     def tokens_per_call(self) -> float:
@@ -46,12 +48,23 @@ class Run:
     tokenizer: Tokenizer
     decoder: Decoder
 
-    def generate(self, inputs: Sequence[str], *, raw: bool = False, **changes) -> list[Answer]:
-        """Decodes inputs; every output is what plain decoding would give.
+    def generate(
+        self,
+        inputs: Sequence[str],
+        *,
+        raw: bool = False,
+        seeds: Sequence[int] | None = None,
+        log_probs: bool = False,
+        **changes,
+    ) -> list[Answer]:
+        """Decodes inputs; every output is what plain decoding would give, unless accept="typical".
 
         Args:
           inputs: for this task, e.g. a dialogue; with raw, whole prompts.
           raw: inputs are used as they are, without the task's prompt format.
+          seeds: one for each input, in place of the config's for all; an input then has the
+            same samples whatever the others are.
+          log_probs: also keep the log-probabilities of the tokens, see `Completion`.
           **changes: fields of `DecodeConfig`, e.g. max_new_tokens=20, drafter="plain".
 
         Raises:
@@ -68,12 +81,21 @@ class Run:
             sampling=make_sampling(decode),
             deferred=decode.deferred,
             batch_size=min(decode.batch_size, max(len(inputs), 1)),
-            seed=decode.seed,
+            seed=decode.seed if seeds is None else seeds,
+            log_probs=log_probs,
+            accept=decode.accept,
         )
-        return [
-            Answer(text, pipeline.answer_text(self.tokenizer, completion.tokens), completion)
-            for text, completion in zip(inputs, completions, strict=True)
-        ]
+        answers = []
+        for prompt, completion in zip(inputs, completions, strict=True):
+            completion, text = self.finish(completion, decode.stop)
+            answers.append(Answer(prompt, text, completion, RULES[decode.accept]))
+        return answers
+
+    def finish(self, completion: Completion, stops: Sequence[str]) -> tuple[Completion, str]:
+        """What a completion is to the user: cut at stop strings, and its text."""
+        decode_text = self.tokenizer.decode_continuation
+        completion, text = cut_at_stop(completion, decode_text, stops)
+        return completion, pipeline.without_space(text)
 
     def make_drafter(self, decode: DecodeConfig) -> Drafter:
         """The drafter that the settings ask for; a draft model is read and put beside the model.
@@ -163,6 +185,73 @@ def open_run(trained: Trained, mesh: Mesh | None = None) -> Run:
     return Run(trained.directory, trained.step, config, task, tokenizer, decoder)
 
 
+def cut_at_stop(
+    completion: Completion, decode_text: Callable[[Sequence[int]], str], stops: Sequence[str]
+) -> tuple[Completion, str]:
+    """Cuts a completion at the stop string that its text completes first.
+
+    That depends on the text alone, not on where tokens begin and end: read character by
+    character, the output stops when a stop string is complete, and its text is what stands
+    before that string (before the longest, if several are complete at once). Of the tokens
+    those are kept that the stop string needs, and of the passes those that emitted them.
+
+    Args:
+      completion: as decoded.
+      decode_text: ids to text. The text of more ids may differ at its end from that of fewer,
+        as where a character takes several tokens.
+      stops: strings that are not empty.
+
+    Returns:
+      The completion and its text; both as they are where there is no stop string.
+    """
+    text = decode_text(completion.tokens)
+    found = [(text.find(stop), stop) for stop in stops]
+    ends = [(start + len(stop), start) for start, stop in found if start >= 0]
+    if not ends:
+        return completion, text
+    end, start = min(ends)
+    kept = next(
+        count
+        for count in range(1, len(completion.tokens) + 1)
+        if decode_text(completion.tokens[:count]).startswith(text[:end])
+    )
+    return _keep_tokens(completion, kept), text[:start]
+
+
+def _keep_tokens(completion: Completion, count: int) -> Completion:
+    """The completion as if it had stopped behind its first `count` tokens, of at least 1."""
+    runs, before = [], 0
+    for run in completion.runs:
+        if before < count:
+            runs.append(min(run, count - before))
+        before += run
+    # Every pass but the last kept all of its tokens except the bonus token from the draft. The
+    # last, which an end or the limit may have cut, kept what is left of the statistics.
+    drafted = [run - 1 for run in completion.runs[1:-1]]
+    drafted.append(sum(completion.accepted) - sum(drafted))
+    drafted = [min(pair) for pair in zip(drafted, runs[1:], strict=False)]
+    depths = range(1, len(completion.accepted) + 1)
+    log_probs = completion.log_probs
+    return dataclasses.replace(
+        completion,
+        tokens=completion.tokens[:count],
+        finish="stop",
+        calls=len(runs) - 1,
+        runs=tuple(runs),
+        accepted=tuple(sum(kept >= depth for kept in drafted) for depth in depths),
+        log_probs=None if log_probs is None else log_probs[:count],
+    )
+
+
+def visible_text(run: Run, text: str, completion: Completion) -> Callable[[Sequence[int]], str]:
+    """ids to text for the ids of a finished completion, without what a stop string cut off."""
+    decode_text = run.tokenizer.decode_continuation
+    whole = decode_text(completion.tokens)
+    space = len(whole) - len(pipeline.without_space(whole))
+    return lambda ids: decode_text(ids)[: space + len(text)]
+
+
 def make_sampling(decode: DecodeConfig) -> Sampling:
-    """The target distribution that a config asks for."""
-    return Sampling(decode.temperature, decode.top_k, decode.top_p)
+    """The target distribution that a config asks for: its fields of the same names."""
+    names = [field.name for field in dataclasses.fields(Sampling)]
+    return Sampling(**{name: getattr(decode, name) for name in names})

@@ -37,6 +37,9 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the samples.", lower_b
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", None, "Longest output; default: the run's."
 )
+_ACCEPT = flags.DEFINE_enum(
+    "accept", None, ["exact", "typical"], "In place of the run's; only exact can be certified."
+)
 _JSON = flags.DEFINE_string("json", "", "Also write the certificate to this file.")
 _PROMPTS = cli.define_prompt_flags()
 flags.adopt_module_key_flags(cli)
@@ -52,7 +55,7 @@ def main() -> int:
         raise UserError(
             f"{_WORKDIR.value} has no streams: it decodes plainly, with nothing to check"
         )
-    changes = {} if _MAX_NEW_TOKENS.value is None else {"max_new_tokens": _MAX_NEW_TOKENS.value}
+    changes = cli.given({"max_new_tokens": _MAX_NEW_TOKENS, "accept": _ACCEPT})
     run = open_run(certify.in_float32(trained))
     result = certify.certify(
         trained,

@@ -184,7 +184,9 @@ def test_a_batch_and_heads_that_the_mesh_does_not_divide(plain_tokens):
 
 
 def test_samples_do_not_depend_on_the_mesh():
-    sampling = Sampling(0.9, top_k=20, top_p=0.9)
+    sampling = Sampling(
+        0.9, top_k=20, top_p=0.9, min_p=0.01, repetition_penalty=1.2, min_new_tokens=3
+    )
     one = decode((1, 1, 1), PlainDrafter(), sampling)
     many = decode((2, 2, 2), DRAFTERS["best first"], sampling)
     assert oracles.tokens_of(many) == oracles.tokens_of(one)

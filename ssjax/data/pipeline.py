@@ -92,7 +92,12 @@ def encode_example(
 
 def answer_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of decoded ids, without the space that sets it off from the prompt."""
-    return tokenizer.decode_continuation(ids).removeprefix(" ")
+    return without_space(tokenizer.decode_continuation(ids))
+
+
+def without_space(continuation: str) -> str:
+    """The text of an answer from that of its continuation of the prompt."""
+    return continuation.removeprefix(" ")
 
 
 def measure(

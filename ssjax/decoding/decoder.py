@@ -19,6 +19,7 @@ from ssjax.decoding import loop
 from ssjax.decoding.drafters import Drafter
 from ssjax.decoding.loop import DecodeSpec, DecodeState
 from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.verify import RULES
 from ssjax.errors import UserError
 from ssjax.models.execution import Execution
 from ssjax.models.parameters import Params, cast, unstack_layers
@@ -34,10 +35,13 @@ class Completion:
     """What one prompt became."""
 
     tokens: tuple[int, ...]  # new ids; a final end-of-sequence id is included
-    finish: str  # "eos" or "length"
+    finish: str  # "eos" or "length"; "stop" where `ssjax.run` has cut it at a stop string
     calls: int  # decode passes while this row was active; prefill not counted
     runs: tuple[int, ...]  # tokens emitted by prefill, then by each pass; sums to len(tokens)
     accepted: tuple[int, ...]  # passes that kept a draft node at depth 1, 2, ...
+    # Of the tokens under the model's own distribution: temperature 1, without penalties, bans
+    # and cuts. None where not asked for.
+    log_probs: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +102,9 @@ class Decoder:
         sampling: Sampling,
         deferred: bool,
         batch_size: int,
-        seed: int,
+        seed: int | Sequence[int],
+        log_probs: bool = False,
+        accept: str = "exact",
     ) -> list[Completion]:
         """Decodes prompts in batches and returns completions in their order.
 
@@ -109,12 +115,17 @@ class Decoder:
           sampling: the target distribution.
           deferred: execution order of the streams; does not change the completions.
           batch_size: prompts decoded together; does not change the completions.
-          seed: with temperature above 0, prompt i is sampled with key (seed, i).
+          seed: with temperature above 0, prompt i is sampled with key (seed, i). With one seed
+            for each prompt, prompt i has the key (seed[i], 0), whatever the other prompts are.
+          log_probs: also return the log-probabilities of the tokens.
+          accept: "exact", or "typical" of `ssjax.decoding.verify`, under which drafts do change
+            the completions.
         """
         completions = []
         for batch, _ in self.run_batches(
             prompts, max_new_tokens, drafter=drafter, sampling=sampling,
-            deferred=deferred, batch_size=batch_size, seed=seed,
+            deferred=deferred, batch_size=batch_size, seed=seed, log_probs=log_probs,
+            accept=accept,
         ):  # fmt: skip
             completions.extend(batch)
         return completions
@@ -128,19 +139,31 @@ class Decoder:
         sampling: Sampling,
         deferred: bool,
         batch_size: int,
-        seed: int,
+        seed: int | Sequence[int],
+        log_probs: bool = False,
+        accept: str = "exact",
     ) -> Iterator[tuple[list[Completion], BatchTiming]]:
         """Like `generate`, one batch at a time with its time.
 
         Raises:
-          ValueError: an empty prompt, or a negative limit.
-          UserError: more tokens than the model has positions for.
+          ValueError: an empty prompt, a negative limit, or not as many seeds as prompts.
+          UserError: more tokens than the model has positions for, a banned token that it does
+            not have, or typical acceptance of greedy tokens.
         """
+        self._check_bans(sampling)
+        if accept not in RULES:
+            raise ValueError(f"accept {accept!r} must be one of {', '.join(RULES)}")
+        if accept == "typical" and sampling.temperature == 0:
+            raise UserError(
+                "typical acceptance needs a temperature above 0: of greedy decoding only one token "
+                "is right"
+            )
         limits = np.broadcast_to(np.asarray(max_new_tokens, np.int32), len(prompts))
         if any(len(prompt) == 0 for prompt in prompts):
             raise ValueError("a prompt needs at least one token")
         if len(limits) and limits.min() < 0:
             raise ValueError("max_new_tokens must be 0 or more")
+        seeds, places = _key_parts(seed, len(prompts))
         room = int(limits.max(initial=0))
         for start in range(0, len(prompts), batch_size):
             stop = min(start + batch_size, len(prompts))
@@ -157,13 +180,15 @@ class Decoder:
                 padded[row, : len(prompt)] = prompt
             lengths = np.array([len(prompt) for prompt in batch_prompts], np.int32)
             capacity = -(-(bucket + room) // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
-            spec = DecodeSpec(capacity, self.eos_ids, self.pad_id, sampling, deferred)
+            spec = DecodeSpec(
+                capacity, self.eos_ids, self.pad_id, sampling, deferred, log_probs, accept
+            )
 
-            per_row = (padded, lengths, batch_limits.astype(np.int32), np.array(rows, np.int32))
+            per_row = (padded, lengths, batch_limits.astype(np.int32), seeds[rows], places[rows])
             sharding = partitioning.batch_sharding(self.mesh, batch_size)
-            *inputs, rows = jax.device_put(per_row, sharding)
+            *inputs, row_seeds, row_places = jax.device_put(per_row, sharding)
             with jax.set_mesh(self.mesh):
-                keys = _row_keys(seed, rows)
+                keys = _row_keys(row_seeds, row_places)
                 began = time.perf_counter()
                 static = (self.model, self.params, drafter, spec)
                 state = prefill_program(*static, *inputs, keys, self.drafter_params)
@@ -198,6 +223,19 @@ class Decoder:
                 f"{config.max_positions}; shorten the prompt or lower max_new_tokens"
             )
 
+    def _check_bans(self, sampling: Sampling) -> None:
+        vocab_size = self.model.config.vocab_size
+        unknown = [token for token in sampling.banned_tokens if not 0 <= token < vocab_size]
+        if unknown:
+            raise UserError(
+                f"token {unknown[0]} cannot be banned: the vocabulary has ids 0 to {vocab_size - 1}"
+            )
+        never = set(sampling.banned_tokens)
+        if sampling.min_new_tokens > 0:
+            never |= set(self.eos_ids).intersection(range(vocab_size))
+        if len(never) == vocab_size:
+            raise UserError("no token is left that may be drawn; ban fewer")
+
     def _bucket(self, length: int) -> int:
         for bucket in self.prompt_buckets:
             if length <= bucket:
@@ -210,7 +248,8 @@ def completions_of(
     state: DecodeState, prompt_length: np.ndarray, eos_ids: tuple[int, ...]
 ) -> list[Completion]:
     """Reads the completions of a finished state; one transfer from the device."""
-    host = to_host((state.tokens, state.born, state.length, state.calls, state.accepted))
+    fields = (state.tokens, state.born, state.length, state.calls, state.accepted)
+    *host, log_probs = to_host((*fields, state.log_probs))
     completions = []
     for row, (tokens, born, length, calls, accepted) in enumerate(zip(*host, strict=True)):
         new = slice(int(prompt_length[row]), int(length))
@@ -223,6 +262,7 @@ def completions_of(
                 calls=int(calls),
                 runs=tuple(int(run) for run in runs),
                 accepted=tuple(int(count) for count in accepted),
+                log_probs=None if log_probs is None else tuple(log_probs[row, new].tolist()),
             )
         )
     return completions
@@ -246,9 +286,26 @@ def _counted(function):
     return traced
 
 
+def _key_parts(seed: int | Sequence[int], num_prompts: int) -> tuple[np.ndarray, np.ndarray]:
+    """The two numbers that make the key of each prompt, [num_prompts] int32 each."""
+    places = np.arange(num_prompts, dtype=np.int32)
+    if isinstance(seed, int | np.integer):
+        seeds = [seed] * num_prompts
+    else:
+        seeds, places = list(seed), np.zeros_like(places)
+    if len(seeds) != num_prompts:
+        raise ValueError(f"{len(seeds)} seeds for {num_prompts} prompts")
+    try:
+        return np.array(seeds, np.int32), places
+    except OverflowError:
+        raise UserError("a seed must lie between -2147483648 and 2147483647") from None
+
+
 @jax.jit
-def _row_keys(seed, rows):
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
+def _row_keys(seeds, places):
+    return jax.vmap(lambda seed, place: jax.random.fold_in(jax.random.key(seed), place))(
+        seeds, places
+    )
 
 
 prefill_program = jax.jit(_counted(loop.prefill), static_argnums=(0, 2, 3))

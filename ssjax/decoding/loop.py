@@ -21,9 +21,18 @@ from flax import struct
 
 from ssjax.decoding.drafters import Context, Drafter
 from ssjax.decoding.pruning import joint_log_probs, prune
-from ssjax.decoding.sampling import Sampling, draw, position_noise
+from ssjax.decoding.sampling import (
+    History,
+    Sampling,
+    adjust,
+    draw,
+    extend_history,
+    position_noise,
+    start_history,
+    warp,
+)
 from ssjax.decoding.tree import DraftTree, ancestor_mask, root_only
-from ssjax.decoding.verify import Acceptance, Emission, accept, emit
+from ssjax.decoding.verify import Acceptance, Emission, accept, accept_typical, emit, with_log_probs
 from ssjax.models.attention import Causal
 from ssjax.models.cache import KVCache, cache_from_block, write_path
 from ssjax.models.parameters import Params
@@ -39,6 +48,8 @@ class DecodeSpec:
     pad_id: int  # fills what is not written
     sampling: Sampling
     deferred: bool  # streams run after verification at the accepted node, not beside every node
+    log_probs: bool = False  # keep log-probabilities of emitted tokens
+    accept: str = "exact"  # or "typical"; see `verify`
 
 
 @struct.dataclass
@@ -56,6 +67,8 @@ class DecodeState:
     row_keys: jax.Array  # [B] keys, for sampling
     calls: jax.Array  # [B] int32, decode passes while the row was not done
     accepted: jax.Array  # [B, R - 1] int32, passes that kept a draft node at depth 1, 2, ...
+    history: History  # of tokens[b, :length[b]], for penalties and bans
+    log_probs: jax.Array | None  # [B, capacity] float32 of output tokens, 0 elsewhere; see `verify`
 
 
 def prefill(
@@ -108,11 +121,16 @@ def prefill(
         row_keys=row_keys,
         calls=jnp.zeros(batch, jnp.int32),
         accepted=jnp.zeros((batch, drafter.max_depth), jnp.int32),
+        history=start_history(spec.sampling, prompts, prompt_length, model.config.vocab_size),
+        log_probs=jnp.zeros((batch, spec.capacity), jnp.float32) if spec.log_probs else None,
     )
     hidden = jnp.take_along_axis(output.hidden, last[:, :, None], axis=1)
-    drawn = _draw_behind_nodes(model, params, spec, state, hidden, max_depth=0)
+    logits = model.apply({"params": params}, hidden, method="logits")
+    drawn = _draw_behind_nodes(spec, state, _adjusted(spec, state, logits, 0), max_depth=0)
     nothing_drafted = Acceptance(jnp.zeros_like(drawn), jnp.zeros(batch, jnp.int32))
     emission = emit(nothing_drafted, drawn, state.length, state.limit, state.done, spec.eos_ids)
+    if spec.log_probs:
+        emission = with_log_probs(emission, nothing_drafted, logits)
     state = _append(state, emission, state.cache, pass_number=state.calls)
     stream_hidden = output.stream_hidden[:, 0, :needed] if needed else None
     return _propose(model, params, drafter, drafter_params, state, stream_hidden, hidden[:, 0])
@@ -187,10 +205,18 @@ def decode_step(
         tree, mask, output = _run_draft(model, params, drafter, spec, state)
     with jax.named_scope("verify"):
         state = state.replace(draft=tree)
-        drawn = _draw_behind_nodes(model, params, spec, state, output.hidden, drafter.max_depth)
-        acceptance = accept(tree, drawn, drafter.max_depth)
+        logits = model.apply({"params": params}, output.hidden, method="logits")
+        adjusted = _adjusted(spec, state, logits, drafter.max_depth)
+        drawn = _draw_behind_nodes(spec, state, adjusted, drafter.max_depth)
+        if spec.accept == "typical":
+            target = warp(adjusted, spec.sampling)
+            acceptance, drawn = accept_typical(tree, mask, target, drawn, drafter.max_depth)
+        else:
+            acceptance = accept(tree, drawn, drafter.max_depth)
     with jax.named_scope("emit"):
         emission = emit(acceptance, drawn, state.length, state.limit, state.done, spec.eos_ids)
+        if spec.log_probs:
+            emission = with_log_probs(emission, acceptance, logits)
     with jax.named_scope("write"):
         cache = write_path(state.cache, output.block, acceptance.path, cached, emission.count)
         depths = jnp.arange(1, drafter.max_depth + 1)
@@ -261,14 +287,20 @@ def _streams_at(model, params, drafter, spec, state, output: ModelOutput, mask, 
     )[:, 0]
 
 
-def _draw_behind_nodes(model, params, spec, state, hidden, max_depth):
-    """Draws the next token behind every node from its main hidden state, [B, M] int32."""
-    logits = model.apply({"params": params}, hidden, method="logits")
+def _adjusted(spec, state, logits, max_depth):
+    """Main logits with penalties and bans, [B, M, V]."""
+    return adjust(
+        logits, spec.sampling, state.history, state.draft, state.length, spec.eos_ids, max_depth
+    )
+
+
+def _draw_behind_nodes(spec, state, adjusted, max_depth):
+    """Draws the next token behind every node from adjusted logits, [B, M] int32."""
     noise = None
     if spec.sampling.temperature > 0:
         positions = state.length[:, None] + jnp.arange(max_depth + 1)
-        noise = position_noise(state.row_keys, positions, logits.shape[-1])
-    return draw(logits, state.draft.depth, noise, spec.sampling)
+        noise = position_noise(state.row_keys, positions, adjusted.shape[-1])
+    return draw(adjusted, state.draft.depth, noise, spec.sampling)
 
 
 def _propose(model, params, drafter, drafter_params, state, stream_hidden, hidden):
@@ -298,10 +330,15 @@ def _append(state: DecodeState, emission: Emission, cache: KVCache, pass_number)
         return old.at[slot].set(new, mode="drop")
 
     numbers = jnp.broadcast_to(pass_number[:, None], slot.shape)
+    log_probs = state.log_probs
+    if log_probs is not None:
+        log_probs = write(log_probs, slot, emission.log_probs)
     return state.replace(
         tokens=write(state.tokens, slot, emission.tokens),
         born=write(state.born, slot, numbers),
         length=state.length + emission.count,
         done=emission.done,
         cache=cache,
+        history=extend_history(state.history, emission.tokens, emitted),
+        log_probs=log_probs,
     )

@@ -1,4 +1,14 @@
-"""How the next token is drawn from logits: greedy, or temperature, top-k and top-p.
+"""How the next token is drawn from logits: greedy, or sampled; penalties, bans and cuts.
+
+The order, the same in plain and in speculative decoding because it is the same code:
+
+    adjust   repetition penalty, presence penalty, banned tokens, end of sequence too early
+    warp     temperature, top-k, top-p, min-p; not when greedy
+    draw     argmax, with noise unless greedy
+
+Penalties look at the tokens before the one to be drawn. Behind a draft node those are the
+tokens of its row and the tokens on its path, as if the path were already accepted; so a node's
+distribution is the one that plain decoding has after the same tokens.
 
 Sampling uses the Gumbel trick: the drawn token is argmax(log p + g) with g fixed by the
 row's key and the *position* of the token. Two consequences. The draw is an exact sample of
@@ -8,27 +18,125 @@ speculative output can be compared with the plain one token for token.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import struct
 
+from ssjax.decoding.tree import DraftTree, path_tokens
 from ssjax.models.attention import MASKED
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """The target distribution. Applied in this order: temperature, top-k, top-p."""
+    """The target distribution. What is off, as by default, is not part of the program."""
 
-    temperature: float = 0.0  # 0: greedy, the lowest id among equals; the others do not apply
+    temperature: float = 0.0  # 0: greedy, the lowest id among equals
+    # Of what temperature leaves, not when greedy. Applied in this order.
     top_k: int = 0  # keep the k best tokens, ties included; 0: all
     top_p: float = 1.0  # keep the smallest set of best tokens with this mass; 1: all
+    min_p: float = 0.0  # keep tokens with at least this share of the largest probability; 0: all
+    # Of the model's logits, before temperature and also when greedy. Applied in this order.
+    # Logits of tokens in prompt or output are divided by it if positive, else multiplied; 1: off.
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0  # subtracted once from logits of tokens in the output; 0: off
+    banned_tokens: tuple[int, ...] = ()  # ids that are never drawn
+    min_new_tokens: int = 0  # no end-of-sequence id is drawn before so many tokens
+
+
+@struct.dataclass
+class History:
+    """What `adjust` must know of each row; a field that no setting asks for is None."""
+
+    prompt_length: jax.Array | None  # [B] int32
+    in_prompt: jax.Array | None  # [B, V] bool, the token occurs in the prompt
+    in_output: jax.Array | None  # [B, V] bool, the token has been emitted
+
+
+def start_history(
+    sampling: Sampling, prompts: jax.Array, prompt_length: jax.Array, vocab_size: int
+) -> History:
+    """The history before the first token.
+
+    Args:
+      sampling: says which fields are needed.
+      prompts: [B, T] int32, padded on the right.
+      prompt_length: [B] int32.
+      vocab_size: V.
+    """
+    in_prompt = in_output = None
+    if sampling.repetition_penalty != 1 or sampling.presence_penalty != 0:
+        in_output = jnp.zeros((prompts.shape[0], vocab_size), bool)
+    if sampling.repetition_penalty != 1:
+        inside = jnp.arange(prompts.shape[1]) < prompt_length[:, None]
+        in_prompt = _with_tokens(jnp.zeros_like(in_output), prompts, inside)
+    first = prompt_length if sampling.min_new_tokens > 0 else None
+    return History(first, in_prompt, in_output)
+
+
+def extend_history(history: History, tokens: jax.Array, emitted: jax.Array) -> History:
+    """The history after a pass.
+
+    Args:
+      history: before it.
+      tokens: [B, R] int32.
+      emitted: [B, R] bool, which of them became part of the output.
+    """
+    if history.in_output is None:
+        return history
+    return history.replace(in_output=_with_tokens(history.in_output, tokens, emitted))
+
+
+def adjust(
+    logits: jax.Array,
+    sampling: Sampling,
+    history: History,
+    tree: DraftTree,
+    length: jax.Array,
+    eos_ids: tuple[int, ...],
+    max_depth: int,
+) -> jax.Array:
+    """Applies penalties and bans behind every node; banned tokens get MASKED.
+
+    Args:
+      logits: [B, M, V] float32, the model's own.
+      sampling: which penalties and bans.
+      history: of the rows' tokens, the root of the tree included.
+      tree: M nodes; each counts the draft tokens on its own path as output.
+      length: [B] int32, tokens of each row up to the root.
+      eos_ids: ids that end a row.
+      max_depth: R - 1.
+    """
+    vocab_size = logits.shape[-1]
+    if history.in_output is not None:
+        vocab = jnp.arange(vocab_size)
+        in_output = history.in_output[:, None, :]
+        on_path = path_tokens(tree, max_depth)
+        for ancestor in range(max_depth):  # R - 1 comparisons that fuse, not a [B, M, M, V] mask
+            in_output = in_output | (on_path[:, :, ancestor, None] == vocab)
+        if history.in_prompt is not None:
+            penalty = sampling.repetition_penalty
+            penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
+            seen = in_output | history.in_prompt[:, None, :]
+            logits = jnp.where(seen, penalised, logits)
+        if sampling.presence_penalty != 0:
+            logits = logits - sampling.presence_penalty * in_output
+    if sampling.banned_tokens:
+        logits = jnp.where(_one_of(sampling.banned_tokens, vocab_size), MASKED, logits)
+    if sampling.min_new_tokens > 0:
+        num_before = (length - history.prompt_length)[:, None] + tree.depth  # [B, M]
+        too_early = (num_before < sampling.min_new_tokens)[:, :, None]
+        logits = jnp.where(too_early & _one_of(eos_ids, vocab_size), MASKED, logits)
+    return logits
 
 
 def warp(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """Applies temperature, top-k and top-p; removed tokens get MASKED.
+    """Applies temperature, top-k, top-p and min-p; removed tokens get MASKED.
 
     Args:
-      logits: [..., V] float32.
+      logits: [..., V] float32, adjusted.
       sampling: temperature above 0.
     """
     logits = logits / sampling.temperature
@@ -42,6 +150,9 @@ def warp(logits: jax.Array, sampling: Sampling) -> jax.Array:
         mass_before = jnp.cumsum(probability, axis=-1) - probability
         lowest_kept = jnp.where(mass_before < sampling.top_p, descending, jnp.inf)
         logits = jnp.where(logits < lowest_kept.min(axis=-1, keepdims=True), MASKED, logits)
+    if sampling.min_p > 0:
+        lowest_kept = logits.max(axis=-1, keepdims=True) + math.log(sampling.min_p)
+        logits = jnp.where(logits < lowest_kept, MASKED, logits)
     return logits
 
 
@@ -66,7 +177,7 @@ def draw(
     """Draws the next token behind every node, [B, M] int32.
 
     Args:
-      logits: [B, M, V] float32.
+      logits: [B, M, V] float32, adjusted.
       depth: [B, M] int32, which position behind the root each node's next token has.
       noise: [B, R, V] float32 from `position_noise`; None exactly when greedy.
       sampling: the target distribution.
@@ -87,3 +198,19 @@ def first_argmax(x: jax.Array) -> jax.Array:
     is_peak = x == x.max(axis=-1, keepdims=True)
     index = jnp.where(is_peak, jnp.arange(size, dtype=jnp.int32), size - 1)
     return index.min(axis=-1)
+
+
+def _with_tokens(sets, tokens, counted):
+    """Adds tokens [B, T], where `counted`, to sets of tokens [B, V]."""
+    slot = jnp.where(counted, tokens, sets.shape[1])  # past the end: dropped
+
+    @jax.vmap  # no row writes into another's, which the compiler then knows
+    def add(row, slot):
+        return row.at[slot].set(True, mode="drop")
+
+    return add(sets, slot)
+
+
+def _one_of(ids, vocab_size):
+    """[V] bool, a constant of the program; ids outside of the vocabulary are none of it."""
+    return np.isin(np.arange(vocab_size), ids)

@@ -20,6 +20,7 @@ from flax import struct
 from ssjax.partitioning import per_row, top_k
 
 NO_PARENT = -1
+NO_TOKEN = -1
 
 
 @struct.dataclass
@@ -55,6 +56,26 @@ def ancestor_mask(parent: jax.Array, max_depth: int) -> jax.Array:
         following = jnp.take_along_axis(parent, jnp.maximum(ancestor, 0), axis=1)
         ancestor = jnp.where(ancestor < 0, NO_PARENT, following)
     return mask
+
+
+def path_tokens(tree: DraftTree, max_depth: int) -> jax.Array:
+    """The draft tokens on the path of each node: its own, its parent's, and so on.
+
+    Args:
+      tree: M nodes.
+      max_depth: deepest node.
+
+    Returns:
+      [B, M, max_depth] int32; NO_TOKEN from the root on, and throughout for unused nodes.
+    """
+    node = jnp.broadcast_to(jnp.arange(tree.parent.shape[1]), tree.parent.shape)
+    tokens = [jnp.zeros((*node.shape, 0), jnp.int32)]
+    for _ in range(max_depth):
+        drafted = jnp.take_along_axis(tree.depth, node, axis=1) > 0
+        token = jnp.where(drafted, jnp.take_along_axis(tree.tokens, node, axis=1), NO_TOKEN)
+        tokens.append(token[:, :, None])
+        node = jnp.where(drafted, jnp.take_along_axis(tree.parent, node, axis=1), node)
+    return jnp.concatenate(tokens, axis=2)
 
 
 @dataclasses.dataclass(frozen=True)

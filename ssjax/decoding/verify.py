@@ -1,16 +1,29 @@
-"""The one acceptance rule, for greedy and sampled decoding and for any tree.
+"""Which draft nodes a pass keeps, for any tree: the exact rule, and a lossy one by name.
 
-Draw the next token at every node from the target distribution; walk from the root while the
-drawn token is a child; emit the drawn tokens along the way. The last one, which no node
-proposed or that has no node behind it, is the bonus token. What is emitted is what the model
-itself draws, whatever the tree holds: no draft probabilities, no residual distribution.
+exact     Draw the next token at every node from the target distribution; walk from the root while
+          the drawn token is a child; emit the drawn tokens along the way. The last one, which no
+          node proposed or that has no node behind it, is the bonus token. What is emitted is what
+          the model itself draws, greedy or sampled, whatever the tree holds: no draft
+          probabilities, no residual distribution.
+typical   Typical acceptance of Medusa (arXiv 2401.10774): keep the longest path of children that
+          are likely enough, whether drawn or not; the bonus token is drawn. Faster and lossy: the
+          output is biased towards what the drafter proposes. Only on request, and every report
+          names it.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from ssjax.decoding.tree import DraftTree
+
+RULES = {"exact": "exact", "typical": "typical, lossy"}  # names of the rules in reports
+
+# A child is likely enough with p > min(EPSILON, DELTA exp(-entropy)); the values of Medusa.
+EPSILON = 0.09
+DELTA = math.sqrt(EPSILON)  # 0.3
 
 
 @struct.dataclass
@@ -28,6 +41,7 @@ class Emission:
     tokens: jax.Array  # [B, R] int32, meaningful below count
     count: jax.Array  # [B] int32, 0 for rows that were already done
     done: jax.Array  # [B] bool, the row has ended now
+    log_probs: jax.Array | None = None  # [B, R] float32, only from `with_log_probs`
 
 
 def accept(tree: DraftTree, drawn: jax.Array, max_depth: int) -> Acceptance:
@@ -51,6 +65,56 @@ def accept(tree: DraftTree, drawn: jax.Array, max_depth: int) -> Acceptance:
         num_accepted += walking
         path.append(node)
     return Acceptance(jnp.stack(path, axis=1), num_accepted)
+
+
+def accept_typical(
+    tree: DraftTree, mask: jax.Array, target: jax.Array, drawn: jax.Array, max_depth: int
+) -> tuple[Acceptance, jax.Array]:
+    """Takes the longest path whose every child is likely enough behind its parent.
+
+    Of equally long paths the one with the highest joint probability wins, then the first.
+
+    Args:
+      tree: M nodes.
+      mask: [B, M, M] bool, from `ancestor_mask`.
+      target: [B, M, V] float32, warped logits: the distribution that is drawn from.
+      drawn: [B, M] int32, the next token drawn behind every node.
+      max_depth: R - 1.
+
+    Returns:
+      The accepted path; and `drawn` with the draft tokens on the path in place of what was
+      drawn before them, so that the tokens along the path are what `emit` expects.
+    """
+    log_p = jax.nn.log_softmax(target, axis=-1)
+    p = jnp.exp(log_p)
+    entropy = -jnp.where(p > 0, p * log_p, 0).sum(axis=-1)  # [B, M]
+    threshold = jnp.minimum(EPSILON, DELTA * jnp.exp(-entropy))
+    parent = jnp.maximum(tree.parent, 0)
+    rows = jnp.arange(parent.shape[0])[:, None]
+    log_child = log_p[rows, parent, tree.tokens]
+    likely = jnp.exp(log_child) > jnp.take_along_axis(threshold, parent, axis=1)
+    # Level by level: paths with the same tokens then have the same score to the bit.
+    kept = jnp.broadcast_to(jnp.arange(parent.shape[1]) == 0, parent.shape)
+    joint = jnp.zeros_like(log_child)
+    for depth in range(1, max_depth + 1):
+        at_depth = tree.depth == depth
+        kept_parent, joint_parent = (jnp.take_along_axis(x, parent, axis=1) for x in (kept, joint))
+        kept = jnp.where(at_depth, kept_parent & likely, kept)
+        joint = jnp.where(at_depth, joint_parent + log_child, joint)
+    deepest = kept & (tree.depth == jnp.where(kept, tree.depth, 0).max(axis=1, keepdims=True))
+    last = jnp.argmax(jnp.where(deepest, joint, -jnp.inf), axis=1)[:, None].astype(jnp.int32)
+    num_accepted = jnp.take_along_axis(tree.depth, last, axis=1)[:, 0]
+    on_path = jnp.take_along_axis(mask, last[:, :, None], axis=1)[:, 0]  # [B, M]
+    at_depth = on_path[:, None] & (tree.depth[:, None] == jnp.arange(max_depth + 1)[:, None])
+    path = jnp.where(at_depth.any(axis=2), jnp.argmax(at_depth, axis=2), last).astype(jnp.int32)
+    following = jnp.concatenate([path[:, 1:], last], axis=1)
+    is_draft = jnp.arange(max_depth + 1) < num_accepted[:, None]
+    drafted, own = (
+        jnp.take_along_axis(tokens, nodes, axis=1)
+        for tokens, nodes in ((tree.tokens, following), (drawn, path))
+    )
+    drawn = drawn.at[rows, path].set(jnp.where(is_draft, drafted, own))
+    return Acceptance(path, num_accepted), drawn
 
 
 def emit(
@@ -81,3 +145,19 @@ def emit(
     count = jnp.where(done, 0, jnp.maximum(count, 0)).astype(jnp.int32)
     ended = (is_eos.any(axis=1) & (until_eos <= count)) | (length + count >= limit)
     return Emission(tokens, count, done | ended)
+
+
+def with_log_probs(emission: Emission, acceptance: Acceptance, logits: jax.Array) -> Emission:
+    """Adds the log-probabilities of the emitted tokens under the model's own distribution.
+
+    That is the distribution of the raw logits: temperature 1, before penalties, bans and cuts,
+    however the tokens were drawn. So they do not depend on the settings of sampling.
+
+    Args:
+      emission: of this pass.
+      acceptance: of this pass; each emitted token stands behind a node of its path.
+      logits: [B, M, V] float32, behind every node.
+    """
+    along_path = jnp.take_along_axis(logits, acceptance.path[:, :, None], axis=1)  # [B, R, V]
+    emitted = jnp.take_along_axis(along_path, emission.tokens[:, :, None], axis=2)[:, :, 0]
+    return emission.replace(log_probs=emitted - jax.nn.logsumexp(along_path, axis=-1))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssjax.decoding.sampling import Sampling, warp
-from ssjax.models.attention import Causal
+from ssjax.models.attention import MASKED, Causal
 from ssjax.models.parameters import Params
 from ssjax.models.transformer import Transformer
 
@@ -97,6 +97,32 @@ def make_replay(model: Transformer, params: Params) -> Callable[[Tokens, Tokens,
     return replay
 
 
+def adjusted(
+    replay: Callable[[Tokens, Tokens, int], np.ndarray],
+    sampling: Sampling,
+    eos_ids: Sequence[int],
+) -> Callable[[Tokens, Tokens, int], np.ndarray]:
+    """A replay whose logits have the penalties and bans of `sampling`, token by token in NumPy."""
+
+    def with_penalties(prompt: Tokens, output: Tokens, width: int) -> np.ndarray:
+        logits = np.array(replay(prompt, output, width))
+        vocab_size = logits.shape[1]
+        banned = [token for token in sampling.banned_tokens if token < vocab_size]
+        early = [token for token in eos_ids if token < vocab_size]
+        for place, row in enumerate(logits):
+            emitted = sorted(set(output[:place]))
+            seen = sorted({*prompt, *emitted})
+            factor = np.float32(sampling.repetition_penalty)
+            row[seen] = np.where(row[seen] > 0, row[seen] / factor, row[seen] * factor)
+            row[emitted] -= np.float32(sampling.presence_penalty)
+            row[banned] = MASKED
+            if place < sampling.min_new_tokens:
+                row[early] = MASKED
+        return logits
+
+    return with_penalties
+
+
 def explain(
     differences: Sequence[Difference],
     prompts: Sequence[Tokens],
@@ -142,8 +168,9 @@ def goodness_of_fit(
 
     Args:
       prompts, outputs: at least a few hundred tokens together.
-      replay: of the model in the dtype that was sampled from.
-      sampling: temperature, top-k and top-p that were used.
+      replay: of the model in the dtype that was sampled from, `adjusted` where penalties or
+        bans were used.
+      sampling: temperature, top-k, top-p and min-p that were used.
       width: at least prompt and output together.
       seed: of the random points.
     """

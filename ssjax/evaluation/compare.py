@@ -118,6 +118,7 @@ def compare(
     max_new_tokens: int,
     batch_size: int,
     seed: int,
+    accept: str = "exact",
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> Comparison:
     """Decodes all prompts both ways, batch by batch in turn.
@@ -131,7 +132,7 @@ def compare(
     def batches(drafter, chosen):
         return decoder.run_batches(
             chosen, max_new_tokens, drafter=drafter, sampling=sampling,
-            deferred=deferred, batch_size=batch_size, seed=seed,
+            deferred=deferred, batch_size=batch_size, seed=seed, accept=accept,
         )  # fmt: skip
 
     for batch in decoder.one_batch_per_bucket(prompts, batch_size):

@@ -1,5 +1,6 @@
 """Sampling: the warped distribution against NumPy, and speculative samples against exact sums."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -41,6 +42,7 @@ def numpy_warp(logits, sampling):
             lowest = value
             mass += np.exp(value - scaled.max()) / np.exp(scaled[kept] - scaled.max()).sum()
         kept &= scaled >= lowest
+    kept &= np.exp(scaled - scaled.max()) >= sampling.min_p
     probability = np.where(kept, probability, 0)
     return probability / probability.sum()
 
@@ -193,6 +195,59 @@ def test_speculative_samples_equal_plain_ones_token_for_token(sampling, sample):
     assert [c.tokens for c in drafted] == [c.tokens for c in plain]
     assert all(c.calls == NEW - 1 for c in plain)
     assert sum(c.calls for c in drafted) < sum(c.calls for c in plain)
+
+
+def penalised(logits, before, sampling, eos):
+    """Logits behind the prompt and the tokens `before`, one token at a time."""
+    logits = np.array(logits, np.float64)
+    for token in {*PROMPT, *before}:
+        logits[token] *= sampling.repetition_penalty ** (1 if logits[token] < 0 else -1)
+        logits[token] -= sampling.presence_penalty * (token in before)
+    logits[list(sampling.banned_tokens) + [eos] * (len(before) < sampling.min_new_tokens)] = -1e30
+    return logits
+
+
+def test_joint_with_penalties_bans_and_ends_is_exact(small, kit, logits_behind):
+    """Every output of up to three tokens, ends of sequence included, against its exact odds."""
+    eos, banned = 2, 0
+    sampling = Sampling(
+        temperature=2.5, min_p=0.1, repetition_penalty=1.6, presence_penalty=0.9,
+        banned_tokens=(banned,), min_new_tokens=1,
+    )  # fmt: skip
+    decoder = kit.make_decoder(*small, eos_ids=(eos,), buckets=(4,))
+    completions = decoder.generate(
+        [PROMPT] * ROWS, 3, drafter=DRAFTER, sampling=sampling, deferred=True, batch_size=ROWS,
+        seed=0,
+    )  # fmt: skip
+    assert {(1, 2), (1, 1, 1)} <= {c.runs for c in completions}
+
+    def odds(sampling, before=()):
+        """Probability of every output that begins with `before`."""
+        if len(before) == 3 or before[-1:] == (eos,):
+            return {before: 1.0}
+        adjusted = penalised(logits_behind[before], before, sampling, eos)
+        step = numpy_warp(adjusted, sampling)
+        return {
+            output: step[token] * share
+            for token in range(VOCAB)
+            for output, share in odds(sampling, (*before, token)).items()
+        }
+
+    outputs = list(odds(sampling))
+    found = [completion.tokens for completion in completions]
+    counts = [found.count(output) for output in outputs]
+    assert sum(counts) == ROWS
+
+    def p_value(sampling):
+        exact = odds(sampling)
+        assert abs(sum(exact.values()) - 1) < TOLERANCE
+        return chi_square(counts, ROWS * np.array([exact[output] for output in outputs]))
+
+    assert {len(output) for output in found} == {2, 3}
+    assert p_value(sampling) > P_VALUE
+    # The same test refuses penalties that are a little off.
+    for change in ({"repetition_penalty": 1.3}, {"presence_penalty": 0.4}):
+        assert p_value(dataclasses.replace(sampling, **change)) < P_VALUE
 
 
 def test_rows_are_independent(sample, logits_behind):

@@ -10,9 +10,11 @@ import pytest
 
 from ssjax.decoding.tree import (
     NO_PARENT,
+    DraftTree,
     StaticTree,
     ancestor_mask,
     best_first_tree,
+    path_tokens,
     root_only,
     static_tree,
 )
@@ -48,6 +50,32 @@ def test_ancestor_mask_of_all_trees(num_nodes):
     for max_depth in (num_nodes - 1, num_nodes + 2):
         mask = ancestor_mask(jnp.asarray(parents, jnp.int32), max_depth)
         np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 4, 5])
+def test_path_tokens_of_all_trees(num_nodes):
+    """Nodes below an unused node are unused too."""
+    choices = [(-1,)] + [range(-1, node) for node in range(1, num_nodes)]
+    trees = [
+        parents
+        for parents in itertools.product(*choices)
+        if all(parent <= 0 or parents[parent] >= 0 for parent in parents)
+    ]
+    tokens = np.random.default_rng(0).integers(0, 9, (len(trees), num_nodes)).astype(np.int32)
+    max_depth = num_nodes
+    expected = np.full((len(trees), num_nodes, max_depth), -1)
+    for row, parents in enumerate(trees):
+        for node in range(num_nodes):
+            path, at = [], node
+            while at > 0 and parents[at] >= 0:
+                path.append(tokens[row, at])
+                at = parents[at]
+            expected[row, node, : len(path)] = path
+    tree = DraftTree(
+        *(jnp.asarray(x, jnp.int32) for x in (tokens, trees, [depths_of(t) for t in trees]))
+    )
+    np.testing.assert_array_equal(path_tokens(tree, max_depth), expected)
+    assert path_tokens(tree, 0).shape == (len(trees), num_nodes, 0)
 
 
 def test_root_only():

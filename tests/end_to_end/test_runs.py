@@ -166,6 +166,20 @@ def test_generate_from_flag_file_and_standard_input(run, tmp_path):
     assert all(0 < a["tokens"] <= 16 for a in answers)
 
 
+def test_generate_writes_log_probs_and_names_a_lossy_rule(run, tmp_path):
+    out = tmp_path / "out.json"
+    call(
+        "generate", "--workdir", run, "--prompt", DIALOGUE, "--json", out, "--log_probs",
+        "--accept", "typical", "--temperature", 1.0, "--min_p", 0.05, "--min_new_tokens", 4,
+        "--banned_tokens", 5, "--banned_tokens", 7, "--stop", "\\n", "--stop", "###",
+    )  # fmt: skip
+    [answer] = json.loads(out.read_text())
+    assert answer["acceptance"] == "typical, lossy"
+    assert len(answer["log_probs"]) == len(answer["token_ids"]) == answer["tokens"] > 4
+    assert max(answer["log_probs"]) <= 0 and not {5, 7} & set(answer["token_ids"])
+    assert "\n" not in answer["output"]
+
+
 def test_generate_with_no_room_prints_an_empty_line(run):
     finished = call("generate", "--workdir", run, "--prompt", DIALOGUE, "--max_new_tokens", 0)
     assert (finished.returncode, finished.stdout) == (0, "\n")
@@ -196,6 +210,11 @@ def test_bad_command_lines_get_one_line(run, prepared, tmp_path):
         (["train", *train_arguments(run, prepared, "--config.seed=5")], ["seed=0", "5"]),
         (["generate", "--workdir", tmp_path / "none", "--prompt", "x"], ["neither a directory"]),
         (["generate", "--workdir", run], ["no prompt"]),
+        (["generate", "--workdir", run, "--prompt", "x", "--log_probs"], ["--json FILE"]),
+        (
+            ["generate", "--workdir", run, "--prompt", "x", "--accept", "typical"],
+            ["decode.temperature above 0"],
+        ),
         (["generate", "--workdir", run, "--prompt", "x", "--checkpoint", "7"], ["'7'", "24"]),
         (["evaluate", "--workdir", run, "--split", "dev"], ["split"]),
         (["evaluate"], ["workdir"]),

@@ -110,3 +110,31 @@ def test_python_interface(run):
         run.generate(["a", " "])
     with pytest.raises(ssjax.UserError, match="max_new_tokens"):
         run.generate(["a"], max_new_tokens=-1)
+
+
+def test_stop_strings_log_probs_and_seeds(run):
+    texts = ["#Person1#: Hello, is this City Bank?\n#Person2#: Yes.", "#Person1#: Hi."]
+    whole = run.generate(texts, max_new_tokens=16, log_probs=True)
+    middle = whole[0].text[5:8]
+    [cut, other] = run.generate(texts, max_new_tokens=16, stop=(middle, "\0"), log_probs=True)
+    assert cut.text == whole[0].text[: whole[0].text.index(middle)]
+    count = len(cut.completion.tokens)
+    assert cut.completion.finish == "stop" and 0 < count < len(whole[0].completion.tokens)
+    assert cut.completion.log_probs == whole[0].completion.log_probs[:count]
+    assert other.text == whole[1].text.split(middle)[0]
+    with pytest.raises(ssjax.UserError, match="decode.stop"):
+        run.generate(texts, stop=("",))
+    sampled = run.generate(texts, temperature=1.0, seeds=[5, 6])
+    assert run.generate(texts[1:], temperature=1.0, seed=6) == sampled[1:]
+
+
+def test_evaluation_counts_nothing_behind_a_stop_string(run):
+    whole = report.evaluate(run, "test", 8)
+    assert whole["acceptance"] == "exact"
+    cut = report.evaluate(run, "test", 8, stop=("e",))
+    for way in ("plain", "speculative"):
+        assert 0 < cut[way]["tokens"] < whole[way]["tokens"]
+        assert cut[way]["calls"] < whole[way]["calls"]
+    assert cut["identical"] == 8
+    assert "e" not in cut["example"]["output"] + cut["example"]["runs"]
+    assert whole["example"]["output"].startswith(cut["example"]["output"])

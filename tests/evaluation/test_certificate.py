@@ -11,6 +11,7 @@ from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.evaluation.certificate import (
     Difference,
+    adjusted,
     explain,
     first_differences,
     goodness_of_fit,
@@ -77,6 +78,10 @@ def margin(replay, prompt, output):
     [
         (Sampling(1.0), Sampling(0.85)),
         (Sampling(1.3, top_k=3, top_p=0.8), Sampling(1.3, top_k=3, top_p=0.95)),
+        (
+            Sampling(1.5, repetition_penalty=1.7, presence_penalty=4.0, banned_tokens=(5,)),
+            Sampling(1.5, repetition_penalty=1.7, presence_penalty=0.0, banned_tokens=(5,)),
+        ),
     ],
 )
 def test_goodness_of_fit_has_power(tiny, sampling, wrong):
@@ -88,9 +93,13 @@ def test_goodness_of_fit_has_power(tiny, sampling, wrong):
         oracles.generate(decoder, prompts, BestFirstDrafter(6, 3), sampling=sampling, seed=4)
     )
     replay = make_replay(model, params)
-    fit = goodness_of_fit(prompts, sampled, replay, sampling, WIDTH)
-    assert fit.num_tokens == 12 * len(prompts) and fit.p_value > 1e-3
-    assert goodness_of_fit(prompts, sampled, replay, wrong, WIDTH).p_value < 1e-6
+
+    def fit(sampling):
+        exact = adjusted(replay, sampling, oracles.NEVER)
+        return goodness_of_fit(prompts, sampled, exact, sampling, WIDTH)
+
+    assert fit(sampling).num_tokens == 12 * len(prompts) and fit(sampling).p_value > 1e-3
+    assert fit(wrong).p_value < 1e-6
 
 
 def test_p_value_against_a_known_table():
