@@ -10,6 +10,8 @@ heads too from 64 devices on; decoding divides heads and copies the rest, a row 
 import dataclasses
 import importlib.util
 import json
+import os
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -28,7 +30,8 @@ _OUT = flags.DEFINE_string("out", "docs", "Directory of pods.md and pods.json.")
 _ONLY = flags.DEFINE_string("only", "", "Plan this model alone.")
 
 ROOT = Path(__file__).parents[1]
-TOPOLOGIES = ("v5e:4x4", "v5p:4x4x4", "v6e:16x16", "tpu7x:2x2x1", "v5e:16x16", "v5p:8x8x8")
+_PATIENCE = 1800  # seconds for a program; some meshes of tpu7x take libtpu 0.0.42 longer
+TOPOLOGIES = ("v5e:4x4", "v5p:4x4x4", "v6e:16x16", "v5e:16x16", "v5p:8x8x8", "tpu7x:2x2x1")
 
 
 def _llama(width, layers, heads, kv_heads, mlp, vocab):
@@ -103,8 +106,8 @@ def meshes(num_devices: int, values: dict) -> tuple[MeshConfig, MeshConfig]:
     )
 
 
-def plan(directory: Path, name: str, topology_name: str, num_streams: int = 4) -> dict:
-    """One row of the table, as plain values."""
+def plan(directory: Path, name: str, topology_name: str, num_streams: int, kind: str) -> dict:
+    """One program of a row, or with kind "settings" what both have in common, as plain values."""
     values, mode = MODELS[name]
     topology = open_topology(topology_name)
     for_training, for_decoding = meshes(topology.num_devices, values)
@@ -116,22 +119,51 @@ def plan(directory: Path, name: str, topology_name: str, num_streams: int = 4) -
     mesh = partitioning.make_mesh(for_training, topology.devices)
     partitioning.check_shardable(config, mesh)
     hbm = topology.device.hbm
-    row = {"model": name, "topology": topology_name, "devices": topology.num_devices, "hbm": hbm}
-    programs = {"train": planning.plan_training(config, model, mesh, hbm)}
-    if num_streams:
+    if kind == "settings":
+        return {
+            "devices": topology.num_devices,
+            "hbm": hbm,
+            "batch_size": {"train": data.batch_size, "decode": decode.batch_size},
+            "mesh": {
+                "train": dataclasses.asdict(for_training),
+                "decode": dataclasses.asdict(for_decoding),
+            },
+            "num_tokens": data.max_prompt_length + data.max_target_length,
+        }
+    if kind == "train":
+        program = planning.plan_training(config, model, mesh, hbm)
+    else:
         mesh = partitioning.make_mesh(for_decoding, topology.devices)
-        programs["decode"] = planning.plan_decoding(config, model, mesh, hbm)
-    row["batch_size"] = {"train": data.batch_size, "decode": decode.batch_size}
-    row["mesh"] = {
-        "train": dataclasses.asdict(for_training),
-        "decode": dataclasses.asdict(for_decoding),
-    }
-    for kind, program in programs.items():
-        row[kind] = dataclasses.asdict(program)
-        if program.traffic:
-            row[kind]["seconds"] = program.seconds(topology.device)
-        if not program.fits:
-            row[kind]["advice"] = planning.advice(program, config, hbm)
+        program = planning.plan_decoding(config, model, mesh, hbm)
+    values = dataclasses.asdict(program)
+    if program.traffic:
+        values["seconds"] = program.seconds(topology.device)
+    if not program.fits:
+        values["advice"] = planning.advice(program, config, hbm)
+    return values
+
+
+def plan_row(directory: Path, name: str, topology_name: str, num_streams: int) -> dict:
+    """One row of the table. Each program is compiled in a child: a compiler may crash."""
+    row = {"model": name, "topology": topology_name, "streams": num_streams}
+    for kind in ("settings", "train", "decode") if num_streams else ("settings", "train"):
+        found = directory / f"{kind}.json"
+        child = os.fork()
+        if child == 0:
+            signal.alarm(_PATIENCE)
+            found.write_text(json.dumps(plan(directory, name, topology_name, num_streams, kind)))
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code > 0:
+            raise SystemExit(code)
+        if code < 0:
+            late = -code == signal.SIGALRM
+            error = f"not compiled in {_PATIENCE // 60} minutes" if late else "the compiler crashes"
+            row[kind] = {"fits": False, "error": error}
+        elif kind == "settings":
+            row |= json.loads(found.read_text())
+        else:
+            row[kind] = json.loads(found.read_text())
     return row
 
 
@@ -180,6 +212,8 @@ def _line(row, kind):
     written = " x ".join(str(mesh[axis]) for axis in partitioning.MESH_AXES)
     peak = f"{program['peak'] / GIB:.1f} of {row['hbm'] / GIB:.0f}"
     cells = [row["model"], row["topology"], written, str(row["batch_size"][kind])]
+    if "peak" not in program:
+        return "| " + " | ".join([*cells, "not known", *["-"] * 4, program["error"]]) + " |"
     if not program["fits"]:
         return "| " + " | ".join([*cells, "**no**", peak, "-", "-", "-", program["advice"]]) + " |"
     bound = max(program["seconds"], key=program["seconds"].get)
@@ -222,8 +256,7 @@ def main() -> int:
             if (name, topology, streams) in done or _ONLY.value not in name:
                 continue
             began = time.perf_counter()
-            row = plan(Path(directory) / name, name, topology, streams)
-            rows.append(row | {"streams": streams, "num_tokens": 768 + 128})
+            rows.append(plan_row(Path(directory), name, topology, streams))
             order = [(n, t, s) for n in MODELS for t in TOPOLOGIES for s in (4, 0)]
             rows.sort(key=lambda r: order.index((r["model"], r["topology"], r["streams"])))
             write_atomic(path, json.dumps(rows, indent=1) + "\n")

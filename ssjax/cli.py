@@ -6,6 +6,7 @@ where there was nothing to save.
 """
 
 import dataclasses
+import faulthandler
 import json
 import os
 import sys
@@ -41,6 +42,33 @@ def run(main: Callable[[], int | None]) -> None:
             return EXIT_INTERRUPTED
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def outlive(main: Callable[[], int], died: str) -> int:
+    """Runs `main` in a child process, so that a crash of native code ends in one line.
+
+    To be called before JAX has started a backend.
+
+    Args:
+      main: returns an exit code.
+      died: what to say of a crash.
+
+    Raises:
+      UserError: a signal killed the child.
+    """
+    child = os.fork()
+    if child == 0:
+        faulthandler.disable()  # absl turned it on; pages of traceback would say less
+        return main()
+    while True:
+        try:
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            break
+        except KeyboardInterrupt:
+            pass  # the child got it too, and says so
+    if code < 0:
+        raise UserError(f"{died} (signal {-code})")
+    return code
 
 
 def restart_with_huge_pages() -> None:

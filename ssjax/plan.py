@@ -202,5 +202,14 @@ def _size(count) -> str:
     return f"{count / 2**20:,.2f} MiB"
 
 
+def main_in_child() -> int:
+    """`main`, and one line if the compiler crashes, as that of libtpu 0.0.42 does for tpu7x."""
+    return cli.outlive(
+        main,
+        "the TPU compiler crashed on this program; try other sizes of mesh.*, or another version "
+        "of jax[tpu]",
+    )
+
+
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main_in_child)

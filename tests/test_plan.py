@@ -245,3 +245,23 @@ def test_bad_input_gets_one_line(arguments, message):
     assert finished.returncode == 2
     [line] = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
     assert message in line and "Traceback" not in finished.stderr
+
+
+def test_a_crash_of_the_compiler_is_one_line():
+    script = (
+        "import os, signal, sys; from ssjax import cli\n"
+        "died = lambda: os.kill(os.getpid(), signal.SIGSEGV) or 0\n"
+        "sys.argv = ['plan']\n"
+        "cli.run(lambda: cli.outlive({main}, 'the compiler crashed'))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for main, code, said in (
+        ("died", 2, "error: the compiler crashed (signal 11)\n"),
+        ("lambda: 1", 1, ""),
+        ("lambda: 0", 0, ""),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", script.format(main=main)], env=environment,
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (code, said)
