@@ -413,3 +413,43 @@ def test_every_other_drafter_of_a_run(tmp_path, base, runs):
     train_tokenizer(texts, 480, symbols=()).save(other)
     with pytest.raises(UserError, match="another tokenizer"):
         run.generate([DIALOGUE], drafter="draft_model", draft_model=str(other))
+
+
+def test_benchmark_of_all_drafters(tmp_path, base, prepared, runs):
+    """One table: plain first, every output as plain's, extra parameters by drafter."""
+    heads = settings(tmp_path / "heads", prepared, base, "lossless")
+    heads.drafter.kind, heads.drafter.num_heads = "medusa", 2
+    heads_dir, _ = train_in_process(config_lib.from_config_dict(heads))
+    ours = runs["lossless"][0]
+    drafters = f"streams:num_nodes=3,medusa@{heads_dir},draft_model@{base}:num_nodes=2"
+    done = call(
+        "benchmark", "--workdir", ours, "--drafters", drafters + ",prompt_lookup",
+        "--num_prompts", 3, "--max_new_tokens", 6, "--batch_sizes", "1,2",
+        "--json", tmp_path / "b.json", "--markdown", tmp_path / "b.md",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (tmp_path / "b.md").read_text()
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert [row["batch_size"] for row in rows] == [1] * 5 + [2] * 5
+    assert all(row["identical"] == 3 for row in rows)
+    assert [row["drafter"].split("@")[0] for row in rows[:3]] == [
+        "plain", "streams:num_nodes=3", "medusa",
+    ]  # fmt: skip
+    extra = [row["extra_parameters"] for row in rows[:5]]
+    lora = 2 * 3 * sum([32 + 32, 32 + 16, 32 + 16, 32 + 32, 3 * (32 + 48)])
+    whole = sum(x.size for x in flatten(load_trained(base).params).values())
+    assert extra == [0, 3 * 32 + lora, 2 * (32 * 32 + 32 + 520 * 32), whole, 0]
+    for row in rows:
+        low, value, high = (row["tokens_per_second"][k] for k in ("low", "value", "high"))
+        assert 0 < low <= value <= high and "rouge1" in row
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question_id": 1, "turns": ["#Person1#: Hello?"]}\n{"turns": 3}\n')
+    for arguments, message in (
+        (["--questions", questions], 'line 2: must be a JSON object with "turns"'),
+        (["--drafters", "streams:num_nodes"], "must be KEY=VALUE"),
+        (["--drafters", "medusa"], "the model was not trained with it"),
+        (["--batch_sizes", "0"], "must be positive whole numbers"),
+    ):
+        failed = call("benchmark", "--workdir", ours, *arguments)
+        assert failed.returncode == 2 and failed.stderr.count("\n") <= 2, failed.stderr
+        assert message in failed.stderr

@@ -1,7 +1,6 @@
 """Plain against speculative decoding: same model, prompts, loop, dtype and counter.
 
-Each batch is decoded both ways in turn, so that a slow moment of the machine meets both.
-One batch of every prompt bucket runs before the clock starts: compilation is not measured.
+Each batch is decoded both ways in turn, compilation excluded; see speed.py.
 
     tokens_per_call       tokens emitted by decode passes / decode passes (1.0 for plain)
     call_reduction        decode passes of plain / of speculative, for the same outputs
@@ -15,9 +14,10 @@ Prefill passes count in neither tokens_per_call nor call_reduction.
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from ssjax.decoding.decoder import BatchTiming, Completion, Decoder
+from ssjax.decoding.decoder import Completion, Decoder
 from ssjax.decoding.drafters import Drafter, PlainDrafter
 from ssjax.decoding.sampling import Sampling
+from ssjax.evaluation.speed import TimedBatch, Way, time_ways
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,32 +129,20 @@ def compare(
       on_batch: called with the number of prompts done so far.
     """
 
-    def batches(drafter, chosen):
-        return decoder.run_batches(
-            chosen, max_new_tokens, drafter=drafter, sampling=sampling,
-            deferred=deferred, batch_size=batch_size, seed=seed, accept=accept,
-        )  # fmt: skip
-
-    for batch in decoder.one_batch_per_bucket(prompts, batch_size):
-        for kind in (PlainDrafter(), drafter):
-            for _ in batches(kind, batch):
-                pass
-
-    results: tuple[list, list] = ([], [])
-    done = 0
-    for pair in zip(batches(PlainDrafter(), prompts), batches(drafter, prompts), strict=True):
-        for result, batch in zip(results, pair, strict=True):
-            result.append(batch)
-        done += len(pair[0][0])
-        on_batch(done)
-    return Comparison(*(_measure(result) for result in results))
+    ways = [Way(decoder, kind, deferred) for kind in (PlainDrafter(), drafter)]
+    results = time_ways(
+        ways, prompts, sampling=sampling, max_new_tokens=max_new_tokens, batch_size=batch_size,
+        seed=seed, accept=accept, on_batch=on_batch,
+    )  # fmt: skip
+    return Comparison(*(measurement_of(batches) for batches in results))
 
 
-def _measure(batches: list[tuple[list[Completion], BatchTiming]]) -> Measurement:
+def measurement_of(batches: Sequence[TimedBatch]) -> Measurement:
+    """All batches of one way together."""
     return Measurement(
-        completions=tuple(c for completions, _ in batches for c in completions),
-        prefill_seconds=sum(timing.prefill for _, timing in batches),
-        decode_seconds=sum(timing.decode for _, timing in batches),
+        completions=tuple(c for batch in batches for c in batch.completions),
+        prefill_seconds=sum(batch.timing.prefill for batch in batches),
+        decode_seconds=sum(batch.timing.decode for batch in batches),
     )
 
 

@@ -1,0 +1,294 @@
+"""Compares drafters on one model: same prompts, same loop, same counter, in turn.
+
+    python -m ssjax.benchmark --workdir RUN --drafters plain,streams,prompt_lookup
+    python -m ssjax.benchmark --workdir RUN --batch_sizes 1,4,16 --json OUT --markdown OUT.md \\
+        --drafters streams,streams:num_nodes=16,medusa@HEADS,draft_model@SMALL:num_nodes=4
+    python -m ssjax.benchmark --workdir RUN --questions FILE.jsonl
+
+A drafter is NAME[@DIR][:KEY=VALUE...]: DIR is the run of Medusa heads on the same frozen base, or
+the draft model; keys are those of `DecodeConfig` (num_nodes, tree, branching=2/1/1, deferred, ...).
+Plain decoding always takes part: speedup is against it, in the same run. A questions file is that
+of Spec-Bench or MT-bench: a JSON object a line, the prompt in "turns"[0].
+
+    tokens per call     tokens emitted by decode passes / decode passes (1.0 for plain)
+    call reduction      decode passes of plain / of the drafter
+    step cost           call reduction / speedup of the decode passes alone
+    first token         milliseconds until the first token of a batch is known, the median
+    tokens per second   prefill included, with a 95 % bootstrap interval over batches
+    extra parameters    what the drafter has beside the model
+"""
+
+import ast
+import copy
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from ssjax import cli
+from ssjax.data import builders, pipeline
+from ssjax.decoding.draft_model import ModelDrafter
+from ssjax.decoding.drafters import PlainDrafter
+from ssjax.errors import UserError
+from ssjax.evaluation import speed
+from ssjax.evaluation.compare import measurement_of
+from ssjax.evaluation.speed import TimedBatch, Way
+from ssjax.evaluation.text_metrics import rouge
+from ssjax.files import write_atomic
+from ssjax.models.lora import is_lora
+from ssjax.models.parameters import count, flatten
+from ssjax.run import Run, load_run, make_sampling
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
+_BASE = flags.DEFINE_string("base", None, "Where the base weights are now; default: as trained.")
+_DRAFTERS = flags.DEFINE_list("drafters", "auto", "NAME[@DIR][:KEY=VALUE...], several by comma.")
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", "1", "Prompts decoded together, several by comma.")
+_SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Whose prompts.")
+_DATA = flags.DEFINE_string("data_path", None, "Where the files are now; default: as trained.")
+_QUESTIONS = flags.DEFINE_string("questions", "", "Prompts from this file instead of a split.")
+_NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 100, "Prompts, at most.", lower_bound=1)
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", None, "Longest output; default: the run's."
+)
+_TEMPERATURE = flags.DEFINE_float("temperature", None, "0: greedy; default: the run's.")
+_JSON = flags.DEFINE_string("json", "", "Also write the result to this file.")
+_MARKDOWN = flags.DEFINE_string("markdown", "", "Also write the table to this file.")
+flags.adopt_module_key_flags(cli)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """What is decoded."""
+
+    source: str
+    texts: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]
+    references: tuple[tuple[str, ...], ...] | None  # None: quality is not scored
+
+
+def main() -> int:
+    """Benchmarks the drafters of the command line; returns the exit code."""
+    run = load_run(_WORKDIR.value, _CHECKPOINT.value, base=_BASE.value)
+    names = [name for name in dict.fromkeys(_DRAFTERS.value) if name != "plain"]
+    changes = {"max_new_tokens": _MAX_NEW_TOKENS.value, "temperature": _TEMPERATURE.value}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    decode = run.decode_config(**changes)
+    ways = {"plain": Way(run.decoder, PlainDrafter(), True)}
+    for name in names:
+        ways[name] = open_way(run, name)
+    prompts = read_questions(run, _QUESTIONS.value) if _QUESTIONS.value else read_split(run)
+    rows = []
+    for batch_size in _batch_sizes():
+        batches = speed.time_ways(
+            list(ways.values()),
+            prompts.ids,
+            sampling=make_sampling(decode),
+            max_new_tokens=decode.max_new_tokens,
+            batch_size=batch_size,
+            seed=decode.seed,
+        )
+        plain = batches[0]
+        for (name, way), own in zip(ways.items(), batches, strict=True):
+            rows.append({"batch_size": batch_size, "drafter": name} | describe(way, plain, own))
+            if prompts.references is not None:
+                rows[-1] |= quality(run, own, prompts.references)
+        cli.say(f"batch size {batch_size}: {len(prompts.ids)} prompts, {len(ways)} ways")
+    result = {
+        "workdir": str(run.workdir),
+        "step": run.step,
+        "prompts": len(prompts.ids),
+        "source": prompts.source,
+        "device": jax.devices()[0].device_kind,
+        "dtype": run.config.model.dtype,
+        "temperature": decode.temperature,
+        "max_new_tokens": decode.max_new_tokens,
+        "parameters": count(run.decoder.params),
+        "rows": rows,
+    }
+    cli.write_json(_JSON.value, result)
+    if _MARKDOWN.value:
+        write_atomic(Path(_MARKDOWN.value), markdown(result))
+    print(markdown(result), end="")
+    return 0
+
+
+def open_way(run: Run, name: str) -> Way:
+    """A drafter of the command line.
+
+    Raises:
+      UserError: not of the form above, or the run cannot draft so.
+    """
+    head, *pairs = name.split(":")
+    kind, _, directory = head.partition("@")
+    changes = {"drafter": kind}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise UserError(f"--drafters: {pair!r} in {name!r} must be KEY=VALUE")
+        changes[key] = _value(text)
+    if kind == "draft_model":
+        changes["draft_model"] = directory
+        run = dataclasses.replace(run, decoder=copy.copy(run.decoder))
+    elif directory:
+        other = load_run(directory)
+        if other.tokenizer.files != run.tokenizer.files:
+            raise UserError(f"--drafters: {directory} has another tokenizer than {run.workdir}")
+        run = other
+    decode = run.decode_config(**changes)
+    return Way(run.decoder, run.make_drafter(decode), decode.deferred)
+
+
+def _value(text):
+    try:
+        return ast.literal_eval(text.replace("/", ","))
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _batch_sizes() -> list[int]:
+    if not all(text.isdigit() and int(text) > 0 for text in _BATCH_SIZES.value):
+        raise UserError(
+            f"--batch_sizes {','.join(_BATCH_SIZES.value)} must be positive whole numbers"
+        )
+    return [int(text) for text in _BATCH_SIZES.value]
+
+
+def read_split(run: Run) -> Prompts:
+    """Prompts and references of a split of the run's data."""
+    data = run.config.data
+    path = data.path if _DATA.value is None else _DATA.value
+    source = builders.open_source(data.task, path, data.prepared_dir, run.config.seed, _SPLIT.value)
+    examples = pipeline.decode_examples(
+        source, run.task, run.tokenizer, data.max_prompt_length, _NUM_PROMPTS.value
+    )
+    if not examples:
+        raise UserError(f"split {_SPLIT.value!r} has no records")
+    return Prompts(
+        f"{data.task} {_SPLIT.value}",
+        tuple(example.prompt for example in examples),
+        tuple(tuple(example.prompt_ids) for example in examples),
+        tuple(tuple(example.references) for example in examples),
+    )
+
+
+def read_questions(run: Run, path: str) -> Prompts:
+    """First turns of a Spec-Bench or MT-bench question file.
+
+    Raises:
+      UserError: not such a file; names the line.
+    """
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; give a file with a JSON object a line"
+        ) from None
+    texts = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            texts.append(str(json.loads(line)["turns"][0]))
+        except (ValueError, LookupError, TypeError):
+            raise UserError(
+                f'{path}, line {number}: must be a JSON object with "turns", a list of texts'
+            ) from None
+    texts = texts[: _NUM_PROMPTS.value]
+    if not texts:
+        raise UserError(f"{path} holds no questions")
+    ids = tuple(tuple(run.encode_prompt(text, raw=False)) for text in texts)
+    return Prompts(path, tuple(texts), ids, None)
+
+
+def describe(way: Way, plain: list[TimedBatch], own: list[TimedBatch]) -> dict:
+    """What is reported of one way, as plain values."""
+    ours, theirs = measurement_of(own), measurement_of(plain)
+    pairs = zip(theirs.completions, ours.completions, strict=True)
+    reduction = theirs.calls / max(ours.calls, 1)
+    decode_speedup = theirs.decode_seconds / max(ours.decode_seconds, 1e-9)
+    return {
+        "identical": sum(a.tokens == b.tokens for a, b in pairs),
+        "tokens": ours.num_tokens,
+        "calls": ours.calls,
+        "tokens_per_call": ours.tokens_per_call,
+        "call_reduction": reduction,
+        "acceptance_by_depth": ours.acceptance_by_depth,
+        "first_token_ms": 1e3 * statistics.median(batch.timing.prefill for batch in own),
+        "tokens_per_second": dataclasses.asdict(speed.tokens_per_second(own)),
+        "speedup": dataclasses.asdict(speed.speedup(plain, own)),
+        "decode_speedup": decode_speedup,
+        "step_cost": reduction / decode_speedup,
+        "draft_nodes": way.drafter.num_nodes - 1,
+        "extra_parameters": extra_parameters(way),
+        "peak_bytes": _peak_bytes(),
+    }
+
+
+def extra_parameters(way: Way) -> int:
+    """Parameters that plain decoding of the same model would not need."""
+    if isinstance(way.drafter, ModelDrafter):
+        return count(way.decoder.drafter_params)
+    used = {
+        "stream_embedding": way.drafter.num_streams,
+        "exit": way.drafter.kept_nodes,
+        "medusa": way.drafter.num_heads,
+    }
+    total = 0
+    for name, leaf in flatten(way.decoder.params).items():
+        adapter = is_lora(tuple(name.split("/"))) and way.drafter.num_streams
+        if adapter or any(name.startswith(start) and needed for start, needed in used.items()):
+            total += leaf.size
+    return total
+
+
+def _peak_bytes() -> int | None:
+    """The most memory that this process has held on the device; None where it is not counted."""
+    stats = jax.devices()[0].memory_stats()
+    return stats.get("peak_bytes_in_use") if stats else None
+
+
+def quality(run: Run, batches: list[TimedBatch], references) -> dict[str, float]:
+    """ROUGE of the outputs."""
+    completions = [c for batch in batches for c in batch.completions]
+    return rouge([run.finish(c, ())[1] for c in completions], references)
+
+
+_COLUMNS = {
+    "tokens per call": lambda row: f"{row['tokens_per_call']:.2f}",
+    "call reduction": lambda row: f"{row['call_reduction']:.2f}",
+    "first token, ms": lambda row: f"{row['first_token_ms']:.1f}",
+    "tokens per second": lambda row: "{value:,.0f} ({low:,.0f}-{high:,.0f})".format(
+        **row["tokens_per_second"]
+    ),
+    "speedup": lambda row: "{value:.2f} ({low:.2f}-{high:.2f})".format(**row["speedup"]),
+    "step cost": lambda row: f"{row['step_cost']:.2f}",
+    "extra parameters": lambda row: f"{row['extra_parameters']:,}",
+    "ROUGE-1": lambda row: f"{row['rouge1']:.2f}" if "rouge1" in row else "-",
+}
+
+
+_HEADS = ["batch size", "drafter", "draft nodes", "as plain", *_COLUMNS]
+
+
+def markdown(result: dict) -> str:
+    """The table as Markdown."""
+    title = (
+        f"{result['source']}: {result['prompts']} prompts, at most {result['max_new_tokens']} new "
+        f"tokens, temperature {result['temperature']:g}, {result['parameters']:,} parameters, "
+        f"{result['dtype']}, {result['device']}"
+    )
+    rows = []
+    for row in result["rows"]:
+        same = f"{row['identical']} of {result['prompts']}"
+        cells = [str(row["batch_size"]), row["drafter"], str(row["draft_nodes"]), same]
+        rows.append(cells + [form(row) for form in _COLUMNS.values()])
+    lines = [_HEADS, ["---"] * len(_HEADS), *rows]
+    return f"{title}.\n\n" + "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,111 @@
+"""Several ways to decode the same prompts, timed in turn and compared with the first of them.
+
+Batch by batch, every way decodes the same prompts before the next batch begins, so that a slow
+moment of the machine meets all. One batch of every prompt bucket runs before the clock starts.
+Intervals are 95 % bootstrap intervals over batches: batches are drawn again with replacement, the
+same ones for both sides of a ratio.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ssjax.decoding.decoder import BatchTiming, Completion, Decoder
+from ssjax.decoding.drafters import Drafter
+from ssjax.decoding.sampling import Sampling
+
+_RESAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way to decode. Ways that are compared have the same target model."""
+
+    decoder: Decoder
+    drafter: Drafter
+    deferred: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class TimedBatch:
+    """What one way made of one batch."""
+
+    completions: tuple[Completion, ...]
+    timing: BatchTiming
+
+    @property
+    def num_tokens(self) -> int:
+        """New tokens, those of the prefill included."""
+        return sum(len(completion.tokens) for completion in self.completions)
+
+    @property
+    def seconds(self) -> float:
+        return self.timing.prefill + self.timing.decode
+
+
+def time_ways(
+    ways: Sequence[Way],
+    prompts: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
+    accept: str = "exact",
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> list[list[TimedBatch]]:
+    """Decodes all prompts in every way; for each way its batches, in the order of the prompts.
+
+    Args:
+      ways: at least one.
+      prompts: ids; all the other arguments as in `Decoder.generate`.
+      on_batch: called with the number of prompts done so far.
+    """
+
+    def batches(way, chosen):
+        return way.decoder.run_batches(
+            chosen, max_new_tokens, drafter=way.drafter, sampling=sampling, deferred=way.deferred,
+            batch_size=batch_size, seed=seed, accept=accept,
+        )  # fmt: skip
+
+    for batch in ways[0].decoder.one_batch_per_bucket(prompts, batch_size):
+        for way in ways:
+            for _ in batches(way, batch):
+                pass
+    results: list[list[TimedBatch]] = [[] for _ in ways]
+    done = 0
+    for row in zip(*(batches(way, prompts) for way in ways), strict=True):
+        for result, (completions, timing) in zip(results, row, strict=True):
+            result.append(TimedBatch(tuple(completions), timing))
+        done += len(row[0][0])
+        on_batch(done)
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def ratio_of_sums(numerator: Sequence[float], denominator: Sequence[float], seed=0) -> Estimate:
+    """sum(numerator) / sum(denominator), one entry of each per batch, resampled in pairs."""
+    top, bottom = np.asarray(numerator, float), np.asarray(denominator, float)
+    drawn = np.random.default_rng(seed).integers(0, len(top), (_RESAMPLES, len(top)))
+    ratios = top[drawn].sum(axis=1) / np.maximum(bottom[drawn].sum(axis=1), 1e-12)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return Estimate(float(top.sum() / max(bottom.sum(), 1e-12)), float(low), float(high))
+
+
+def tokens_per_second(batches: Sequence[TimedBatch]) -> Estimate:
+    """New tokens over seconds, prefill included in both."""
+    return ratio_of_sums([b.num_tokens for b in batches], [b.seconds for b in batches])
+
+
+def speedup(plain: Sequence[TimedBatch], fast: Sequence[TimedBatch]) -> Estimate:
+    """Seconds of plain decoding over seconds of the other way, prefill included."""
+    return ratio_of_sums([b.seconds for b in plain], [b.seconds for b in fast])
