@@ -104,6 +104,14 @@ class StaticDrafter:
         return static_tree(self.tree, root, stream_log_probs)
 
 
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way to decode: who drafts, and when the streams run."""
+
+    drafter: Drafter
+    deferred: bool  # as `DecodeConfig.deferred`
+
+
 def make_drafter(decode: DecodeConfig, trained_streams: int) -> Drafter:
     """The drafter that a config asks for.
 

@@ -7,8 +7,17 @@ import oracles
 import pytest
 
 from ssjax.decoding.calibration import likeliest_static_tree
-from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter
+from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter, Way
+from ssjax.decoding.loop import DecodeSpec
+from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.tree import StaticTree
+from ssjax.evaluation import pass_time
+from ssjax.evaluation.calibration import (
+    Calibration,
+    Candidate,
+    candidate_drafters,
+    candidate_ways,
+)
 from ssjax.evaluation.replay import UNKNOWN, Trace, acceptance_table, predict, replay
 
 EOS = (11, 12)
@@ -181,3 +190,95 @@ def test_static_tree_leaves_out_what_was_never_accepted():
     tree = likeliest_static_tree(np.array([[0.5, 0.0, 0.2], [1.0, 0.0, 0.0]]), 9)
     assert sorted(paths_of(tree)) == [(0,), (0, 0), (2,), (2, 0)]
     assert likeliest_static_tree(np.zeros((2, 3)), 4) == StaticTree((-1,), (0,))
+
+
+# The choice.
+
+
+def candidates_of(*values):
+    """Plain decoding at 100 tokens per second, and drafts of (nodes, tokens per second)."""
+    plain = Candidate(Way(PlainDrafter(), True), 1.0, 0.02, 2)
+    drafts = [
+        Candidate(Way(BestFirstDrafter(nodes, 1), deferred), 2.0, 4.0 / speed, 2)
+        for nodes, speed, deferred in values
+    ]
+    return (plain, *drafts)
+
+
+def test_the_most_tokens_per_second_wins():
+    candidates = candidates_of((4, 90.0, True), (2, 140.0, False), (8, 130.0, True))
+    assert [round(c.tokens_per_second) for c in candidates] == [100, 90, 140, 130]
+    assert Calibration(2, candidates).chosen == candidates[2]
+
+
+@pytest.mark.parametrize(("speed", "drafts"), [(99.0, False), (102.9, False), (103.1, True)])
+def test_plain_stays_unless_beaten_by_the_margin(speed, drafts):
+    calibration = Calibration(2, candidates_of((4, speed, True), (8, 80.0, True)))
+    assert calibration.chosen == calibration.candidates[drafts]
+    assert calibration.best_draft == calibration.candidates[1]
+
+
+def test_ties_go_to_fewer_nodes_then_to_the_first():
+    candidates = candidates_of((8, 150.0, True), (4, 150.0, False), (4, 150.0, True))
+    assert Calibration(2, candidates).chosen == candidates[2]
+
+
+def test_candidates_by_hand():
+    table = np.array([[0.5, 0.2], [0.4, 0.0], [0.0, 0.0]])
+    found = candidate_drafters(table, [1, 2, 9])
+    three = StaticTree((-1, 0, 0, 1, 2), (0, 0, 1, 0, 0))
+    assert found == [
+        BestFirstDrafter(1, 1), BestFirstDrafter(2, 1), BestFirstDrafter(2, 2),
+        BestFirstDrafter(9, 1), BestFirstDrafter(9, 2), BestFirstDrafter(9, 3),
+        StaticDrafter(StaticTree((-1, 0), (0, 0)), 1),
+        StaticDrafter(StaticTree((-1, 0, 0), (0, 0, 1)), 1),
+        StaticDrafter(three, 2),
+    ]  # fmt: skip
+    nothing_accepted = candidate_drafters(np.zeros((4, 2)), [8])
+    assert nothing_accepted == [BestFirstDrafter(8, j) for j in (1, 2, 4)]
+
+
+def test_streams_that_the_main_stream_reads_have_one_order(tiny, reading):
+    drafter = BestFirstDrafter(2, 2)
+    ways = candidate_ways(reading[0], [drafter])
+    assert ways == [Way(PlainDrafter(), False), Way(drafter, False)]
+    assert [way.deferred for way in candidate_ways(tiny[0], [drafter])] == [True, True, False]
+
+
+# Pass time.
+
+
+def test_a_slow_moment_meets_all_ways(decoders, monkeypatch):
+    """The second of three repeats takes a hundred times as long; no median shows it."""
+    ways = candidate_ways(decoders["random"].model, [BestFirstDrafter(3, 2)])
+    probes, readings, now = 2 * len(ways), 0, 0.0
+
+    def tick():
+        nonlocal readings, now
+        repeat = (readings // 2 - probes) // len(ways)
+        now += 100.0 if repeat == 1 and readings % 2 else 1.0
+        readings += 1
+        return now
+
+    monkeypatch.setattr(pass_time.time, "perf_counter", tick)
+    compiled = []
+    seconds = pass_time.seconds_per_pass(
+        decoders["random"], ways, batch_size=2, prompt_length=5, max_new_tokens=9, repeats=3,
+        on_compiled=compiled.append,
+    )  # fmt: skip
+    assert compiled == [1, 2, 3] and readings == 2 * (probes + 3 * len(ways))
+    # A reading lasts 1 s; the 1 / 4 s a pass of the probe asks for the fewest passes, 4.
+    assert seconds == [0.25] * 3
+
+
+def test_timed_passes_are_the_loops(decoders):
+    """As many passes as asked for, every row alive in all of them, whatever it says."""
+    decoder = decoders["trained"]
+    spec = DecodeSpec(64, EOS, 0, Sampling(), True)
+    drafter = BestFirstDrafter(3, 2)
+    start = pass_time._prompted(decoder.model, decoder.params, spec, 2, 5)
+    state = pass_time._ready(start, drafter)
+    assert state.draft.tokens.shape == (2, 4)
+    done = pass_time._passes(decoder.model, decoder.params, drafter, spec, state, 7)
+    assert done.calls.tolist() == [7, 7] and not done.done.any()
+    assert (done.accepted > 0).any()  # the drafts are real
