@@ -24,6 +24,7 @@ _PROMPTS = cli.define_prompt_flags()
 _SHOW_RUNS = flags.DEFINE_bool("show_runs", False, "Bracket what each pass emitted.")
 _JSON = flags.DEFINE_string("json", "", "Also write outputs and statistics to this file.")
 _CHANGES = cli.define_decode_flags()
+_CALIBRATION = cli.define_calibration_flag()
 _MESH = cli.define_mesh_flag()
 flags.adopt_module_key_flags(cli)  # so that --help lists them
 
@@ -38,7 +39,9 @@ def main() -> int:
         base=_BASE.value,
         mesh=cli.open_mesh(_MESH),
     )
-    answers = run.generate(prompts, raw=_PROMPTS.raw, **cli.given(_CHANGES))
+    answers = run.generate(
+        prompts, raw=_PROMPTS.raw, calibration=_CALIBRATION.value, **cli.given(_CHANGES)
+    )
     for answer in answers:
         text = answer.text
         if _SHOW_RUNS.value:

@@ -1,19 +1,22 @@
 """A model opened for decoding: text in, text out."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
 
+from ssjax import calibrated, partitioning
 from ssjax import config as config_lib
-from ssjax import partitioning
+from ssjax.calibrated import Situation
 from ssjax.config import AdaptationConfig, Config, DecodeConfig
 from ssjax.data import pipeline
 from ssjax.data.tasks import Task, get_task
 from ssjax.data.tokenizer import Tokenizer
 from ssjax.decoding.decoder import Completion, Decoder
-from ssjax.decoding.drafters import Drafter, make_drafter
+from ssjax.decoding.drafters import Drafter, Way, make_drafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
 from ssjax.models.lora import merge_lora
@@ -46,14 +49,21 @@ class Run:
     decoder: Decoder
 
     def generate(
-        self, inputs: Sequence[str], *, drafter: Drafter | None = None, raw: bool = False, **changes
+        self,
+        inputs: Sequence[str],
+        *,
+        drafter: Drafter | None = None,
+        raw: bool = False,
+        calibration: bool = True,
+        **changes,
     ) -> list[Answer]:
         """Decodes inputs; every output is what plain decoding would give.
 
         Args:
           inputs: for this task, e.g. a dialogue; with raw, whole prompts.
-          drafter: None for the drafter of the config.
+          drafter: None for the calibrated one, or that of the config.
           raw: inputs are used as they are, without the task's prompt format.
+          calibration: see `way`.
           **changes: fields of `DecodeConfig`, e.g. max_new_tokens=20, temperature=0.7.
 
         Raises:
@@ -63,19 +73,53 @@ class Run:
         for number, text in enumerate(inputs, start=1):
             if not text.strip():
                 raise UserError(f"prompt {number} is empty; give at least one word")
+        batch_size = min(decode.batch_size, max(len(inputs), 1))
+        way = Way(drafter, decode.deferred)
+        if drafter is None:
+            way = self.way(changes, batch_size, calibration=calibration)
         completions = self.decoder.generate(
             [self.encode_prompt(text, raw=raw) for text in inputs],
             decode.max_new_tokens,
-            drafter=drafter or make_drafter(decode, self.config.streams.num_streams),
+            drafter=way.drafter,
             sampling=make_sampling(decode),
-            deferred=decode.deferred,
-            batch_size=min(decode.batch_size, max(len(inputs), 1)),
+            deferred=way.deferred,
+            batch_size=batch_size,
             seed=decode.seed,
         )
         return [
             Answer(text, pipeline.answer_text(self.tokenizer, completion.tokens), completion)
             for text, completion in zip(inputs, completions, strict=True)
         ]
+
+    def way(self, changes: Mapping, batch_size: int, *, calibration: bool = True) -> Way:
+        """Who drafts and when streams run: as calibrated, if anything fits, else by the config.
+
+        Says on stderr, once, which calibration is used or why one is not.
+
+        Args:
+          changes: fields of `DecodeConfig`; one that says how to draft goes before calibration.
+          batch_size: prompts decoded together.
+          calibration: whether calibration.json of the run is looked at.
+        """
+        decode = self.decode_config(**changes)
+        num_streams = self.config.streams.num_streams
+        found = None
+        if calibration and num_streams and not calibrated.DRAFTING_KEYS & changes.keys():
+            found, line = calibrated.find(self.workdir, self.situation, batch_size)
+            _say_once(line)
+        return found or Way(make_drafter(decode, num_streams), decode.deferred)
+
+    @property
+    def situation(self) -> Situation:
+        """What a calibration of this model holds for."""
+        mesh = self.decoder.mesh
+        kind = mesh.devices.flat[0].device_kind
+        return Situation(
+            device=kind if mesh.size == 1 else f"{mesh.size} x {kind}",
+            dtype=self.config.model.dtype,
+            step=self.step,
+            num_streams=self.config.streams.num_streams,
+        )
 
     def encode_prompt(self, text: str, *, raw: bool) -> list[int]:
         """Prompt ids of an input as in training; nothing is cut."""
@@ -141,6 +185,12 @@ def open_run(trained: Trained, mesh: Mesh | None = None) -> Run:
     )
     task = get_task(config.data.task)
     return Run(trained.directory, trained.step, config, task, tokenizer, decoder)
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    if line:
+        print(line, file=sys.stderr, flush=True)
 
 
 def make_sampling(decode: DecodeConfig) -> Sampling:

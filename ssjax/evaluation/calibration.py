@@ -10,7 +10,7 @@ is the same for all and left out. Rows of a batch are taken to be busy all the t
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from ssjax.models.transformer import Transformer
 
 MARGIN = 0.03  # of tokens per second: drafts that gain less are not worth their memory
 NUM_RANKS = 16
+GAIN = 0.01  # of tokens per call: a larger tree that promises less is not timed
 _PLAIN_BATCH = 8
 
 
@@ -80,6 +81,12 @@ class Acceptance:
     num_prompts: int
 
 
+def require_streams(model: Transformer, name: str) -> None:
+    """Raises: UserError, if the model of this name has none."""
+    if model.streams.num_streams == 0:
+        raise UserError(f"{name} has no streams: it decodes plainly, with nothing to calibrate")
+
+
 def measure_acceptance(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -126,7 +133,7 @@ def calibrate(
     repeats: int = 9,
     on_compiled: Callable[[int], None] = lambda _: None,
 ) -> Calibration:
-    """Times every candidate.
+    """Times every candidate that may be the fastest.
 
     Args:
       decoder, acceptance: the same model.
@@ -134,7 +141,7 @@ def calibrate(
       max_new_tokens: as in decoding; part of the size of the cache.
       repeats, on_compiled: as in `seconds_per_pass`.
     """
-    ways = candidate_ways(decoder.model, list(acceptance.tokens_per_call))
+    ways = candidate_ways(decoder.model, worth_timing(acceptance.tokens_per_call))
     seconds = seconds_per_pass(
         decoder, ways, batch_size=batch_size, prompt_length=acceptance.prompt_length,
         max_new_tokens=max_new_tokens, repeats=repeats, on_compiled=on_compiled,
@@ -162,6 +169,28 @@ def candidate_drafters(table: np.ndarray, node_counts: Sequence[int]) -> list[Dr
     trees = {likeliest_static_tree(table, n): None for n in node_counts}
     static = [StaticDrafter(tree, tree.max_depth) for tree in trees if tree.num_nodes > 1]
     return best_first + static
+
+
+def worth_timing(tokens_per_call: Mapping[Drafter, float]) -> list[Drafter]:
+    """The drafters that need not be slower for nothing; the others are not compiled.
+
+    Taken to be no slower than a drafter: one with no more nodes and no more streams, of the same
+    kind or static, since a static tree takes less work to write.
+    """
+    kept: list[Drafter] = []
+
+    def size(drafter):
+        return drafter.num_nodes, drafter.num_streams, not isinstance(drafter, StaticDrafter)
+
+    def no_slower(a, b):
+        fits = a.num_nodes <= b.num_nodes and a.num_streams <= b.num_streams
+        return fits and (isinstance(a, StaticDrafter) or type(a) is type(b))
+
+    for drafter in sorted(tokens_per_call, key=size):
+        rivals = [tokens_per_call[other] for other in kept if no_slower(other, drafter)]
+        if tokens_per_call[drafter] > (1 + GAIN) * max(rivals, default=0.0):
+            kept.append(drafter)
+    return kept
 
 
 def candidate_ways(model: Transformer, drafters: Sequence[Drafter]) -> list[Way]:

@@ -1,24 +1,37 @@
 """Calibration: what it predicts is what decoding does, what it chooses is the best there is."""
 
+import dataclasses
 import itertools
+import json
 
 import numpy as np
 import oracles
 import pytest
 
+from ssjax import calibrated
+from ssjax import run as run_module
+from ssjax.calibrated import Situation
+from ssjax.config import Config
 from ssjax.decoding.calibration import likeliest_static_tree
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter, Way
 from ssjax.decoding.loop import DecodeSpec
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.tree import StaticTree
+from ssjax.errors import UserError
 from ssjax.evaluation import pass_time
 from ssjax.evaluation.calibration import (
+    Acceptance,
     Calibration,
     Candidate,
+    calibrate,
     candidate_drafters,
     candidate_ways,
+    measure_acceptance,
+    require_streams,
+    worth_timing,
 )
 from ssjax.evaluation.replay import UNKNOWN, Trace, acceptance_table, predict, replay
+from ssjax.run import Run
 
 EOS = (11, 12)
 PROMPTS = oracles.ragged_prompts(seed=21, count=40)
@@ -282,3 +295,190 @@ def test_timed_passes_are_the_loops(decoders):
     done = pass_time._passes(decoder.model, decoder.params, drafter, spec, state, 7)
     assert done.calls.tolist() == [7, 7] and not done.done.any()
     assert (done.accepted > 0).any()  # the drafts are real
+
+
+def test_larger_trees_that_promise_no_more_are_not_timed():
+    def best(nodes, streams):
+        return BestFirstDrafter(nodes, streams)
+
+    def static(nodes):
+        return StaticDrafter(StaticTree.from_branching((nodes,)), 1)
+
+    promised = {
+        best(2, 1): 1.5,
+        best(4, 1): 1.51,  # less than 1 % more than two nodes
+        best(8, 1): 1.52,  # more than 1 % over two nodes, which is what is left
+        best(4, 2): 1.9,
+        static(2): 1.4,
+        static(4): 1.9,
+        best(16, 4): 1.9,  # four static nodes promise as much
+        static(8): 1.85,
+    }
+    assert set(worth_timing(promised)) == {best(2, 1), static(2), static(4)}
+    del promised[static(4)], promised[static(8)]
+    assert set(worth_timing(promised)) == {best(2, 1), best(8, 1), best(4, 2), static(2)}
+
+
+# The file.
+
+HERE = Situation(device="cpu", dtype="float32", step=400, num_streams=4)
+STATIC = StaticDrafter(StaticTree((-1, 0, 0, 2), (0, 0, 1, 3)), 2)
+ACCEPTANCE = Acceptance(np.array([[0.5, 0.25]]), {STATIC: 2.0}, 12, 3)
+
+
+def calibration_of(batch_size, drafter, speed=150.0, deferred=False):
+    """Two candidates; above a speed of 103 the drafter is chosen."""
+    plain = Candidate(Way(PlainDrafter(), True), 1.0, batch_size / 100, batch_size)
+    draft = Candidate(Way(drafter, deferred), 2.0, 2.0 * batch_size / speed, batch_size)
+    return Calibration(batch_size, (plain, draft))
+
+
+def stored(directory, *calibrations, situation=HERE):
+    calibrated.store(directory, [calibrated.entry_of(situation, ACCEPTANCE, c)
+                                 for c in calibrations])  # fmt: skip
+
+
+@pytest.mark.parametrize("drafter", [STATIC, BestFirstDrafter(8, 4)])
+@pytest.mark.parametrize("deferred", [True, False])
+def test_what_is_stored_comes_back(tmp_path, drafter, deferred):
+    stored(tmp_path, calibration_of(4, drafter, deferred=deferred))
+    way, line = calibrated.find(tmp_path, HERE, 4)
+    assert way == Way(drafter, deferred)
+    order = "deferred" if deferred else "beside every node"
+    kind = "static tree of 3" if drafter is STATIC else "best-first tree of 8"
+    assert f"calibrated: {kind} nodes, {drafter.num_streams} streams {order} at batch" in line
+    assert "1.50 times as fast" in line and "--nocalibration" in line and "\n" not in line
+    [entry] = json.loads((tmp_path / "calibration.json").read_text())["calibrations"]
+    assert entry["acceptance"] == [[0.5, 0.25]] and len(entry["candidates"]) == 2
+
+
+def test_plain_comes_back_too_and_says_so(tmp_path):
+    stored(tmp_path, calibration_of(1, STATIC, speed=60.0))
+    way, line = calibrated.find(tmp_path, HERE, 1)
+    assert way == Way(PlainDrafter(), True)
+    assert "plain decoding at batch size 1: no draft pays here" in line and "0.60 times" in line
+
+
+def test_no_file_no_line(tmp_path):
+    assert calibrated.find(tmp_path, HERE, 1) == (None, "")
+
+
+def test_the_nearest_smaller_batch_size_holds(tmp_path):
+    drafters = {2: BestFirstDrafter(2, 1), 8: BestFirstDrafter(8, 1)}
+    stored(tmp_path, *(calibration_of(size, drafter) for size, drafter in drafters.items()))
+    found = {size: calibrated.find(tmp_path, HERE, size)[0] for size in (1, 2, 7, 8, 100)}
+    nodes = {size: way and way.drafter.num_draft_nodes for size, way in found.items()}
+    assert nodes == {1: None, 2: 2, 7: 2, 8: 8, 100: 8}
+    assert "batch size 2, 8, not 1" in calibrated.find(tmp_path, HERE, 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"step": 500}, "step 400, not 500"),
+        ({"device": "TPU v5e"}, "device cpu, not TPU v5e"),
+        ({"device": "4 x cpu"}, "device cpu, not 4 x cpu"),
+        ({"dtype": "bfloat16"}, "dtype float32, not bfloat16"),
+        ({"num_streams": 3}, "num streams 4, not 3"),
+    ],
+)
+def test_a_calibration_of_something_else_is_ignored(tmp_path, change, reason):
+    stored(tmp_path, calibration_of(1, STATIC))
+    elsewhere = dataclasses.replace(HERE, **change)
+    way, line = calibrated.find(tmp_path, elsewhere, 1)
+    assert way is None and reason in line and "ignored" in line and "\n" not in line
+    stored(tmp_path, calibration_of(1, BestFirstDrafter(3, 1)), situation=elsewhere)
+    assert calibrated.find(tmp_path, elsewhere, 1)[0].drafter == BestFirstDrafter(3, 1)
+    assert calibrated.find(tmp_path, HERE, 1)[0].drafter == STATIC
+
+
+def test_calibrating_again_replaces(tmp_path):
+    stored(tmp_path, calibration_of(1, STATIC), calibration_of(4, STATIC))
+    stored(tmp_path, calibration_of(1, BestFirstDrafter(3, 1)))
+    assert calibrated.find(tmp_path, HERE, 1)[0].drafter == BestFirstDrafter(3, 1)
+    assert calibrated.find(tmp_path, HERE, 4)[0].drafter == STATIC
+    assert len(json.loads((tmp_path / "calibration.json").read_text())["calibrations"]) == 2
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"calibrations": [{"device": "cpu"}]}', '{"calibrations": 3}']
+)
+def test_a_broken_file_is_ignored_and_replaced(tmp_path, content):
+    (tmp_path / "calibration.json").write_text(content)
+    way, line = calibrated.find(tmp_path, HERE, 1)
+    assert way is None and "not a calibration" in line and "\n" not in line
+    stored(tmp_path, calibration_of(1, STATIC))
+    assert calibrated.find(tmp_path, HERE, 1)[0].drafter == STATIC
+
+
+# Use.
+
+
+@pytest.fixture
+def run(tmp_path, counting):
+    """A run at step 400 of the model that counts."""
+    run_module._say_once.cache_clear()
+    model = counting[0]
+    config = dataclasses.replace(Config(), streams=model.streams)
+    return Run(tmp_path, 400, config, None, None, oracles.make_decoder(*counting[:2]))
+
+
+def here(run):
+    assert run.situation == dataclasses.replace(HERE, num_streams=3)
+    return run.situation
+
+
+def test_a_run_drafts_as_calibrated_unless_told_how(run, capsys):
+    stored(run.workdir, calibration_of(1, STATIC), situation=here(run))
+    own = Way(BestFirstDrafter(8, 3), True)
+    assert run.way({"max_new_tokens": 5}, 1) == Way(STATIC, False)
+    assert run.way({}, 3) == Way(STATIC, False)
+    assert capsys.readouterr().err.count("calibrated: static tree") == 1  # said once
+    assert run.way({}, 1, calibration=False) == own
+    assert run.way({"num_nodes": 5}, 1) == Way(BestFirstDrafter(5, 3), True)
+    assert run.way({"deferred": False}, 1) == Way(BestFirstDrafter(8, 3), False)
+    assert run.way({"num_streams": 2}, 1) == Way(BestFirstDrafter(8, 2), True)
+    static = StaticDrafter(StaticTree.from_branching((2, 1, 1)), 3)
+    assert run.way({"tree": "static"}, 1) == Way(static, True)
+    assert run.way({"branching": (1,)}, 1) == own
+    assert run.way({"temperature": 0.5, "seed": 1}, 1) == Way(STATIC, False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_ignores_what_does_not_fit(run, capsys):
+    other = dataclasses.replace(here(run), step=100)
+    stored(run.workdir, calibration_of(1, STATIC), situation=other)
+    assert run.way({}, 1) == Way(BestFirstDrafter(8, 3), True)
+    assert "step 100, not 400" in capsys.readouterr().err
+
+
+def test_measured_calibration_end_to_end(run):
+    """Acceptance, times, choice and file of a real model; outputs stay those of plain decoding."""
+    settings = dict(max_new_tokens=12)
+    acceptance = measure_acceptance(run.decoder, PROMPTS, node_counts=[3], **settings)
+    assert acceptance.num_prompts == 40 and acceptance.table.shape == (3, 13)
+    calibration = calibrate(run.decoder, acceptance, batch_size=2, repeats=1, **settings)
+    assert calibration.plain.is_plain and len(calibration.candidates) > 2
+    assert all(c.seconds_per_pass > 0 for c in calibration.candidates)
+    plain = oracles.generate(run.decoder, PROMPTS, PlainDrafter())
+    draft = calibration.best_draft
+    # As if drafts paid on this machine: what is stored and used is the best of them.
+    fast_plain = dataclasses.replace(calibration.plain, seconds_per_pass=1e3)
+    pays = dataclasses.replace(calibration, candidates=(fast_plain, *calibration.candidates[1:]))
+    calibrated.store(run.workdir, [calibrated.entry_of(run.situation, acceptance, pays)])
+    way = run.way({}, 2)
+    assert way == draft.way
+    fast = oracles.generate(run.decoder, PROMPTS, way.drafter, deferred=way.deferred)
+    assert oracles.tokens_of(fast) == oracles.tokens_of(plain)
+    tokens = sum(sum(completion.runs[1:]) for completion in fast)
+    assert draft.tokens_per_call == tokens / sum(completion.calls for completion in fast) > 1
+
+
+def test_nothing_to_calibrate_is_one_line(tiny):
+    require_streams(tiny[0], "RUN")
+    with pytest.raises(UserError, match="RUN has no streams: it decodes plainly"):
+        require_streams(oracles.make_model(num_streams=0), "RUN")
+    model, params = tiny
+    decoder = oracles.make_decoder(model, params, eos_ids=tuple(range(13)))  # all tokens end
+    with pytest.raises(UserError, match="end with their first token"):
+        measure_acceptance(decoder, PROMPTS, node_counts=[2], max_new_tokens=8)
