@@ -6,7 +6,8 @@
     python -m ssjax.benchmark --workdir RUN --questions FILE.jsonl
 
 A drafter is NAME[@DIR][:KEY=VALUE...]: DIR is the run of Medusa heads on the same frozen base, or
-the draft model; keys are those of `DecodeConfig` (num_nodes, tree, branching=2/1/1, deferred, ...).
+the draft model; keys are those of `DecodeConfig` (num_nodes, tree, branching=2/1/1, deferred, ...);
+"calibrated" is what `ssjax.calibrate` chose.
 Plain decoding always takes part: speedup is against it, in the same run. A questions file is that
 of Spec-Bench or MT-bench: a JSON object a line, the prompt in "turns"[0].
 
@@ -31,11 +32,11 @@ from absl import flags
 from ssjax import cli
 from ssjax.data import builders, pipeline
 from ssjax.decoding.draft_model import ModelDrafter
-from ssjax.decoding.drafters import PlainDrafter
+from ssjax.decoding.drafters import PlainDrafter, Way
 from ssjax.errors import UserError
 from ssjax.evaluation import speed
 from ssjax.evaluation.compare import measurement_of
-from ssjax.evaluation.speed import TimedBatch, Way
+from ssjax.evaluation.speed import Entry, TimedBatch
 from ssjax.evaluation.text_metrics import rouge
 from ssjax.files import write_atomic
 from ssjax.models.lora import is_lora
@@ -77,14 +78,16 @@ def main() -> int:
     changes = {"max_new_tokens": _MAX_NEW_TOKENS.value, "temperature": _TEMPERATURE.value}
     changes = {key: value for key, value in changes.items() if value is not None}
     decode = run.decode_config(**changes)
-    ways = {"plain": Way(run.decoder, PlainDrafter(), True)}
+    entries = {"plain": Entry(run.decoder, Way(PlainDrafter(), True))}
     for name in names:
-        ways[name] = open_way(run, name)
+        entries[name] = entries["plain"] if name == "calibrated" else open_entry(run, name)
     prompts = read_questions(run, _QUESTIONS.value) if _QUESTIONS.value else read_split(run)
     rows = []
     for batch_size in _batch_sizes():
+        if "calibrated" in entries:
+            entries["calibrated"] = Entry(run.decoder, run.way({}, batch_size))
         batches = speed.time_ways(
-            list(ways.values()),
+            list(entries.values()),
             prompts.ids,
             sampling=make_sampling(decode),
             max_new_tokens=decode.max_new_tokens,
@@ -92,11 +95,11 @@ def main() -> int:
             seed=decode.seed,
         )
         plain = batches[0]
-        for (name, way), own in zip(ways.items(), batches, strict=True):
-            rows.append({"batch_size": batch_size, "drafter": name} | describe(way, plain, own))
+        for (name, entry), own in zip(entries.items(), batches, strict=True):
+            rows.append({"batch_size": batch_size, "drafter": name} | describe(entry, plain, own))
             if prompts.references is not None:
                 rows[-1] |= quality(run, own, prompts.references)
-        cli.say(f"batch size {batch_size}: {len(prompts.ids)} prompts, {len(ways)} ways")
+        cli.say(f"batch size {batch_size}: {len(prompts.ids)} prompts, {len(entries)} ways")
     result = {
         "workdir": str(run.workdir),
         "step": run.step,
@@ -116,7 +119,7 @@ def main() -> int:
     return 0
 
 
-def open_way(run: Run, name: str) -> Way:
+def open_entry(run: Run, name: str) -> Entry:
     """A drafter of the command line.
 
     Raises:
@@ -138,8 +141,7 @@ def open_way(run: Run, name: str) -> Way:
         if other.tokenizer.files != run.tokenizer.files:
             raise UserError(f"--drafters: {directory} has another tokenizer than {run.workdir}")
         run = other
-    decode = run.decode_config(**changes)
-    return Way(run.decoder, run.make_drafter(decode), decode.deferred)
+    return Entry(run.decoder, run.way(changes, 1))
 
 
 def _value(text):
@@ -204,7 +206,7 @@ def read_questions(run: Run, path: str) -> Prompts:
     return Prompts(path, tuple(texts), ids, None)
 
 
-def describe(way: Way, plain: list[TimedBatch], own: list[TimedBatch]) -> dict:
+def describe(entry: Entry, plain: list[TimedBatch], own: list[TimedBatch]) -> dict:
     """What is reported of one way, as plain values."""
     ours, theirs = measurement_of(own), measurement_of(plain)
     pairs = zip(theirs.completions, ours.completions, strict=True)
@@ -222,24 +224,25 @@ def describe(way: Way, plain: list[TimedBatch], own: list[TimedBatch]) -> dict:
         "speedup": dataclasses.asdict(speed.speedup(plain, own)),
         "decode_speedup": decode_speedup,
         "step_cost": reduction / decode_speedup,
-        "draft_nodes": way.drafter.num_nodes - 1,
-        "extra_parameters": extra_parameters(way),
+        "draft_nodes": entry.way.drafter.num_nodes - 1,
+        "extra_parameters": extra_parameters(entry),
         "peak_bytes": _peak_bytes(),
     }
 
 
-def extra_parameters(way: Way) -> int:
+def extra_parameters(entry: Entry) -> int:
     """Parameters that plain decoding of the same model would not need."""
-    if isinstance(way.drafter, ModelDrafter):
-        return count(way.decoder.drafter_params)
+    drafter = entry.way.drafter
+    if isinstance(drafter, ModelDrafter):
+        return count(entry.decoder.drafter_params)
     used = {
-        "stream_embedding": way.drafter.num_streams,
-        "exit": way.drafter.kept_nodes,
-        "medusa": way.drafter.num_heads,
+        "stream_embedding": drafter.num_streams,
+        "exit": drafter.kept_nodes,
+        "medusa": drafter.num_heads,
     }
     total = 0
-    for name, leaf in flatten(way.decoder.params).items():
-        adapter = is_lora(tuple(name.split("/"))) and way.drafter.num_streams
+    for name, leaf in flatten(entry.decoder.params).items():
+        adapter = is_lora(tuple(name.split("/"))) and drafter.num_streams
         if adapter or any(name.startswith(start) and needed for start, needed in used.items()):
             total += leaf.size
     return total

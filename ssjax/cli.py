@@ -265,6 +265,14 @@ def define_decode_flags() -> dict[str, flags.FlagHolder]:
     }
 
 
+def define_calibration_flag() -> flags.FlagHolder:
+    """Flag that says whether a calibration of the run chooses how to draft."""
+    return flags.DEFINE_bool(
+        "calibration", True,
+        "Draft as ssjax.calibrate found fastest; not where a flag here says how to draft.",
+    )  # fmt: skip
+
+
 def given(holders: dict[str, flags.FlagHolder]) -> dict:
     """The flags that the command line set, by name."""
     return {name: holder.value for name, holder in holders.items() if holder.value is not None}

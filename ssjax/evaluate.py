@@ -21,6 +21,7 @@ _MAX_RECORDS = flags.DEFINE_integer("max_records", 0, "Stop after so many; 0: al
 _DATA = flags.DEFINE_string("data_path", None, "Where the files are now; default: as trained.")
 _JSON = flags.DEFINE_string("json", "", "Also write the result to this file.")
 _CHANGES = cli.define_decode_flags()
+_CALIBRATION = cli.define_calibration_flag()
 _MESH = cli.define_mesh_flag()
 flags.adopt_module_key_flags(cli)  # so that --help lists them
 
@@ -37,7 +38,10 @@ def main() -> int:
     if _DATA.value is not None:
         data = dataclasses.replace(run.config.data, path=_DATA.value)
         run = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
-    evaluation = report.evaluate(run, _SPLIT.value, _MAX_RECORDS.value, **cli.given(_CHANGES))
+    evaluation = report.evaluate(
+        run, _SPLIT.value, _MAX_RECORDS.value,
+        calibration=_CALIBRATION.value, **cli.given(_CHANGES),
+    )  # fmt: skip
     cli.write_json(_JSON.value, evaluation)
     report.show(evaluation)
     return 0

@@ -28,6 +28,7 @@ _LOG_PROBS = flags.DEFINE_bool(
     "log_probs", False, "Write the model's log-probability of every token to --json."
 )
 _CHANGES = cli.define_decode_flags()
+_CALIBRATION = cli.define_calibration_flag()
 _MESH = cli.define_mesh_flag()
 flags.adopt_module_key_flags(cli)  # so that --help lists them
 
@@ -45,7 +46,11 @@ def main() -> int:
         mesh=cli.open_mesh(_MESH),
     )
     answers = run.generate(
-        prompts, raw=_PROMPTS.raw, log_probs=_LOG_PROBS.value, **cli.given(_CHANGES)
+        prompts,
+        raw=_PROMPTS.raw,
+        log_probs=_LOG_PROBS.value,
+        calibration=_CALIBRATION.value,
+        **cli.given(_CHANGES),
     )
     for answer in answers:
         text = answer.text

@@ -17,13 +17,16 @@ from ssjax.evaluation.text_metrics import rouge
 from ssjax.run import Run, make_sampling, visible_text
 
 
-def evaluate(run: Run, split: str, max_records: int, **changes) -> dict:
+def evaluate(
+    run: Run, split: str, max_records: int, *, calibration: bool = True, **changes
+) -> dict:
     """Decodes a split plainly and speculatively and compares.
 
     Args:
       run: an opened run.
       split: "train", "validation" or "test".
       max_records: 0 for all.
+      calibration: whether a calibration of the run says how to draft; see `Run.way`.
       **changes: fields of `DecodeConfig` to use in place of the run's.
 
     Returns:
@@ -37,13 +40,13 @@ def evaluate(run: Run, split: str, max_records: int, **changes) -> dict:
     )
     if not examples:
         raise UserError(f"split {split!r} has no records")
-    drafter = run.make_drafter(decode)
+    way = run.way(changes, decode.batch_size, calibration=calibration)
     comparison = compare(
         run.decoder,
         [example.prompt_ids for example in examples],
-        drafter=drafter,
+        drafter=way.drafter,
         sampling=make_sampling(decode),
-        deferred=decode.deferred,
+        deferred=way.deferred,
         max_new_tokens=decode.max_new_tokens,
         batch_size=decode.batch_size,
         seed=decode.seed,
@@ -67,10 +70,10 @@ def evaluate(run: Run, split: str, max_records: int, **changes) -> dict:
         "batch_size": decode.batch_size,
         "temperature": decode.temperature,
         "max_new_tokens": decode.max_new_tokens,
-        "drafter": type(drafter).__name__,
-        "draft_nodes": drafter.num_nodes - 1,
-        "streams": drafter.num_streams,
-        "deferred": decode.deferred,
+        "drafter": type(way.drafter).__name__,
+        "draft_nodes": way.drafter.num_nodes - 1,
+        "streams": way.drafter.num_streams,
+        "deferred": way.deferred,
         "acceptance": RULES[decode.accept],
         **summary,
         "example": {

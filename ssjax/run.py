@@ -1,20 +1,23 @@
 """A model opened for decoding: text in, text out."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
 
+from ssjax import calibrated, partitioning
 from ssjax import config as config_lib
-from ssjax import partitioning
+from ssjax.calibrated import Situation
 from ssjax.config import AdaptationConfig, Config, DecodeConfig
 from ssjax.data import pipeline
 from ssjax.data.tasks import Task, get_task
 from ssjax.data.tokenizer import Tokenizer
 from ssjax.decoding.decoder import Completion, Decoder
 from ssjax.decoding.draft_model import ModelDrafter
-from ssjax.decoding.drafters import Drafter, make_drafter
+from ssjax.decoding.drafters import Drafter, Way, make_drafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.verify import RULES
 from ssjax.errors import UserError
@@ -55,6 +58,7 @@ class Run:
         raw: bool = False,
         seeds: Sequence[int] | None = None,
         log_probs: bool = False,
+        calibration: bool = True,
         **changes,
     ) -> list[Answer]:
         """Decodes inputs; every output is what plain decoding would give, unless accept="typical".
@@ -65,6 +69,7 @@ class Run:
           seeds: one for each input, in place of the config's for all; an input then has the
             same samples whatever the others are.
           log_probs: also keep the log-probabilities of the tokens, see `Completion`.
+          calibration: see `way`.
           **changes: fields of `DecodeConfig`, e.g. max_new_tokens=20, drafter="plain".
 
         Raises:
@@ -74,13 +79,15 @@ class Run:
         for number, text in enumerate(inputs, start=1):
             if not text.strip():
                 raise UserError(f"prompt {number} is empty; give at least one word")
+        batch_size = min(decode.batch_size, max(len(inputs), 1))
+        way = self.way(changes, batch_size, calibration=calibration)
         completions = self.decoder.generate(
             [self.encode_prompt(text, raw=raw) for text in inputs],
             decode.max_new_tokens,
-            drafter=self.make_drafter(decode),
+            drafter=way.drafter,
             sampling=make_sampling(decode),
-            deferred=decode.deferred,
-            batch_size=min(decode.batch_size, max(len(inputs), 1)),
+            deferred=way.deferred,
+            batch_size=batch_size,
             seed=decode.seed if seeds is None else seeds,
             log_probs=log_probs,
             accept=decode.accept,
@@ -118,6 +125,36 @@ class Run:
             )
         self.decoder.drafter_params = draft.decoder.params
         return ModelDrafter(draft.decoder.model, decode.num_nodes)
+
+    def way(self, changes: Mapping, batch_size: int, *, calibration: bool = True) -> Way:
+        """Who drafts and when streams run: as calibrated, if anything fits, else by the config.
+
+        Says on stderr, once, which calibration is used or why one is not.
+
+        Args:
+          changes: fields of `DecodeConfig`; one that says how to draft goes before calibration.
+          batch_size: prompts decoded together.
+          calibration: whether calibration.json of the run is looked at.
+        """
+        decode = self.decode_config(**changes)
+        num_streams = self.config.streams.num_streams
+        found = None
+        if calibration and num_streams and not calibrated.DRAFTING_KEYS & changes.keys():
+            found, line = calibrated.find(self.workdir, self.situation, batch_size)
+            _say_once(line)
+        return found or Way(self.make_drafter(decode), decode.deferred)
+
+    @property
+    def situation(self) -> Situation:
+        """What a calibration of this model holds for."""
+        mesh = self.decoder.mesh
+        kind = mesh.devices.flat[0].device_kind
+        return Situation(
+            device=kind if mesh.size == 1 else f"{mesh.size} x {kind}",
+            dtype=self.config.model.dtype,
+            step=self.step,
+            num_streams=self.config.streams.num_streams,
+        )
 
     def encode_prompt(self, text: str, *, raw: bool) -> list[int]:
         """Prompt ids of an input as in training; nothing is cut."""
@@ -249,6 +286,12 @@ def visible_text(run: Run, text: str, completion: Completion) -> Callable[[Seque
     whole = decode_text(completion.tokens)
     space = len(whole) - len(pipeline.without_space(whole))
     return lambda ids: decode_text(ids)[: space + len(text)]
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    if line:
+        print(line, file=sys.stderr, flush=True)
 
 
 def make_sampling(decode: DecodeConfig) -> Sampling:

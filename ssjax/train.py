@@ -100,9 +100,11 @@ def main() -> int:
     trained = Trained(
         workdir, int(state.step), config, tokenizer, state.params, frozen, base_config
     )
+    # The settings of the config, so that evaluations of equal configs can be compared.
     evaluation = report.evaluate(
-        run_lib.open_run(trained, mesh), config.eval.split, config.eval.max_records
-    )
+        run_lib.open_run(trained, mesh), config.eval.split, config.eval.max_records,
+        calibration=False,
+    )  # fmt: skip
     if distributed.is_first():
         cli.write_json(str(workdir / "evaluation.json"), evaluation)
         cli.write_json(_JSON.value, evaluation)

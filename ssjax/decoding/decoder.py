@@ -174,12 +174,11 @@ class Decoder:
             batch_prompts = [prompts[i] for i in rows]
             longest = max(len(prompt) for prompt in batch_prompts)
             self._check_room(longest + room)
-            bucket = self._bucket(longest)
+            bucket, capacity = self._bucket(longest), self.capacity(longest, room)
             padded = np.full((batch_size, bucket), self.pad_id, np.int32)
             for row, prompt in enumerate(batch_prompts):
                 padded[row, : len(prompt)] = prompt
             lengths = np.array([len(prompt) for prompt in batch_prompts], np.int32)
-            capacity = -(-(bucket + room) // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
             spec = DecodeSpec(
                 capacity, self.eos_ids, self.pad_id, sampling, deferred, log_probs, accept
             )
@@ -214,6 +213,11 @@ class Decoder:
         for batch in batches:
             first.setdefault(self._bucket(max(len(prompt) for prompt in batch)), batch)
         return list(first.values())
+
+    def capacity(self, prompt_length: int, max_new_tokens: int) -> int:
+        """Slots per row that a batch is decoded in, by its longest prompt and limit."""
+        room = self._bucket(prompt_length) + max_new_tokens
+        return -(-room // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
 
     def _check_room(self, num_tokens: int) -> None:
         config = self.model.config

@@ -211,6 +211,14 @@ class MergedDrafter:
         return merge_chain(tree, found, count), memory
 
 
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way to decode: who drafts, and when the streams run."""
+
+    drafter: Drafter
+    deferred: bool  # as `DecodeConfig.deferred`
+
+
 def make_drafter(decode: DecodeConfig, streams: StreamsConfig) -> Drafter:
     """The drafter that a config asks for, as far as the model alone can draft.
 

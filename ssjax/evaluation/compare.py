@@ -15,9 +15,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from ssjax.decoding.decoder import Completion, Decoder
-from ssjax.decoding.drafters import Drafter, PlainDrafter
+from ssjax.decoding.drafters import Drafter, PlainDrafter, Way
 from ssjax.decoding.sampling import Sampling
-from ssjax.evaluation.speed import TimedBatch, Way, time_ways
+from ssjax.evaluation.speed import Entry, TimedBatch, time_ways
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,9 +129,9 @@ def compare(
       on_batch: called with the number of prompts done so far.
     """
 
-    ways = [Way(decoder, kind, deferred) for kind in (PlainDrafter(), drafter)]
+    entries = [Entry(decoder, Way(kind, deferred)) for kind in (PlainDrafter(), drafter)]
     results = time_ways(
-        ways, prompts, sampling=sampling, max_new_tokens=max_new_tokens, batch_size=batch_size,
+        entries, prompts, sampling=sampling, max_new_tokens=max_new_tokens, batch_size=batch_size,
         seed=seed, accept=accept, on_batch=on_batch,
     )  # fmt: skip
     return Comparison(*(measurement_of(batches) for batches in results))

@@ -12,19 +12,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ssjax.decoding.decoder import BatchTiming, Completion, Decoder
-from ssjax.decoding.drafters import Drafter
+from ssjax.decoding.drafters import Way
 from ssjax.decoding.sampling import Sampling
 
 _RESAMPLES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
-    """One way to decode. Ways that are compared have the same target model."""
+class Entry:
+    """A way to decode and the decoder that can. Entries that are compared have the same target."""
 
     decoder: Decoder
-    drafter: Drafter
-    deferred: bool
+    way: Way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,7 @@ class TimedBatch:
 
 
 def time_ways(
-    ways: Sequence[Way],
+    entries: Sequence[Entry],
     prompts: Sequence[Sequence[int]],
     *,
     sampling: Sampling,
@@ -55,27 +54,28 @@ def time_ways(
     accept: str = "exact",
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> list[list[TimedBatch]]:
-    """Decodes all prompts in every way; for each way its batches, in the order of the prompts.
+    """Decodes all prompts in every way; for each entry its batches, in the order of the prompts.
 
     Args:
-      ways: at least one.
+      entries: at least one.
       prompts: ids; all the other arguments as in `Decoder.generate`.
       on_batch: called with the number of prompts done so far.
     """
 
-    def batches(way, chosen):
-        return way.decoder.run_batches(
+    def batches(entry, chosen):
+        way = entry.way
+        return entry.decoder.run_batches(
             chosen, max_new_tokens, drafter=way.drafter, sampling=sampling, deferred=way.deferred,
             batch_size=batch_size, seed=seed, accept=accept,
         )  # fmt: skip
 
-    for batch in ways[0].decoder.one_batch_per_bucket(prompts, batch_size):
-        for way in ways:
-            for _ in batches(way, batch):
+    for batch in entries[0].decoder.one_batch_per_bucket(prompts, batch_size):
+        for entry in entries:
+            for _ in batches(entry, batch):
                 pass
-    results: list[list[TimedBatch]] = [[] for _ in ways]
+    results: list[list[TimedBatch]] = [[] for _ in entries]
     done = 0
-    for row in zip(*(batches(way, prompts) for way in ways), strict=True):
+    for row in zip(*(batches(entry, prompts) for entry in entries), strict=True):
         for result, (completions, timing) in zip(results, row, strict=True):
             result.append(TimedBatch(tuple(completions), timing))
         done += len(row[0][0])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,6 +200,48 @@ def test_evaluate_writes_json_and_accepts_changes(run, tmp_path):
     assert (evaluation["draft_nodes"], evaluation["deferred"]) == (6, False)
 
 
+def test_calibrate_then_generate_and_evaluate_use_it(run, tmp_path):
+    """On a copy; as measured, then as if on a machine where the best draft pays."""
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    picture, result = tmp_path / "picture.png", tmp_path / "result.json"
+    done = call(
+        "calibrate", "--workdir", workdir, "--batch_sizes", "2", "--nodes", "3",
+        "--num_prompts", 6, "--plot", picture, "--json", result,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "chosen: " in done.stdout and "acceptance by stream and rank" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    kept = json.loads((workdir / "calibration.json").read_text())
+    assert kept == json.loads(result.read_text())
+    [entry] = kept["calibrations"]
+    assert (entry["step"], entry["batch_size"], entry["num_streams"]) == (LAST_STEP, 2, 3)
+    entry["chosen"] = entry["candidates"][-1]
+    entry["summary"] = "the last candidate"
+    (workdir / "calibration.json").write_text(json.dumps(kept))
+
+    file, out = tmp_path / "prompts.txt", tmp_path / "out.json"
+    file.write_text(f"{DIALOGUE}\n{DIALOGUE} Fine.\n")
+    ask = ["--workdir", workdir, "--prompts_file", file, "--batch_size", 2]
+    used = call("generate", *ask, "--json", out)
+    assert used.returncode == 0 and "calibrated: the last candidate;" in used.stderr
+    for own in ("--nocalibration", "--num_nodes=4"):
+        finished = call("generate", *ask, own)
+        assert finished.stdout == used.stdout and "calibrated" not in finished.stderr
+    alone = call("generate", "--workdir", workdir, "--prompt", DIALOGUE)
+    assert "ignored: it is for batch size 2, not 1" in alone.stderr
+    assert alone.stdout == used.stdout.splitlines()[0] + "\n"
+
+    evaluated = call("evaluate", *ask[:2], "--batch_size=2", "--max_records=4", "--json", out)
+    assert evaluated.returncode == 0 and "calibrated: the last" in evaluated.stderr
+    evaluation = json.loads(out.read_text())
+    assert evaluation["identical"] == evaluation["prompts"] == 4
+    assert evaluation["deferred"] == entry["chosen"]["deferred"]
+    nodes = entry["chosen"]["drafter"]
+    nodes = nodes.get("nodes") or len(nodes["parents"]) - 1
+    assert evaluation["draft_nodes"] == nodes != 4
+
+
 def test_bad_command_lines_get_one_line(run, prepared, tmp_path):
     smoke = train_arguments(tmp_path / "x", prepared)
     cases = (
@@ -218,6 +261,10 @@ def test_bad_command_lines_get_one_line(run, prepared, tmp_path):
         (["generate", "--workdir", run, "--prompt", "x", "--checkpoint", "7"], ["'7'", "24"]),
         (["evaluate", "--workdir", run, "--split", "dev"], ["split"]),
         (["evaluate"], ["workdir"]),
+        (["calibrate", "--workdir", run, "--batch_sizes", "1,two"], ["--batch_sizes=1,two"]),
+        (["calibrate", "--workdir", run, "--nodes", "0"], ["--nodes=0", "positive"]),
+        (["calibrate", "--workdir", run, "--plot", "picture.svg"], ["picture.svg", ".png"]),
+        (["calibrate", "--workdir", run, "--num_prompts", "0"], ["num_prompts"]),
     )
     with ThreadPoolExecutor(2) as pool:
         finished = pool.map(lambda case: call(*case[0], stdin=subprocess.DEVNULL), cases)

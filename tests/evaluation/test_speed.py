@@ -6,10 +6,10 @@ import pytest
 
 from ssjax import benchmark
 from ssjax.decoding.decoder import BatchTiming, Completion
-from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, PromptLookup
+from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, PromptLookup, Way
 from ssjax.decoding.sampling import Sampling
 from ssjax.evaluation import speed
-from ssjax.evaluation.speed import TimedBatch, Way
+from ssjax.evaluation.speed import Entry, TimedBatch
 
 
 def batch(num_tokens, prefill, decode, calls):
@@ -25,7 +25,7 @@ FAST = [batch(11, 0.5, 0.5, 5), batch(21, 0.7, 0.8, 6)]
 
 
 def test_figures_by_hand(tiny):
-    way = Way(oracles.make_decoder(*tiny), BestFirstDrafter(4, 3), True)
+    way = Entry(oracles.make_decoder(*tiny), Way(BestFirstDrafter(4, 3), True))
     found = benchmark.describe(way, PLAIN, FAST)
     assert found["identical"] == 2 and found["tokens"] == 32 and found["calls"] == 11
     assert found["tokens_per_call"] == 30 / 11
@@ -64,7 +64,7 @@ def test_intervals_cover_the_truth_and_narrow_with_more_batches():
 def test_every_way_sees_every_prompt_in_order(tiny):
     decoder, prompts = oracles.make_decoder(*tiny), oracles.ragged_prompts(1, 7)
     drafters = (PlainDrafter(), BestFirstDrafter(4, 3), PromptLookup(3, 2))
-    ways = [Way(decoder, drafter, True) for drafter in drafters]
+    ways = [Entry(decoder, Way(drafter, True)) for drafter in drafters]
     seen = []
     results = speed.time_ways(
         ways, prompts, sampling=Sampling(), max_new_tokens=6, batch_size=3, seed=0,

@@ -1,0 +1,189 @@
+"""The calibrations of a run, kept in calibration.json beside it and used from there.
+
+One entry for each device, dtype, checkpoint step and batch size; calibrating again replaces the
+entry with the same key and keeps the others.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ssjax.decoding.drafters import BestFirstDrafter, Drafter, PlainDrafter, StaticDrafter, Way
+from ssjax.decoding.tree import StaticTree
+from ssjax.evaluation.calibration import Acceptance, Calibration, Candidate
+from ssjax.files import write_atomic
+
+FILE = "calibration.json"
+# Fields of `DecodeConfig` that say how to draft: who gives one of them wants no calibration.
+DRAFTING_KEYS = frozenset(
+    {
+        "drafter", "draft_model", "tree", "num_nodes", "branching", "parents", "ranks",
+        "num_streams", "lookup_nodes", "lookup_match", "kept_nodes", "deferred",
+    }
+)  # fmt: skip
+_SWITCH_OFF = "--nocalibration for the settings of the run"
+
+
+@dataclasses.dataclass(frozen=True)
+class Situation:
+    """What a calibration holds for, besides the batch size."""
+
+    device: str  # kind; with their number, if there are several
+    dtype: str  # of computation
+    step: int  # of the checkpoint
+    num_streams: int  # J of the model
+
+
+def find(directory: Path, situation: Situation, batch_size: int) -> tuple[Way | None, str]:
+    """The calibrated way to decode.
+
+    Between two calibrated batch sizes the smaller one holds.
+
+    Args:
+      directory: of the run.
+      situation: of the model that is to decode.
+      batch_size: prompts decoded together.
+
+    Returns:
+      The way, or None if no calibration fits; and a line for the user, which is empty if
+      there is none at all.
+    """
+    path = directory / FILE
+    if not path.exists():
+        return None, ""
+    try:
+        entries = json.loads(path.read_text())["calibrations"]
+        for field in dataclasses.fields(Situation):
+            name, wanted = field.name, getattr(situation, field.name)
+            there = sorted({entry[name] for entry in entries})
+            entries = [entry for entry in entries if entry[name] == wanted]
+            if not entries:
+                return None, _ignored(path, name, there, wanted)
+        smaller = [entry for entry in entries if entry["batch_size"] <= batch_size]
+        if not smaller:
+            there = sorted(entry["batch_size"] for entry in entries)
+            return None, _ignored(path, "batch_size", there, batch_size)
+        entry = max(smaller, key=lambda entry: entry["batch_size"])
+        way = way_from_dict(entry["chosen"])
+        line = f"calibrated: {entry['summary']}; {_SWITCH_OFF}"
+    except (ValueError, KeyError, TypeError) as error:  # of JSON too
+        return None, f"{path} ignored: not a calibration ({error!r}); run ssjax.calibrate again"
+    return way, line
+
+
+def _ignored(path, name, there, wanted) -> str:
+    made = f"{name.replace('_', ' ')} {', '.join(map(str, there))}"
+    return f"{path} ignored: it is for {made}, not {wanted}; run ssjax.calibrate to have one"
+
+
+def store(directory: Path, entries: Sequence[dict[str, Any]]) -> Path:
+    """Adds entries to the file of a run, in place of those with the same keys.
+
+    A file that cannot be read as one is replaced.
+    """
+    path = directory / FILE
+    try:
+        kept = {_key(entry): entry for entry in json.loads(path.read_text())["calibrations"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        kept = {}
+    kept |= {_key(entry): entry for entry in entries}
+    ordered = [kept[key] for key in sorted(kept)]
+    write_atomic(path, json.dumps({"calibrations": ordered}, indent=1) + "\n")
+    return path
+
+
+def _key(entry):
+    names = [field.name for field in dataclasses.fields(Situation)]
+    return tuple(entry[name] for name in (*names, "batch_size"))
+
+
+def entry_of(situation: Situation, acceptance: Acceptance, calibration: Calibration) -> dict:
+    """Plain values of one calibration, as the file holds them."""
+    return {
+        **dataclasses.asdict(situation),
+        "batch_size": calibration.batch_size,
+        "summary": summary(calibration),
+        "prompts": acceptance.num_prompts,
+        "prompt_length": acceptance.prompt_length,
+        "acceptance": acceptance.table.tolist(),
+        "predicted": [
+            {"drafter": _drafter_to_dict(drafter), "tokens_per_call": tokens}
+            for drafter, tokens in acceptance.tokens_per_call.items()
+        ],
+        "chosen": _candidate_values(calibration.chosen),
+        "candidates": [_candidate_values(candidate) for candidate in calibration.candidates],
+    }
+
+
+def summary(calibration: Calibration) -> str:
+    """One line: what was chosen, and by how much."""
+    chosen, plain, draft = calibration.chosen, calibration.plain, calibration.best_draft
+    ratio = draft.tokens_per_second / plain.tokens_per_second
+    at = f"at batch size {calibration.batch_size}"
+    if chosen.is_plain:
+        return (
+            f"plain decoding {at}: no draft pays here (the best, {describe(draft.way)}, would be "
+            f"{ratio:.2f} times as fast)"
+        )
+    return (
+        f"{describe(chosen.way)} {at}: {chosen.tokens_per_call:.2f} tokens per call, "
+        f"{ratio:.2f} times as fast as plain decoding"
+    )
+
+
+def describe(way: Way) -> str:
+    """A way to decode in words."""
+    if way.drafter.num_nodes == 1:
+        return "plain decoding"
+    kind = "static" if isinstance(way.drafter, StaticDrafter) else "best-first"
+    nodes, streams = way.drafter.num_nodes - 1, way.drafter.num_streams
+    order = "deferred" if way.deferred else "beside every node"
+    return (
+        f"{kind} tree of {nodes} node{'s' * (nodes != 1)}, {streams} "
+        f"stream{'s' * (streams != 1)} {order}"
+    )
+
+
+def _candidate_values(candidate: Candidate) -> dict[str, Any]:
+    return {
+        **way_to_dict(candidate.way),
+        "tokens_per_call": candidate.tokens_per_call,
+        "seconds_per_pass": candidate.seconds_per_pass,
+        "tokens_per_second": candidate.tokens_per_second,
+    }
+
+
+def way_to_dict(way: Way) -> dict[str, Any]:
+    """Plain values that `way_from_dict` accepts."""
+    return {"drafter": _drafter_to_dict(way.drafter), "deferred": way.deferred}
+
+
+def way_from_dict(values: dict[str, Any]) -> Way:
+    """Raises: ValueError, KeyError or TypeError, if the values are no way to decode."""
+    return Way(_drafter_from_dict(values["drafter"]), bool(values["deferred"]))
+
+
+def _drafter_to_dict(drafter: Drafter) -> dict[str, Any]:
+    match drafter:
+        case PlainDrafter():
+            return {"kind": "plain"}
+        case BestFirstDrafter(nodes, streams):
+            return {"kind": "best_first", "nodes": nodes, "streams": streams}
+        case StaticDrafter(tree, streams):
+            parents, ranks = list(tree.parents), list(tree.ranks)
+            return {"kind": "static", "parents": parents, "ranks": ranks, "streams": streams}
+    raise TypeError(f"{type(drafter).__name__} has no stored form")
+
+
+def _drafter_from_dict(values: dict[str, Any]) -> Drafter:
+    match values["kind"]:
+        case "plain":
+            return PlainDrafter()
+        case "best_first":
+            return BestFirstDrafter(values["nodes"], values["streams"])
+        case "static":
+            tree = StaticTree(tuple(values["parents"]), tuple(values["ranks"]))
+            return StaticDrafter(tree, values["streams"])
+    raise ValueError(f"unknown drafter {values['kind']!r}")

@@ -1,0 +1,108 @@
+"""What one decode pass costs, by drafter and execution order, on this device.
+
+A pass is everything the loop does: trunk and stream layers, head, verification, cache, streams
+and the next draft. All are timed with the cache that the decoder would give prompts of this
+length, and in turn within each repeat, so that a slow moment of the machine meets all of them.
+Compilation is excluded; the median of the repeats is reported.
+"""
+
+import dataclasses
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from ssjax.decoding import loop
+from ssjax.decoding.decoder import Decoder
+from ssjax.decoding.drafters import Drafter, PlainDrafter, Way
+from ssjax.decoding.loop import DecodeSpec, DecodeState
+from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.tree import NO_PARENT, DraftTree
+
+# A timed loop has as many passes as fill this time, within bounds.
+_LOOP_SECONDS = 0.05
+_FEWEST, _MOST = 4, 100
+
+
+def seconds_per_pass(
+    decoder: Decoder,
+    ways: Sequence[Way],
+    *,
+    batch_size: int,
+    prompt_length: int,
+    max_new_tokens: int,
+    repeats: int,
+    on_compiled: Callable[[int], None] = lambda _: None,
+) -> list[float]:
+    """Median seconds of a pass of a whole batch, in the order of `ways`.
+
+    Args:
+      decoder: the model.
+      ways: drafters that keep nothing between passes; each is compiled once.
+      batch_size: rows of a pass.
+      prompt_length, max_new_tokens: tokens; together they say how large the cache is.
+      repeats: timed loops of each way.
+      on_compiled: called with the number of ways compiled so far.
+    """
+    capacity = decoder.capacity(prompt_length, max_new_tokens)
+    spec = DecodeSpec(capacity, decoder.eos_ids, decoder.pad_id, Sampling(), deferred=True)
+    with jax.set_mesh(decoder.mesh):
+        prompted = _prompted(decoder.model, decoder.params, spec, batch_size, prompt_length)
+        loops = []
+        for number, way in enumerate(ways, start=1):
+            run = functools.partial(
+                _passes, decoder.model, decoder.params, way.drafter,
+                dataclasses.replace(spec, deferred=way.deferred), _ready(prompted, way.drafter),
+            )  # fmt: skip
+            _seconds(run, _FEWEST)  # compiles
+            once = _seconds(run, _FEWEST) / _FEWEST
+            loops.append((run, min(max(math.ceil(_LOOP_SECONDS / once), _FEWEST), _MOST)))
+            on_compiled(number)
+        times = [[_seconds(run, count) / count for run, count in loops] for _ in range(repeats)]
+    return [statistics.median(own) for own in zip(*times, strict=True)]
+
+
+def _seconds(run, count) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(run(count))
+    return time.perf_counter() - began
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
+def _prompted(model, params, spec, batch_size, prompt_length) -> DecodeState:
+    """The state behind a prompt of arbitrary ids."""
+    ids = jnp.arange(prompt_length) % model.config.vocab_size
+    row = jnp.ones(batch_size, jnp.int32)
+    return loop.prefill(
+        model, params, PlainDrafter(), spec, jnp.broadcast_to(ids, (batch_size, prompt_length)),
+        row * prompt_length, row * spec.capacity, jax.random.split(jax.random.key(0), batch_size),
+    )  # fmt: skip
+
+
+def _ready(state: DecodeState, drafter: Drafter) -> DecodeState:
+    """The state of plain decoding as one of this drafter, before its first draft."""
+    root = state.draft
+    more = [(0, 0), (0, drafter.num_nodes - 1)]
+    draft = DraftTree(
+        jnp.pad(root.tokens, more),
+        jnp.pad(root.parent, more, constant_values=NO_PARENT),
+        jnp.pad(root.depth, more),
+    )
+    batch = root.tokens.shape[0]
+    return state.replace(draft=draft, accepted=jnp.zeros((batch, drafter.max_depth), jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def _passes(model, params, drafter, spec, state, count) -> DecodeState:
+    """Runs `count` passes, all at the prompt's length and with no row done."""
+
+    def one(number, following):
+        following = loop.decode_step(model, params, drafter, spec, following)
+        # Were the length constant, masks and rotary tables would leave the loop.
+        return following.replace(length=state.length + number % 2, done=state.done)
+
+    return jax.lax.fori_loop(0, count, one, state)

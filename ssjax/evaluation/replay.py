@@ -1,0 +1,176 @@
+"""What drafts would have done: known outputs replayed with streams at every token.
+
+One causal pass over prompt and output, streams beside every token that a pass may start
+behind. At each output token as root the drafter writes its real tree, which is walked along
+the tokens that are known to follow.
+
+    output        a  b  c  d  e  <eos>
+    accepted      2  0  1  2  0           draft nodes kept if a pass starts with this root
+    passes        a->(b c) d     d->(e <eos>)
+
+A pass starts where the pass before ended, so the passes of a decoding are a chain through
+these numbers, beginning with the token of the prefill: root i goes to i + 1 + accepted[i]. The
+chain is walked on the host. For greedy decoding it is the real one: same passes, same runs,
+up to rounding where two streams' tokens come within float error of each other.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssjax.decoding.decoder import Decoder
+from ssjax.decoding.drafters import Context, Drafter
+from ssjax.decoding.tree import DraftTree
+from ssjax.decoding.verify import accept
+from ssjax.models.attention import Causal
+from ssjax.partitioning import to_host
+
+Tokens = Sequence[int]
+
+UNKNOWN = -1  # behind the end of an output: no token, no rank
+# Roots whose [J, V] probabilities are in memory at once.
+_ROOTS_AT_ONCE = 16
+_WIDTH_MULTIPLE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """One output of n tokens, replayed. Its last token roots nothing."""
+
+    ranks: np.ndarray  # [n - 1, J] int32, rank of the token j + 1 behind the root, or UNKNOWN
+    accepted: np.ndarray  # [n - 1, drafters] int32, draft nodes kept, the root not counted
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a drafter needs for some outputs, as `Completion` counts it."""
+
+    runs: tuple[tuple[int, ...], ...]  # of each output, tokens emitted by each pass
+
+    @property
+    def calls(self) -> int:
+        return sum(len(runs) for runs in self.runs)
+
+    @property
+    def tokens_per_call(self) -> float:
+        """0 where no output needs a pass."""
+        return sum(sum(runs) for runs in self.runs) / max(self.calls, 1)
+
+
+def replay(
+    decoder: Decoder,
+    prompts: Sequence[Tokens],
+    outputs: Sequence[Tokens],
+    drafters: Sequence[Drafter],
+) -> list[Trace]:
+    """Replays outputs of `decoder`, one a time.
+
+    Args:
+      decoder: a model with streams.
+      prompts: ids, at least one each.
+      outputs: what the model made of them, a final end of sequence included.
+      drafters: any that keep nothing between passes; compiled together, once.
+    """
+    longest = max(len(p) + len(o) for p, o in zip(prompts, outputs, strict=True))
+    width = _round_up(longest, _WIDTH_MULTIPLE)
+    num_roots = _round_up(max(max(len(o) for o in outputs) - 1, 1), _ROOTS_AT_ONCE)
+    traces = []
+    for prompt, output in zip(prompts, outputs, strict=True):
+        tokens = np.full(width, decoder.pad_id, np.int32)
+        tokens[: len(prompt) + len(output)] = (*prompt, *output)
+        lengths = np.array([len(prompt), len(prompt) + len(output)], np.int32)
+        with jax.set_mesh(decoder.mesh):
+            ranks, accepted = to_host(
+                _replay(
+                    decoder.model, decoder.params, tuple(drafters), num_roots, decoder.pad_id,
+                    jnp.asarray(tokens), *jnp.asarray(lengths),
+                )
+            )  # fmt: skip
+        known = max(len(output) - 1, 0)
+        traces.append(Trace(ranks[:known], accepted[:known]))
+    return traces
+
+
+def acceptance_table(traces: Sequence[Trace], num_ranks: int) -> np.ndarray:
+    """Shares by stream and rank, [J, num_ranks] float64; all roots count alike.
+
+    A stream's share is taken over the roots behind which its token is known; 0 where there is
+    none.
+    """
+    ranks = np.concatenate([trace.ranks for trace in traces])
+    hits = ranks[:, :, None] == np.arange(num_ranks)
+    return hits.sum(axis=0) / np.maximum((ranks != UNKNOWN).sum(axis=0), 1)[:, None]
+
+
+def predict(traces: Sequence[Trace], drafter: int) -> Prediction:
+    """Walks the chain of passes of one drafter, by its index in `replay`."""
+    return Prediction(tuple(_runs(trace.accepted[:, drafter]) for trace in traces))
+
+
+def _runs(accepted: np.ndarray) -> tuple[int, ...]:
+    """Tokens emitted by each pass; accepted [n - 1]. The last pass is cut where the output ends."""
+    runs, root, last = [], 0, len(accepted)
+    while root < last:
+        runs.append(min(int(accepted[root]) + 1, last - root))
+        root += runs[-1]
+    return tuple(runs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
+def _replay(model, params, drafters, num_roots, pad_id, tokens, prompt_length, length):
+    """Ranks [num_roots, J] and accepted [num_roots, drafters]; tokens [T], lengths [] int32."""
+    width, num_streams = tokens.shape[0], model.streams.num_streams
+    roots = jnp.minimum(prompt_length + jnp.arange(num_roots), length - 1)
+    # The token before the root is the last accepted node of the pass before: streams run there.
+    anchors = jnp.maximum(roots - 1, 0)
+    output = model.apply(
+        {"params": params}, tokens[None], jnp.arange(width)[None], Causal(),
+        anchors=anchors[None], num_streams=num_streams,
+    )  # fmt: skip
+
+    def behind(roots, offset):
+        """The known tokens at these offsets, [C, ...] int32."""
+        place = roots.reshape(-1, *[1] * (offset.ndim - 1)) + offset
+        return jnp.where(place < length, tokens[jnp.minimum(place, width - 1)], UNKNOWN)
+
+    def at_roots(chunk):
+        hidden, roots = chunk  # [C, J, D], [C]
+        logits = model.apply({"params": params}, hidden, method="logits")
+        log_probs = jax.nn.log_softmax(logits, axis=-1)
+        targets = behind(roots, 1 + jnp.arange(num_streams)[None])
+        ranks = jnp.where(targets == UNKNOWN, UNKNOWN, _rank(log_probs, targets))
+        seen = jnp.where(jnp.arange(width) <= roots[:, None], tokens, pad_id)
+        accepted = []
+        for drafter in drafters:
+            tree = _propose(drafter, tokens[roots], log_probs, seen, roots + 1)
+            drawn = behind(roots, 1 + tree.depth)
+            accepted.append(accept(tree, drawn, drafter.max_depth).num_accepted)
+        none = jnp.zeros((roots.shape[0], 0), jnp.int32)
+        return ranks, jnp.stack(accepted, axis=1) if accepted else none
+
+    def chunks(x):
+        return x.reshape(-1, _ROOTS_AT_ONCE, *x.shape[1:])
+
+    found = jax.lax.map(at_roots, (chunks(output.stream_hidden[0]), chunks(roots)))
+    return jax.tree.map(lambda x: x.reshape(num_roots, x.shape[-1]), found)
+
+
+def _propose(drafter: Drafter, root, log_probs, tokens, length) -> DraftTree:
+    """The drafter's tree; as many of the streams as it asks for."""
+    streams = log_probs[:, : drafter.num_streams] if drafter.num_streams else None
+    return drafter.propose(Context(tokens, length, root, streams, None, ()))[0]
+
+
+def _rank(scores, ids):
+    """Place of each id in the falling order of scores, the lower id first among equals."""
+    own = jnp.take_along_axis(scores, jnp.maximum(ids, 0)[..., None], axis=-1)
+    lower = jnp.arange(scores.shape[-1]) < ids[..., None]
+    return ((scores > own) | ((scores == own) & lower)).sum(axis=-1, dtype=jnp.int32)
+
+
+def _round_up(size, multiple):
+    return -(-size // multiple) * multiple
