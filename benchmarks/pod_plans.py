@@ -210,10 +210,10 @@ def _cost_of_method(ours, plain):
 def _line(row, kind):
     program, mesh = row[kind], row["mesh"][kind]
     written = " x ".join(str(mesh[axis]) for axis in partitioning.MESH_AXES)
-    peak = f"{program['peak'] / GIB:.1f} of {row['hbm'] / GIB:.0f}"
     cells = [row["model"], row["topology"], written, str(row["batch_size"][kind])]
     if "peak" not in program:
         return "| " + " | ".join([*cells, "not known", *["-"] * 4, program["error"]]) + " |"
+    peak = f"{program['peak'] / GIB:.1f} of {row['hbm'] / GIB:.0f}"
     if not program["fits"]:
         return "| " + " | ".join([*cells, "**no**", peak, "-", "-", "-", program["advice"]]) + " |"
     bound = max(program["seconds"], key=program["seconds"].get)

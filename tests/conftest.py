@@ -31,6 +31,7 @@ SLOW_FILES = (
     "test_finetune.py",
     "test_losslessness.py",
     "test_partitioning.py",
+    "test_sampling_penalties.py",
 )
 
 

@@ -24,6 +24,8 @@ from ssjax.errors import UserError
 from ssjax.models.axes import param_axes, param_shardings
 from ssjax.models.parameters import flatten
 
+pytestmark = pytest.mark.stress  # 38 programs for 8 devices to compile
+
 GOLDEN = Path(__file__).parent / "golden_shardings.json"
 SHAPE = {"data": 2, "fsdp": 2, "tensor": 4}
 

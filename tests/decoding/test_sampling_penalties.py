@@ -11,7 +11,7 @@ import pytest
 from oracles import TableDrafter, generate, tokens_of, truth_table
 
 from ssjax.decoding import loop
-from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter
+from ssjax.decoding.drafters import BestFirstDrafter, Memoryless, PlainDrafter, StaticDrafter
 from ssjax.decoding.loop import DecodeSpec
 from ssjax.decoding.sampling import Sampling, adjust, extend_history, start_history, warp
 from ssjax.decoding.tree import DraftTree, StaticTree, root_only
@@ -66,7 +66,7 @@ def drawn_by_hand(logits, prompt, output, sampling, key):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MixedDrafter:
+class MixedDrafter(Memoryless):
     """Row i drafts with parts[i % len(parts)]; smaller trees get unused nodes."""
 
     parts: tuple
@@ -80,17 +80,17 @@ class MixedDrafter:
     def max_depth(self):
         return max(part.max_depth for part in self.parts)
 
-    def propose(self, *context):
+    def propose(self, context):
         padded = []
         for part in self.parts:
-            tree = part.propose(*context)
+            tree, _ = part.propose(context)
             unused = [(0, 0), (0, self.num_nodes - tree.tokens.shape[1])]
             parent = jnp.pad(tree.parent, unused, constant_values=-1)
             padded.append(
                 DraftTree(jnp.pad(tree.tokens, unused), parent, jnp.pad(tree.depth, unused))
             )
         rows = jnp.arange(padded[0].tokens.shape[0])
-        return jax.tree.map(lambda *x: jnp.stack(x)[rows % len(self.parts), rows], *padded)
+        return jax.tree.map(lambda *x: jnp.stack(x)[rows % len(self.parts), rows], *padded), ()
 
 
 def random_trees(truth):
