@@ -23,6 +23,8 @@ from ssjax.models.transformer import abstract_params
 from ssjax.programs import make_train_programs
 from ssjax.topologies import CHIPS, GIB, open_topology
 
+pytestmark = pytest.mark.stress  # the TPU compiler takes its time
+
 ROOT = Path(__file__).parents[1]
 EXPERIMENT = f"--config={ROOT / 'experiments' / 'dialogsum.py'}:smoke"
 needs_compiler = pytest.mark.skipif(

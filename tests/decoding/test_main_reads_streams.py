@@ -7,7 +7,7 @@ import oracles
 import pytest
 from oracles import LOGIT_TOLERANCE
 
-from ssjax.config import DecodeConfig
+from ssjax.config import DecodeConfig, StreamsConfig
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter, make_drafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.tree import StaticTree
@@ -113,4 +113,9 @@ def test_streams_cannot_be_cut_or_deferred(reading):
 
 
 def test_drafter_of_the_config_may_use_fewer_streams():
-    assert make_drafter(dataclasses.replace(DecodeConfig(), num_streams=2), 3).num_streams == 2
+    assert (
+        make_drafter(
+            dataclasses.replace(DecodeConfig(), num_streams=2), StreamsConfig(3)
+        ).num_streams
+        == 2
+    )

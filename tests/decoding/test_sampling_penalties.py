@@ -17,6 +17,8 @@ from ssjax.decoding.sampling import Sampling, adjust, extend_history, start_hist
 from ssjax.decoding.tree import DraftTree, StaticTree, root_only
 from ssjax.errors import UserError
 
+pytestmark = pytest.mark.stress  # a program for every option, drafter and temperature
+
 VOCAB, NEW, ROWS, BUCKET = 13, 12, 24, 8
 EOS = (2, 4)  # random weights soon end rows, unless they may not
 SEED = 5

@@ -200,6 +200,7 @@ def test_evaluate_writes_json_and_accepts_changes(run, tmp_path):
     assert (evaluation["draft_nodes"], evaluation["deferred"]) == (6, False)
 
 
+@pytest.mark.stress  # a program for every candidate
 def test_calibrate_then_generate_and_evaluate_use_it(run, tmp_path):
     """On a copy; as measured, then as if on a machine where the best draft pays."""
     workdir = tmp_path / "run"

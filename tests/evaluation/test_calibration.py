@@ -33,6 +33,8 @@ from ssjax.evaluation.calibration import (
 from ssjax.evaluation.replay import UNKNOWN, Trace, acceptance_table, predict, replay
 from ssjax.run import Run
 
+pytestmark = pytest.mark.stress  # a program for every candidate
+
 EOS = (11, 12)
 PROMPTS = oracles.ragged_prompts(seed=21, count=40)
 LIMITS = [i % 14 for i in range(40)]  # 0 and 1 among them: outputs without any decode pass

@@ -4,7 +4,7 @@ import numpy as np
 import oracles
 import pytest
 
-from ssjax import benchmark
+from ssjax import benchmarking
 from ssjax.decoding.decoder import BatchTiming, Completion
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, PromptLookup, Way
 from ssjax.decoding.sampling import Sampling
@@ -26,7 +26,7 @@ FAST = [batch(11, 0.5, 0.5, 5), batch(21, 0.7, 0.8, 6)]
 
 def test_figures_by_hand(tiny):
     way = Entry(oracles.make_decoder(*tiny), Way(BestFirstDrafter(4, 3), True))
-    found = benchmark.describe(way, PLAIN, FAST)
+    found = benchmarking.describe(way, PLAIN, FAST)
     assert found["identical"] == 2 and found["tokens"] == 32 and found["calls"] == 11
     assert found["tokens_per_call"] == 30 / 11
     assert found["call_reduction"] == 30 / 11

@@ -18,6 +18,8 @@ from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
 from ssjax.decoding.tree import root_only
 from ssjax.models.execution import Execution
 
+pytestmark = pytest.mark.stress  # loops of every family to compile
+
 DRAFTER = BestFirstDrafter(5, NUM_STREAMS - 1)
 SPEC = loop.DecodeSpec(MAX_LENGTH, NEVER, pad_id=0, sampling=GREEDY, deferred=True)
 
