@@ -202,7 +202,7 @@ def decode_step(
     """
     cached = state.length - 1
     with jax.named_scope("pass"):
-        tree, mask, output = _run_draft(model, params, drafter, spec, state)
+        tree, mask, output = run_draft(model, params, drafter, spec, state)
     with jax.named_scope("verify"):
         state = state.replace(draft=tree)
         logits = model.apply({"params": params}, output.hidden, method="logits")
@@ -228,14 +228,14 @@ def decode_step(
     with jax.named_scope("draft"):
         stream_hidden = None
         if drafter.num_streams:
-            stream_hidden = _streams_at(
+            stream_hidden = streams_at(
                 model, params, drafter, spec, state, output, mask, acceptance
             )
         at_node = jnp.take_along_axis(output.hidden, acceptance.path[:, -1:, None], axis=1)[:, 0]
         return _propose(model, params, drafter, drafter_params, following, stream_hidden, at_node)
 
 
-def _run_draft(model, params, drafter, spec, state):
+def run_draft(model, params, drafter, spec, state):
     """The model over the draft: (the nodes that were run to the end, what each sees, output)."""
     tree, cached = state.draft, state.length - 1
     mask = ancestor_mask(tree.parent, drafter.max_depth)
@@ -266,7 +266,7 @@ def _streams_in_pass(model, drafter, spec) -> int:
     return 0 if spec.deferred else drafter.num_streams
 
 
-def _streams_at(model, params, drafter, spec, state, output: ModelOutput, mask, acceptance):
+def streams_at(model, params, drafter, spec, state, output: ModelOutput, mask, acceptance):
     """Stream hidden states at the last accepted node, [B, J, D]."""
     node = acceptance.path[:, -1:]  # [B, 1]
     if _streams_in_pass(model, drafter, spec):

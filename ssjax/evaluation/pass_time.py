@@ -27,6 +27,8 @@ from ssjax.decoding.tree import NO_PARENT, DraftTree
 _LOOP_SECONDS = 0.05
 _FEWEST, _MOST = 4, 100
 
+Step = Callable[..., DecodeState]  # with the arguments of `loop.decode_step`
+
 
 def seconds_per_pass(
     decoder: Decoder,
@@ -36,6 +38,7 @@ def seconds_per_pass(
     prompt_length: int,
     max_new_tokens: int,
     repeats: int,
+    steps: Sequence[Step] | None = None,
     on_compiled: Callable[[int], None] = lambda _: None,
 ) -> list[float]:
     """Median seconds of a pass of a whole batch, in the order of `ways`.
@@ -46,16 +49,18 @@ def seconds_per_pass(
       batch_size: rows of a pass.
       prompt_length, max_new_tokens: tokens; together they say how large the cache is.
       repeats: timed loops of each way.
+      steps: what a pass of each way is; None: that of decoding, `loop.decode_step`.
       on_compiled: called with the number of ways compiled so far.
     """
+    steps = [loop.decode_step] * len(ways) if steps is None else steps
     capacity = decoder.capacity(prompt_length, max_new_tokens)
     spec = DecodeSpec(capacity, decoder.eos_ids, decoder.pad_id, Sampling(), deferred=True)
     with jax.set_mesh(decoder.mesh):
         prompted = _prompted(decoder.model, decoder.params, spec, batch_size, prompt_length)
         loops = []
-        for number, way in enumerate(ways, start=1):
+        for number, (way, step) in enumerate(zip(ways, steps, strict=True), start=1):
             run = functools.partial(
-                _passes, decoder.model, decoder.params, way.drafter,
+                _passes, step, decoder.model, decoder.params, way.drafter,
                 dataclasses.replace(spec, deferred=way.deferred), _ready(prompted, way.drafter),
             )  # fmt: skip
             _seconds(run, _FEWEST)  # compiles
@@ -96,12 +101,12 @@ def _ready(state: DecodeState, drafter: Drafter) -> DecodeState:
     return state.replace(draft=draft, accepted=jnp.zeros((batch, drafter.max_depth), jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3))
-def _passes(model, params, drafter, spec, state, count) -> DecodeState:
+@functools.partial(jax.jit, static_argnums=(0, 1, 3, 4))
+def _passes(step, model, params, drafter, spec, state, count) -> DecodeState:
     """Runs `count` passes, all at the prompt's length and with no row done."""
 
     def one(number, following):
-        following = loop.decode_step(model, params, drafter, spec, following)
+        following = step(model, params, drafter, spec, following)
         # Were the length constant, masks and rotary tables would leave the loop.
         return following.replace(length=state.length + number % 2, done=state.done)
 
