@@ -20,7 +20,8 @@ FILE = "calibration.json"
 DRAFTING_KEYS = frozenset(
     {
         "drafter", "draft_model", "tree", "num_nodes", "branching", "parents", "ranks",
-        "num_streams", "lookup_nodes", "lookup_match", "kept_nodes", "deferred",
+        "num_streams", "lookup_nodes", "lookup_match", "kept_nodes", "exit_threshold",
+        "deferred",
     }
 )  # fmt: skip
 _SWITCH_OFF = "--nocalibration for the settings of the run"

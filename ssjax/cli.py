@@ -234,6 +234,9 @@ def define_decode_flags() -> dict[str, flags.FlagHolder]:
         "kept_nodes": flags.DEFINE_integer(
             "kept_nodes", None, "Draft nodes that pass the early exit; 0: all."
         ),
+        "exit_threshold": flags.DEFINE_float(
+            "exit_threshold", None, "Least chance behind its parent by the early exit."
+        ),
         "deferred": flags.DEFINE_bool("deferred", None, "Streams run after verification."),
         "temperature": flags.DEFINE_float("temperature", None, "0: greedy."),
         "top_k": flags.DEFINE_integer("top_k", None, "Sample from the k best; 0: all."),

@@ -223,6 +223,9 @@ class DecodeConfig:
     # Draft nodes that go on into the stream layers, the likeliest by the early exit (it needs
     # streams.exit_rank above 0); 0: all.
     kept_nodes: int = 0
+    # Of those, nodes that the early exit gives a smaller chance behind their parent are dropped
+    # with all below them: the paper's form, which saves no time here; 0: none.
+    exit_threshold: float = 0.0
     # Streams run after verification, at the accepted node alone. Has no effect where the main
     # stream reads its streams: they run in every pass.
     deferred: bool = True
@@ -450,11 +453,13 @@ def _validate(config: Config) -> None:
     _check(decode.lookup_nodes >= 0, "decode.lookup_nodes must be 0 (off) or more")
     _check(decode.lookup_match >= 1, "decode.lookup_match must be at least 1")
     _check(decode.kept_nodes >= 0, "decode.kept_nodes must be 0 (all) or more")
-    _check(
-        decode.kept_nodes == 0 or streams.exit_rank > 0,
-        f"decode.kept_nodes {decode.kept_nodes} needs the early exit that prunes, and "
-        "streams.exit_rank is 0",
-    )
+    _check(0 <= decode.exit_threshold < 1, "decode.exit_threshold must lie in [0, 1)")
+    for key in ("kept_nodes", "exit_threshold"):
+        _check(
+            getattr(decode, key) == 0 or streams.exit_rank > 0,
+            f"decode.{key} {getattr(decode, key)} needs the early exit that prunes, and "
+            "streams.exit_rank is 0",
+        )
     _check(decode.num_nodes >= 1, "decode.num_nodes must be at least 1")
     _check(
         len(decode.branching) >= 1 and min(decode.branching) >= 1,

@@ -50,6 +50,7 @@ class ModelDrafter:
     num_streams: int = 0
     num_heads: int = 0
     kept_nodes: int = 0
+    exit_threshold: float = 0.0
 
     @property
     def num_nodes(self) -> int:

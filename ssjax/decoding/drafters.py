@@ -69,6 +69,10 @@ class Drafter(Protocol):
     def kept_nodes(self) -> int:
         """Draft nodes that the early exit lets into the stream layers; 0: all. See pruning.py."""
 
+    @property
+    def exit_threshold(self) -> float:
+        """Chance behind its parent below which the early exit drops a node; 0: none."""
+
     def start(
         self, params: Params | None, prompts: jax.Array, prompt_length: jax.Array, capacity: int
     ) -> Any:
@@ -90,6 +94,7 @@ class Memoryless:
 
     num_heads = 0
     kept_nodes = 0
+    exit_threshold = 0.0
 
     def start(self, params, prompts, prompt_length, capacity) -> tuple:
         return ()
@@ -117,6 +122,7 @@ class BestFirstDrafter(Memoryless):
     num_draft_nodes: int
     num_streams: int
     kept_nodes: int = 0
+    exit_threshold: float = 0.0
     num_heads: int = 0
 
     @property
@@ -138,6 +144,7 @@ class StaticDrafter(Memoryless):
     tree: StaticTree
     num_streams: int
     kept_nodes: int = 0
+    exit_threshold: float = 0.0
     num_heads: int = 0
 
     @property
@@ -182,6 +189,7 @@ class MergedDrafter:
     drafter: Drafter
     lookup: PromptLookup
     kept_nodes: int = 0
+    exit_threshold: float = 0.0
 
     @property
     def num_nodes(self) -> int:
@@ -250,7 +258,9 @@ def make_drafter(decode: DecodeConfig, streams: StreamsConfig) -> Drafter:
     drafter = _tree_drafter(decode, number, needs)
     if decode.lookup_nodes:
         drafter = MergedDrafter(drafter, lookup)
-    return dataclasses.replace(drafter, kept_nodes=decode.kept_nodes)
+    return dataclasses.replace(
+        drafter, kept_nodes=decode.kept_nodes, exit_threshold=decode.exit_threshold
+    )
 
 
 def _tree_drafter(decode: DecodeConfig, deepest: int, needs: dict[str, int]) -> Drafter:

@@ -244,11 +244,13 @@ def run_draft(model, params, drafter, spec, state):
         {"params": params}, tree.tokens, cached[:, None] + tree.depth, mask, state.cache, cached,
         method="run_trunk",
     )  # fmt: skip
-    if 0 < drafter.kept_nodes < drafter.num_nodes - 1:
+    budget = drafter.kept_nodes or drafter.num_nodes - 1
+    if budget < drafter.num_nodes - 1 or drafter.exit_threshold > 0:
         with jax.named_scope("prune"):
             hidden = model.apply({"params": params}, trunk.hidden, method="early_exit")
             logits = model.apply({"params": params}, hidden, method="logits")
-            tree, kept = prune(tree, joint_log_probs(tree, mask, logits), 1 + drafter.kept_nodes)
+            joint = joint_log_probs(tree, mask, logits, drafter.exit_threshold)
+            tree, kept = prune(tree, joint, min(1 + budget, drafter.num_nodes))
             mask = ancestor_mask(tree.parent, drafter.max_depth)
             trunk = trunk.at_positions(kept)
     nodes = jnp.broadcast_to(jnp.arange(tree.tokens.shape[1]), tree.tokens.shape)

@@ -11,7 +11,13 @@ costs a row, or 1 + J rows with streams beside it:
 
 A joint probability only falls along a path, so what is kept holds the ancestors of its nodes.
 What is pruned is merely not verified: the output does not change.
+
+The paper drops a child, and all below it, whose own probability is under a threshold. That form
+exists too. Shapes of a compiled program being fixed, it saves no rows: a dropped node stays one of
+the kept ones, unused. The number of kept nodes is what saves.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -19,21 +25,26 @@ import jax.numpy as jnp
 from ssjax.decoding.tree import NO_PARENT, DraftTree
 
 
-def joint_log_probs(tree: DraftTree, mask: jax.Array, logits: jax.Array) -> jax.Array:
+def joint_log_probs(
+    tree: DraftTree, mask: jax.Array, logits: jax.Array, threshold: float = 0.0
+) -> jax.Array:
     """How likely the path to each node is, by the early exit, [B, M] float32.
 
     Args:
       tree: M nodes.
       mask: [B, M, M] bool from `tree.ancestor_mask`.
       logits: [B, M, V] float32 of the early exit at every node.
+      threshold: a node whose probability behind its parent is lower is dropped.
 
     Returns:
-      0 for the root, -inf for unused nodes.
+      0 for the root, -inf for unused and dropped nodes and all below a dropped one.
     """
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     parent = jnp.maximum(tree.parent, 0)
     batch = jnp.arange(parent.shape[0])[:, None]
     own = jnp.where(tree.parent == NO_PARENT, 0.0, log_probs[batch, parent, tree.tokens])
+    if threshold > 0:
+        own = jnp.where(own < math.log(threshold), -jnp.inf, own)
     joint = jnp.where(mask, own[:, None, :], 0.0).sum(axis=2)
     unused = (tree.parent == NO_PARENT).at[:, 0].set(False)
     return jnp.where(unused, -jnp.inf, joint)
@@ -48,7 +59,8 @@ def prune(tree: DraftTree, joint: jax.Array, num_kept: int) -> tuple[DraftTree, 
       num_kept: P, at most M.
 
     Returns:
-      A tree of P nodes in the order they had, and their places in the old one, [B, P] int32.
+      A tree of P nodes in the order they had, those of joint -inf unused, and their places in the
+      old one, [B, P] int32.
     """
     # Among equals top_k takes the lower index, so a parent comes before its child.
     kept = jnp.sort(jax.lax.top_k(joint, num_kept)[1], axis=1)
@@ -56,7 +68,8 @@ def prune(tree: DraftTree, joint: jax.Array, num_kept: int) -> tuple[DraftTree, 
     def take(x):
         return jnp.take_along_axis(x, kept, axis=1)
 
+    used = take(joint) > -jnp.inf
     old_parent = take(tree.parent)
     parent = jnp.argmax(kept[:, None, :] == old_parent[:, :, None], axis=2)
-    parent = jnp.where(old_parent == NO_PARENT, NO_PARENT, parent).astype(jnp.int32)
-    return DraftTree(take(tree.tokens), parent, take(tree.depth)), kept
+    parent = jnp.where(used & (old_parent != NO_PARENT), parent, NO_PARENT).astype(jnp.int32)
+    return DraftTree(take(tree.tokens), parent, jnp.where(used, take(tree.depth), 0)), kept

@@ -36,8 +36,10 @@ def random_tree(rng, num_nodes, batch):
     return DraftTree(*map(jnp.asarray, (tokens, parent, depth)))
 
 
-@pytest.mark.parametrize("num_kept", [1, 4, 7, 9])
-def test_keeps_the_likeliest_paths(num_kept):
+@pytest.mark.parametrize(
+    "num_kept, threshold", [(1, 0.0), (4, 0.0), (7, 0.0), (9, 0.0), (4, 0.1), (9, 0.3)]
+)
+def test_keeps_the_likeliest_paths(num_kept, threshold):
     """Against the sum along each path in float64, and a sort of all nodes."""
     rng = np.random.default_rng(num_kept)
     tree = random_tree(rng, 9, batch=40)
@@ -45,7 +47,7 @@ def test_keeps_the_likeliest_paths(num_kept):
     logits[::2] = 0.0
     logits[::2, :, 0] = 40.0  # certain: children as likely as their parents
     mask = ancestor_mask(tree.parent, 8)
-    joint = np.asarray(joint_log_probs(tree, mask, jnp.asarray(logits)))
+    joint = np.asarray(joint_log_probs(tree, mask, jnp.asarray(logits), threshold))
     pruned, kept = jax.jit(prune, static_argnums=2)(tree, jnp.asarray(joint), num_kept)
     log_probs = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
     for row in range(40):
@@ -55,7 +57,8 @@ def test_keeps_the_likeliest_paths(num_kept):
         for node in range(1, 9):
             if parent[node] >= 0:
                 own = log_probs[row, parent[node], tokens[node]]
-                expected[node] = expected[parent[node]] + own
+                if np.exp(own) >= threshold:
+                    expected[node] = expected[parent[node]] + own
         np.testing.assert_allclose(joint[row], expected, atol=1e-4)
         places = kept[row].tolist()
         assert places == sorted(set(places)) and places[0] == 0
@@ -63,9 +66,9 @@ def test_keeps_the_likeliest_paths(num_kept):
         np.testing.assert_allclose(np.sort(expected[places])[::-1], left, atol=1e-4)
         for new, old in enumerate(places):
             assert pruned.tokens[row, new] == tokens[old]
-            assert pruned.depth[row, new] == tree.depth[row, old]
-            above = pruned.parent[row, new]
-            assert (above == -1) == (parent[old] == -1)
+            above, dropped = pruned.parent[row, new], np.isinf(expected[old])
+            assert pruned.depth[row, new] == (0 if dropped else tree.depth[row, old])
+            assert (above == -1) == (old == 0 or dropped)
             if above >= 0:
                 assert places[int(above)] == parent[old]
 
@@ -91,6 +94,7 @@ DRAFTERS = {
     "static": StaticDrafter(StaticTree.from_branching((3, 2, 1)), 3, kept_nodes=5),
     "merged": MergedDrafter(BestFirstDrafter(5, 3), PromptLookup(3, 2), kept_nodes=4),
     "one": BestFirstDrafter(9, 3, kept_nodes=1),
+    "threshold": BestFirstDrafter(9, 3, exit_threshold=0.05),
 }
 
 
@@ -103,6 +107,7 @@ DRAFTERS = {
         ("static", True, 1.2),
         ("merged", False, 0.0),
         ("one", True, 0.0),
+        ("threshold", False, 1.2),
     ],
 )
 def test_pruning_never_changes_tokens(exiting, name, deferred, temperature):
@@ -121,8 +126,9 @@ def test_fewer_nodes_make_shorter_runs(exiting):
     parents = np.array([[-1, 0, 0, 0, 1, 1, 4]], np.int32)
     offset = np.array([[0, 0, 1, 2, 0, 3, 0]], np.int32)
 
-    def runs(kept):
-        drafter = type("Pruned", (TableDrafter,), {"kept_nodes": kept})(truth, offset, parents)
+    def runs(kept, threshold=0.0):
+        settings = {"kept_nodes": kept, "exit_threshold": threshold}
+        drafter = type("Pruned", (TableDrafter,), settings)(truth, offset, parents)
         completions = generate(decoder, prompts, drafter, max_new_tokens=NEW)
         assert tokens_of(completions) == outputs[0.0]
         return [completion.runs for completion in completions]
@@ -132,3 +138,5 @@ def test_fewer_nodes_make_shorter_runs(exiting):
     assert runs(6) == everything
     lengths = {run for row in runs(2) for run in row[1:-1]}
     assert max(lengths) <= 3 and len(lengths) > 1  # what stays is the early exit's choice
+    assert runs(0, threshold=1e-9) == everything
+    assert {run for row in runs(0, threshold=0.999) for run in row[1:]} == {1}  # all are dropped
