@@ -78,6 +78,7 @@ def _small(c):
     c.data.tokenizer_vocab_size = 4096
     c.data.max_prompt_length = 384
     c.data.max_target_length = 72
+    c.data.length_buckets = (192, 288)
     c.data.batch_size = 16
     c.train.num_steps = 2000
     c.train.log_every = 50

@@ -68,6 +68,7 @@ def describe(entry: Entry, plain: list[TimedBatch], own: list[TimedBatch]) -> di
         "speedup": dataclasses.asdict(speed.speedup(plain, own)),
         "decode_speedup": decode_speedup,
         "step_cost": reduction / decode_speedup,
+        "pass_ms": 1e3 * ours.decode_seconds / max(sum(batch.passes for batch in own), 1),
         "draft_nodes": entry.way.drafter.num_nodes - 1,
         "extra_parameters": extra_parameters(entry),
         "peak_bytes": _peak_bytes(),

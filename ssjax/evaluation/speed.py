@@ -39,6 +39,11 @@ class TimedBatch:
         return sum(len(completion.tokens) for completion in self.completions)
 
     @property
+    def passes(self) -> int:
+        """Of the batch: as many as its longest row needed."""
+        return max((completion.calls for completion in self.completions), default=0)
+
+    @property
     def seconds(self) -> float:
         return self.timing.prefill + self.timing.decode
 

@@ -1,0 +1,209 @@
+"""Runs the paper's comparison: trains every model of a suite, measures, and writes the report.
+
+    python -m ssjax.reproduce --suite small --data_path DATA --workdir DIR
+    python -m ssjax.reproduce --suite small --workdir DIR --report docs/results.md
+    python -m ssjax.reproduce --suite smoke --workdir DIR                 (minutes, no data)
+
+DATA holds e2e_nlg/, dialogsum/ and sql_context/ with their published files. To be run in the
+checkout, where experiments/ lies. What is trained and compared: ssjax/study.py. Every step is a
+command of this package in a process of its own; its output goes to DIR/TASK/STEP.log, its result to
+DIR/TASK/STEP.json, and the same command continues where the last one stopped, inside a training
+too. The report is written from those files alone, finished or not.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import flags
+
+from ssjax import cli, study, study_report
+from ssjax.errors import UserError
+from ssjax.files import write_atomic
+from ssjax.study import TaskStudy
+
+_SUITE = flags.DEFINE_enum("suite", None, list(study.SUITES), "What is run.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept.", required=True)
+_DATA = flags.DEFINE_string("data_path", "", "Holds a directory for each task.")
+_TASKS = flags.DEFINE_list("tasks", [], "Only these; default: all of the suite.")
+_REPORT = flags.DEFINE_string(
+    "report", "", "Markdown file to write; its JSON and pictures go to a directory of its name."
+)
+_ONLY_REPORT = flags.DEFINE_bool("only_report", False, "Run nothing, report what there is.")
+flags.adopt_module_key_flags(cli)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One command; done when its result is there."""
+
+    name: str  # of its result and log
+    arguments: tuple[str, ...]  # behind `python -m ssjax.`
+    result: Path
+
+
+def main() -> int:
+    """Runs the suite of the command line; returns the exit code."""
+    suite = {task.task: task for task in study.SUITES[_SUITE.value]}
+    unknown = [name for name in _TASKS.value if name not in suite]
+    if unknown:
+        raise UserError(f"--tasks: {unknown[0]!r} is none of {', '.join(suite)}")
+    chosen = [suite[name] for name in _TASKS.value or suite]
+    root = Path(_WORKDIR.value).absolute()
+    code = 0
+    if not _ONLY_REPORT.value:
+        code = _run_all(chosen, root)
+    if _REPORT.value and code in (0, cli.EXIT_RESUMABLE):
+        study_report.write(Path(_REPORT.value), root, list(suite.values()), _SUITE.value)
+        print(f"report: {_REPORT.value}")
+    return code
+
+
+def _run_all(chosen: list[TaskStudy], root: Path) -> int:
+    for task in chosen:
+        if not Path(experiment_of(task).partition(":")[0]).is_file():
+            raise UserError(f"{experiment_of(task)} is not here; run this in the checkout of ssjax")
+        if task.variant != "smoke" and not (Path(_DATA.value) / task.task).is_dir():
+            raise UserError(
+                f"--data_path {_DATA.value or '(none)'} has no directory {task.task}; give the "
+                "directory that holds e2e_nlg/, dialogsum/ and sql_context/"
+            )
+    for task in chosen:
+        directory = root / task.task
+        directory.mkdir(parents=True, exist_ok=True)
+        for step in steps(task, directory, _DATA.value):
+            if step.result.exists():
+                continue
+            code = _run(step, directory)
+            if code:
+                return code
+    return 0
+
+
+def experiment_of(task: TaskStudy) -> str:
+    """As --config wants it."""
+    return f"experiments/{task.task}.py:{task.variant}"
+
+
+def steps(task: TaskStudy, directory: Path, data_path: str) -> Iterator[Step]:
+    """The commands of a task in order.
+
+    Args:
+      task: its study.
+      directory: of its results.
+      data_path: holds a directory for the task; empty: it needs none.
+    """
+    models = study.trainings(task)
+    runs = {model.name: str(directory / model.name) for model in models}
+    base = directory / "base-model"
+    for model in models:
+        overrides = dict(model.overrides)
+        if model.on_base:
+            overrides |= {"model.pretrained": base, "train.num_steps": task.steps}
+        elif model.name != "base":
+            overrides["data.tokenizer"] = runs["base"]
+        if data_path and task.variant != "smoke":
+            overrides["data.path"] = Path(data_path).absolute() / task.task
+        overrides |= {
+            "workdir": runs[model.name],
+            "data.prepared_dir": directory / "data",
+            "eval.max_records": 8,  # decoded for a first look; what counts is the benchmark
+        }
+        options = [f"--config.{key}={value}" for key, value in overrides.items()]
+        result = directory / f"train-{model.name}.json"
+        train = ("train", f"--config={experiment_of(task)}", *options, f"--json={result}")
+        yield Step(result.stem, train, result)
+        if model.name == "base":
+            export = ("export", f"--workdir={runs['base']}", "--format=orbax", f"--target={base}")
+            yield Step("export-base", export, base)
+    for model in models:
+        workdir = f"--workdir={runs[model.name]}"
+        if model.name in ("base", "draft", "medusa"):
+            continue  # decoded as targets or drafters of others
+        if model.name in ("shared", "lossless", "full"):
+            for verb, options in (
+                ("verify", ("--num_prompts=40",)),
+                ("calibrate", ("--batch_sizes=1,4",)),
+            ):
+                result = directory / f"{verb}-{model.name}.json"
+                yield Step(result.stem, (verb, workdir, *options, f"--json={result}"), result)
+        result = directory / f"benchmark-{model.name}.json"
+        compared = ",".join(study.drafters(task, model.name, runs)) or "plain"
+        options = (f"--drafters={compared}", f"--num_prompts={task.prompts}", f"--json={result}")
+        yield Step(result.stem, ("benchmark", workdir, *options), result)
+
+
+def _run(step: Step, directory: Path) -> int:
+    """Runs a step in a process; returns the exit code of this one, 0 to go on.
+
+    Raises:
+      UserError: the command failed.
+    """
+    command = [sys.executable, "-m", f"ssjax.{step.arguments[0]}", *step.arguments[1:]]
+    cli.say(f"{directory.name}: {step.name}")
+    log = directory / f"{step.name}.log"
+    began = time.time()
+    with log.open("a") as output:
+        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        # A signal to this process alone reaches the child too, which saves and says 42.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: child.send_signal(number))
+        code = child.wait()
+    _note(directory, step, time.time() - began)
+    if code in (cli.EXIT_RESUMABLE, cli.EXIT_INTERRUPTED) or code < 0:
+        cli.say("stopped; the same command continues")
+        return cli.EXIT_RESUMABLE
+    # A certificate that does not hold is a result, exit code 1.
+    if code and not (step.arguments[0] == "verify" and step.result.exists()):
+        lines = log.read_text().strip().splitlines()
+        raise UserError(
+            f"{directory.name}: {step.name} failed: {lines[-1] if lines else 'no output'} "
+            f"(see {log}); mend it and run the same command again"
+        )
+    return 0
+
+
+def _note(directory: Path, step: Step, seconds: float) -> None:
+    """Adds the time of a step to steps.json, with the command and what ran it."""
+    path = directory / "steps.json"
+    noted = json.loads(path.read_text()) if path.exists() else {}
+    before = noted.get(step.name, {"seconds": 0.0})["seconds"]
+    noted[step.name] = {
+        "command": " ".join(("python -m ssjax." + step.arguments[0], *step.arguments[1:])),
+        "seconds": before + seconds,
+        "commit": _commit(),
+        "machine": f"{os.cpu_count()} cores ({_processor()}), Python {platform.python_version()}",
+    }
+    write_atomic(path, json.dumps(noted, indent=2) + "\n")
+
+
+def _processor() -> str:
+    """Its name where Linux tells, else the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _commit() -> str:
+    """Of the checkout, with a mark if it was changed; empty where there is no git."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
+    return described.stdout.strip()
+
+
+if __name__ == "__main__":
+    cli.run(main)

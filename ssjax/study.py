@@ -1,0 +1,156 @@
+"""The paper's comparison at the size of a laptop: which models are trained, and what is measured.
+
+Per task a base model, from random weights. On that base: a plain fine-tune, streams in every mode,
+Medusa heads, and beside it a draft model of a quarter of its size. Then every way to decode, on the
+same prompts. A study is a list of commands of this package; `ssjax.reproduce` runs them.
+
+    base      all weights, no streams
+    finetune  LoRA on the base, no streams: what `shared` is compared with
+    shared    LoRA on the base with streams: a new model
+    lossless  LoRA for stream rows of the frozen base, with the early exit
+    medusa    Medusa heads on the frozen base
+    full      all weights of the base with streams: a new model
+    draft     a quarter of the base's size, no streams, drafts for the base
+
+    ablations of `shared`, the same number of steps:
+    streams-2, streams-8    number of streams
+    layers-N                number of stream layers
+    reads-streams           the main stream reads its streams (the PMLR form)
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+Overrides = Mapping[str, Any]  # dotted config keys
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskStudy:
+    """One task: its experiment, and how much of it is trained and decoded."""
+
+    task: str  # name of the experiment file and of the directory of its data
+    variant: str
+    base_steps: int
+    steps: int  # of every fine-tune
+    num_layers: int  # of the base
+    draft: Overrides  # sizes of the draft model
+    nodes: tuple[int, ...] = (2, 4, 8, 16, 32)  # draft nodes of the curves
+    prompts: int = 500  # test prompts that are decoded, at most
+    ablations: bool = False
+
+    @property
+    def compared_nodes(self) -> int:
+        """Draft nodes at which drafters and ablations are compared."""
+        return max(n for n in self.nodes if n <= 16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A model to be trained."""
+
+    name: str  # of its directory
+    overrides: Overrides
+    on_base: bool = True
+
+    @property
+    def is_ablation(self) -> bool:
+        return self.name not in MODELS
+
+
+MODELS = ("base", "draft", "finetune", "shared", "lossless", "medusa", "full")
+
+
+def _quarter(num_layers: int) -> Overrides:
+    """Half the width of the small experiments and fewer layers: a quarter of the weights."""
+    return {
+        "model.embed_dim": 96,
+        "model.num_heads": 3,
+        "model.num_kv_heads": 1,
+        "model.mlp_dim": 256,
+        "model.num_layers": num_layers,
+    }
+
+
+_TINY = {"model.embed_dim": 16, "model.mlp_dim": 32, "model.num_layers": 2}
+SUITES = {
+    "small": (
+        TaskStudy("e2e_nlg", "small", 1600, 600, 4, _quarter(3), ablations=True),
+        TaskStudy("dialogsum", "small", 1600, 400, 6, _quarter(4)),
+        TaskStudy("sql_context", "small", 1600, 400, 6, _quarter(4)),
+    ),
+    # The same commands in minutes on generated records, to see that they work; the figures mean
+    # nothing.
+    "smoke": (
+        TaskStudy("dialogsum", "smoke", 24, 12, 3, _TINY, nodes=(2, 4), prompts=4, ablations=True),
+    ),
+}
+
+_LORA = {
+    "adaptation.rank": 16,
+    "adaptation.alpha": 32.0,
+    "optimizer.learning_rate": 4e-3,
+    "optimizer.decay": "linear",
+    "optimizer.weight_decay": 0.0,
+}
+_SHARED = {"adaptation.mode": "shared"} | _LORA
+_FROZEN = {"adaptation.mode": "lossless", "loss.main_weight": 0.0, "loss.stream_weight": 1.0}
+_PLAIN = {"streams.num_streams": 0}
+
+
+def trainings(study: TaskStudy) -> list[Training]:
+    """The models of a task, each behind what it needs."""
+    base_steps = {"train.num_steps": study.base_steps}
+    models = [
+        Training("base", _PLAIN | base_steps, on_base=False),
+        Training("draft", _PLAIN | base_steps | study.draft, on_base=False),
+        Training("finetune", _SHARED | _PLAIN),
+        Training("shared", _SHARED),
+        Training("lossless", _LORA | _FROZEN | {"streams.exit_rank": 8}),
+        Training("medusa", _LORA | _FROZEN | {"drafter.kind": "medusa"}),
+        Training("full", {"optimizer.learning_rate": 1e-3}),
+    ]
+    return models + (ablations(study) if study.ablations else [])
+
+
+def ablations(study: TaskStudy) -> list[Training]:
+    """Changes of `shared`, one at a time."""
+    layers = [n for n in (1, study.num_layers // 2 + 1, study.num_layers) if n > 0]
+    changes = {
+        "streams-2": {"streams.num_streams": 2},
+        "streams-8": {"streams.num_streams": 8},
+        **{f"layers-{n}": {"streams.num_stream_layers": n} for n in dict.fromkeys(layers)},
+        "reads-streams": {"streams.main_reads_streams": True},
+    }
+    return [Training(name, _SHARED | change) for name, change in changes.items()]
+
+
+def drafters(study: TaskStudy, model: str, directories: Mapping[str, str]) -> list[str]:
+    """What is compared on a model, as `ssjax.benchmark --drafters` wants it.
+
+    Args:
+      study: of the task.
+      model: name of the training.
+      directories: of the models by name.
+    """
+    if model == "finetune":
+        return []  # its quality is of interest, not its speed
+    trees = [f"streams:num_nodes={n}" for n in study.nodes]
+    if model in ("shared", "full"):
+        return [*trees, "calibrated"]
+    if model != "lossless":
+        return [f"streams:num_nodes={study.compared_nodes}"]
+    heads = [f"medusa@{directories['medusa']}:num_nodes={n}" for n in study.nodes]
+    chains = [f"draft_model@{directories['draft']}:num_nodes={n}" for n in (2, 4)]
+    merged = f"streams:num_nodes={study.compared_nodes}:lookup_nodes=4"
+    lookup = ["prompt_lookup:num_nodes=4", merged]
+    return [*trees, *heads, *chains, *lookup, *cartesian_trees(study), "calibrated"]
+
+
+def cartesian_trees(study: TaskStudy) -> list[str]:
+    """The paper's trees of 3 streams with k children a node, as they are and pruned."""
+    named = []
+    for k in (2, 3, 4):
+        tree = f"streams:tree=static:branching={k}/{k}/{k}"
+        named += [tree, f"{tree}:kept_nodes={study.compared_nodes}"]
+    return named

@@ -1,0 +1,335 @@
+"""The report of a study: tables and pictures from the JSON files that its steps left.
+
+`write` makes FILE.md and, in a directory of its name, the JSON files that its numbers come from and
+the pictures. A step that has not run yet is "not measured". What a reader should make of it is
+written by hand in FILE/reading.md, which the report begins with if it is there.
+"""
+
+import io
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssjax import study
+from ssjax.files import write_atomic
+from ssjax.study import TaskStudy
+
+NOT_MEASURED = "not measured"
+
+_PAPER = (  # table 1 of arXiv:2402.11131v1; speedup / call reduction / metric
+    ("SQL, exact match", "OPT-1.3b", "2.07 / 2.79 / 84.98", "2.39 / 3.57 / 87.40", "84.98"),
+    ("", "Phi-1.3b", "2.58 / 3.25 / 88.71", "2.62 / 3.53 / 89.90", "88.71"),
+    ("", "OpenLLaMA-7b", "3.20 / 4.10 / 90.11", "3.14 / 4.13 / 91.70", "89.88"),
+    ("DialogSum, ROUGE-1", "OPT-1.3b", "1.56 / 1.91 / 43.40", "1.94 / 2.62 / 44.07", "43.40"),
+    ("", "Phi-1.3b", "1.89 / 2.28 / 43.57", "1.83 / 2.34 / 43.36", "43.57"),
+    ("", "OpenLLaMA-7b", "1.76 / 2.25 / 44.20", "1.87 / 2.51 / 43.92", "44.20"),
+    ("E2E, ROUGE-1", "OPT-1.3b", "2.13 / 2.95 / 69.48", "2.45 / 3.72 / 69.32", "69.48"),
+    ("", "Phi-1.3b", "2.78 / 3.35 / 67.90", "2.84 / 3.69 / 67.40", "67.90"),
+    ("", "OpenLLaMA-7b", "2.70 / 3.22 / 69.50", "2.96 / 3.55 / 68.66", "69.50"),
+)
+
+_MODES = {
+    "lossless": "the base model, frozen",
+    "shared": "fine-tuned with LoRA and streams: a new model",
+    "full": "all weights fine-tuned with streams: a new model",
+}
+
+
+def write(target: Path, root: Path, suite: Sequence[TaskStudy], name: str) -> None:
+    """Writes the report of whatever is done.
+
+    Args:
+      target: Markdown file.
+      root: work directory of `ssjax.reproduce`.
+      suite: all of its tasks.
+      name: of the suite.
+    """
+    kept = target.with_suffix("")
+    kept.mkdir(parents=True, exist_ok=True)
+    sections = [_read_text(kept / "reading.md"), _how(root, suite, name)]
+    for task in suite:
+        results = read_results(root / task.task)
+        _keep(root / task.task, kept / task.task, results)
+        sections += [f"## {task.task}", *task_sections(task, results)]
+        pictures = _pictures(task, root / task.task, results)
+        for picture, content in pictures.items():
+            path = kept / task.task / f"{picture}.png"
+            write_atomic(path, content)
+            sections.append(f"![{picture}]({path.relative_to(target.parent)})")
+    sections += [
+        "## The paper's own numbers",
+        "Table 1 of arXiv:2402.11131v1, models of another size on other hardware (an A100, batch "
+        "size 1): speedup / call reduction / metric.",
+        table(["task", "model", "Medusa", "Speculative Streaming", "plain fine-tune"], _PAPER),
+    ]
+    write_atomic(target, "\n\n".join(section for section in sections if section) + "\n")
+
+
+def read_results(directory: Path) -> dict[str, Any]:
+    """The JSON results of a task by the names of their steps."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))}
+
+
+def _keep(source: Path, target: Path, results: Mapping[str, Any]) -> None:
+    """Copies what the report's numbers come from, without the example texts of trainings."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in results:
+        if not name.startswith("train-"):
+            shutil.copyfile(source / f"{name}.json", target / f"{name}.json")
+    for metrics in source.glob("*/metrics.jsonl"):
+        shutil.copyfile(metrics, target / f"metrics-{metrics.parent.name}.jsonl")
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text().strip() if path.exists() else ""
+
+
+def _how(root: Path, suite: Sequence[TaskStudy], name: str) -> str:
+    noted = {}
+    for task in suite:
+        steps = read_results(root / task.task).get("steps", {})
+        noted |= {f"{task.task}/{step}": value for step, value in steps.items()}
+    hours = sum(value["seconds"] for value in noted.values()) / 3600
+    commits = sorted({value["commit"] for value in noted.values() if value["commit"]})
+    machines = sorted({value["machine"] for value in noted.values()})
+    return (
+        f"# Results of the suite `{name}`\n\n"
+        f"`python -m ssjax.reproduce --suite {name} --data_path DATA --workdir DIR --report FILE`: "
+        f"{len(noted)} steps, {hours:.1f} hours, on {'; '.join(machines) or NOT_MEASURED}, commit "
+        f"{', '.join(commits) or 'unknown'}. float32, greedy, batch size 1, compilation excluded, "
+        "all ways to decode in turn on the same prompts. Every number comes from a JSON file in the "
+        "directory named like this page; `steps.json` has command and seconds of each step."
+    )
+
+
+def task_sections(task: TaskStudy, results: Mapping[str, Any]) -> list[str]:
+    """The tables of a task."""
+    sections = ["### Models", models_table(task, results)]
+    for model, about in _MODES.items():
+        rows = rows_of(results, f"benchmark-{model}")
+        chosen = [row for row in rows if _compared(task, row)]
+        sections += [f"### Ways to decode `{model}`: {about}", drafters_table(chosen)]
+        sections += [_certificate(results.get(f"verify-{model}"))]
+    sections += ["### Tokens per call by draft nodes", budget_table(task, results)]
+    sections += ["### The paper's trees, pruned and not", pruning_table(results)]
+    if task.ablations:
+        sections += [
+            f"### Ablations of `shared`, {task.compared_nodes} draft nodes",
+            ablations_table(task, results),
+        ]
+    return sections
+
+
+def rows_of(results: Mapping[str, Any], name: str) -> list[dict]:
+    """Rows of a benchmark by their names on the command line; [] if it has not run."""
+    return results[name]["rows"] if name in results else []
+
+
+def _compared(task: TaskStudy, row: dict) -> bool:
+    """Whether a row belongs into the table of drafters, at about the same number of nodes."""
+    name = row["drafter"]
+    if "static" in name:
+        return False
+    one_of_several = f"num_nodes={task.compared_nodes}" in name or name.startswith("draft_model")
+    return one_of_several or name in ("plain", "calibrated") or name.startswith("prompt_lookup")
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    if not rows:
+        return f"{NOT_MEASURED}."
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def models_table(task: TaskStudy, results: Mapping[str, Any]) -> str:
+    """Parameters, time of training and quality of every model."""
+    heads = [
+        "model",
+        "parameters",
+        "steps",
+        "minutes",
+        "tokens per call",
+        "quality, plain decoding",
+    ]
+    rows = []
+    steps = results.get("steps", {})
+    for training in study.trainings(task):
+        if training.is_ablation:
+            continue
+        name = training.name
+        seconds = steps.get(f"train-{name}", {}).get("seconds")
+        if seconds is None:
+            continue
+        target = {"base": "lossless", "medusa": "lossless"}.get(name, name)
+        benchmark = results.get(f"benchmark-{target}")
+        plain = benchmark["rows"][0] if benchmark else None
+        own = [r for r in rows_of(results, f"benchmark-{name}") if _compared(task, r)]
+        fastest = max((r["tokens_per_call"] for r in own), default=None)
+        rows.append(
+            [
+                f"`{name}`",
+                f"{benchmark['parameters']:,}" if benchmark else "-",
+                str(task.base_steps if not training.on_base else task.steps),
+                f"{seconds / 60:.1f}",
+                f"{fastest:.2f}" if fastest else "-",
+                _quality(plain) if plain else "-",
+            ]
+        )
+    return table(heads, rows)
+
+
+def drafters_table(rows: Sequence[dict]) -> str:
+    """Every way to decode one model."""
+    heads = [
+        "drafter", "draft nodes", "as plain", "tokens per call", "acceptance by depth", "speedup",
+        "step cost", "extra parameters", "quality",
+    ]  # fmt: skip
+    return table(
+        heads,
+        [
+            [
+                f"`{_short(row['drafter'])}`",
+                str(row["draft_nodes"]),
+                str(row["identical"]),
+                f"{row['tokens_per_call']:.2f}",
+                " ".join(f"{share:.2f}" for share in row["acceptance_by_depth"]) or "-",
+                "{value:.2f} ({low:.2f}-{high:.2f})".format(**row["speedup"]),
+                f"{row['step_cost']:.2f}",
+                f"{row['extra_parameters']:,}",
+                _quality(row),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def budget_table(task: TaskStudy, results: Mapping[str, Any]) -> str:
+    """Tokens per call by node budget, a column for each way to draft."""
+    curves = budget_curves(task, results)
+    rows = [
+        [
+            str(nodes),
+            *(f"{curve[nodes]:.2f}" if nodes in curve else "-" for curve in curves.values()),
+        ]
+        for nodes in task.nodes
+        if any(nodes in curve for curve in curves.values())
+    ]
+    return table(["draft nodes", *curves], rows)
+
+
+def budget_curves(task: TaskStudy, results: Mapping[str, Any]) -> dict[str, dict[int, float]]:
+    """By way to draft: tokens per call by draft nodes."""
+    curves: dict[str, dict[int, float]] = {}
+    for model in _MODES:
+        for row in rows_of(results, f"benchmark-{model}"):
+            kind, _, settings = _short(row["drafter"]).partition(":")
+            if not settings.startswith("num_nodes=") or ":" in settings:
+                continue
+            name = f"{model}: {kind}"
+            curves.setdefault(name, {})[row["draft_nodes"]] = row["tokens_per_call"]
+    return {name: curve for name, curve in curves.items() if len(curve) > 1}
+
+
+def pruning_table(results: Mapping[str, Any]) -> str:
+    """What pruning cost in tokens and saved in time, and the best-first tree beside it."""
+    rows = [r for r in rows_of(results, "benchmark-lossless") if "static" in r["drafter"]]
+    heads = ["tree", "nodes", "tokens per call", "milliseconds per pass", "speedup"]
+    return table(
+        heads,
+        [
+            [
+                f"`{_short(row['drafter'])}`",
+                str(row["draft_nodes"]),
+                f"{row['tokens_per_call']:.2f}",
+                f"{row['pass_ms']:.2f}",
+                "{value:.2f} ({low:.2f}-{high:.2f})".format(**row["speedup"]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def ablations_table(task: TaskStudy, results: Mapping[str, Any]) -> str:
+    """One change of `shared` at a time."""
+    rows = []
+    for name in ["shared", *(t.name for t in study.trainings(task) if t.is_ablation)]:
+        found = rows_of(results, f"benchmark-{name}")
+        wanted = f"streams:num_nodes={task.compared_nodes}"
+        for row in found:
+            if row["drafter"] == wanted:
+                plain = found[0]
+                rows.append(
+                    [
+                        f"`{name}`",
+                        f"{row['tokens_per_call']:.2f}",
+                        " ".join(f"{share:.2f}" for share in row["acceptance_by_depth"]),
+                        f"{row['step_cost']:.2f}",
+                        _quality(plain),
+                    ]
+                )
+    heads = ["change", "tokens per call", "acceptance by depth", "step cost", "quality"]
+    return table(heads, rows)
+
+
+def _certificate(result: Mapping[str, Any] | None) -> str:
+    if result is None:
+        return f"Certificate: {NOT_MEASURED}."
+    return f"Certificate (`ssjax.verify`): {'holds' if result['holds'] else 'DOES NOT HOLD'}."
+
+
+def _short(drafter: str) -> str:
+    """The name without the directory of another model."""
+    kind, colon, rest = drafter.partition(":")
+    return kind.partition("@")[0] + colon + rest
+
+
+def _quality(row: Mapping[str, Any]) -> str:
+    return f"ROUGE-1 {row['rouge1']:.2f}"
+
+
+def _pictures(task: TaskStudy, directory: Path, results: Mapping[str, Any]) -> dict[str, bytes]:
+    """Name -> PNG: tokens per call by nodes, acceptance by depth, losses."""
+    pictures = {}
+    curves = budget_curves(task, results)
+    if curves:
+        lines = {name: sorted(curve.items()) for name, curve in curves.items()}
+        pictures["tokens-per-call"] = _lines(lines, "draft nodes", "tokens per call")
+    depths = {}
+    for model in _MODES:
+        for row in rows_of(results, f"benchmark-{model}"):
+            if f"num_nodes={task.compared_nodes}" in row["drafter"]:
+                kind = _short(row["drafter"]).partition(":")[0]
+                shares = row["acceptance_by_depth"]
+                depths.setdefault(f"{model}: {kind}", list(enumerate(shares, start=1)))
+    if depths:
+        pictures["acceptance"] = _lines(depths, "depth", "passes that kept a node there")
+    losses = {}
+    for training in study.trainings(task):
+        path = directory / training.name / "metrics.jsonl"
+        if path.exists() and not training.is_ablation:
+            records = [json.loads(line) for line in path.read_text().splitlines()]
+            points = [(r["step"], r["loss_main"]) for r in records if "loss_main" in r]
+            if points:
+                losses[training.name] = points
+    if losses:
+        pictures["losses"] = _lines(losses, "step", "training loss of the main stream")
+    return pictures
+
+
+def _lines(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for name, points in lines.items():
+        axes.plot(*zip(*points, strict=True), "o-", label=name, markersize=3)
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
