@@ -99,7 +99,7 @@ def _how(root: Path, suite: Sequence[TaskStudy], name: str) -> str:
         f"`python -m ssjax.reproduce --suite {name} --data_path DATA --workdir DIR --report FILE`: "
         f"{len(noted)} steps, {hours:.1f} hours, on {'; '.join(machines) or NOT_MEASURED}, commit "
         f"{', '.join(commits) or 'unknown'}. float32, greedy, batch size 1, compilation excluded, "
-        "all ways to decode in turn on the same prompts. Every number comes from a JSON file in the "
+        "all ways to decode in turn on the same prompts. Every number is in a JSON file of the "
         "directory named like this page; `steps.json` has command and seconds of each step."
     )
 
