@@ -281,7 +281,17 @@ def given(holders: dict[str, flags.FlagHolder]) -> dict:
     return {name: holder.value for name, holder in holders.items() if holder.value is not None}
 
 
+def _underscored(argument: str) -> str:
+    """--batch-sizes=1 as --batch_sizes=1: a flag may be written either way."""
+    name, equals, value = argument.partition("=")
+    known = name.removeprefix("--").replace("-", "_")
+    return (
+        f"--{known}{equals}{value}" if name.startswith("--") and known in flags.FLAGS else argument
+    )
+
+
 def _parse_flags(argv):
+    argv = [_underscored(argument) for argument in argv]
     try:
         return app.parse_flags_with_usage(argv) if "--help" in argv else flags.FLAGS(argv)
     except flags.Error as error:

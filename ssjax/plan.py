@@ -34,7 +34,6 @@ _CONFIG = config_flags.DEFINE_config_file(
 _TOPOLOGY = flags.DEFINE_string("topology", "", "TPU to compile for, such as v5e:4x4 or v5p:4x4x4.")
 _DEVICES = flags.DEFINE_integer("devices", 0, "Without a topology: simulated CPU devices.")
 _SHOW = flags.DEFINE_bool("show_shardings", False, "Print where every leaf lies; compile nothing.")
-flags.DEFINE_alias("show-shardings", "show_shardings")
 _JSON = flags.DEFINE_string("json", "", "Also write the plan to this file.")
 
 

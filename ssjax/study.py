@@ -81,9 +81,7 @@ SUITES = {
     ),
     # The same commands in minutes on generated records, to see that they work; the figures mean
     # nothing.
-    "smoke": (
-        TaskStudy("dialogsum", "smoke", 24, 12, 3, _TINY, nodes=(2, 4), prompts=4, ablations=True),
-    ),
+    "smoke": (TaskStudy("dialogsum", "smoke", 24, 12, 3, _TINY, nodes=(2, 4), prompts=4),),
 }
 
 _LORA = {

@@ -1,0 +1,145 @@
+"""The paper's comparison: its commands are valid, it goes on where it stopped, its report reads."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ssjax import config as config_lib
+from ssjax import reproduce, study, study_report
+from ssjax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+TASKS = {f"{name}-{task.task}": task for name, tasks in study.SUITES.items() for task in tasks}
+
+
+def config_of(step):
+    """The config that a training step asks for."""
+    path, _, variant = step.arguments[1].removeprefix("--config=").partition(":")
+    config = runpy.run_path(str(ROOT / path))["get_config"](variant)
+    for argument in step.arguments[2:]:
+        if argument.startswith("--config."):
+            key, _, value = argument.removeprefix("--config.").partition("=")
+            group, _, name = key.rpartition(".")
+            target = config[group] if group else config
+            target[name] = type(target[name])(value)
+    return config_lib.from_config_dict(config)
+
+
+def training_configs(task, directory):
+    steps = reproduce.steps(task, directory, "")
+    return {s.name.removeprefix("train-"): config_of(s) for s in steps if s.arguments[0] == "train"}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_training_has_a_valid_config(name, tmp_path):
+    task = TASKS[name]
+    steps = list(reproduce.steps(task, tmp_path, ""))
+    assert len({step.name for step in steps}) == len({step.result for step in steps}) == len(steps)
+    configs = training_configs(task, tmp_path)
+    assert list(configs) == [training.name for training in study.trainings(task)]
+    for model, config in configs.items():
+        on_base = model not in ("base", "draft")
+        assert config.train.num_steps == (task.steps if on_base else task.base_steps)
+        assert config.workdir == str(tmp_path / model)
+        assert config.model.pretrained == (str(tmp_path / "base-model") if on_base else "")
+    assert configs["base"].model.num_layers == task.num_layers
+    assert configs["draft"].data.tokenizer == configs["base"].workdir
+    if task.variant == "small":
+        assert configs["medusa"].streams.medusa_heads == configs["lossless"].streams.num_streams
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name.startswith("small")])
+def test_a_draft_model_is_a_quarter_of_its_base(name, tmp_path):
+    configs = training_configs(TASKS[name], tmp_path)
+    vocab = configs["base"].data.tokenizer_vocab_size
+
+    def weights(m):
+        heads = 2 * m.num_heads + 2 * m.num_kv_heads
+        return m.embed_dim * (m.num_layers * (heads * m.head_dim + 3 * m.mlp_dim) + vocab)
+
+    assert 0.2 < weights(configs["draft"].model) / weights(configs["base"].model) < 0.3
+
+
+def row(drafter, nodes, tokens):
+    interval = {"value": 0.5, "low": 0.4, "high": 0.6}
+    return {
+        "drafter": drafter, "draft_nodes": nodes, "identical": 4, "tokens_per_call": tokens,
+        "acceptance_by_depth": [0.75, 0.25], "speedup": interval, "step_cost": 2.5, "pass_ms": 1.25,
+        "extra_parameters": 96, "rouge1": 12.5,
+    }  # fmt: skip
+
+
+def test_the_report_holds_what_was_measured_and_says_what_was_not(tmp_path):
+    (task,) = study.SUITES["smoke"]
+    directory = tmp_path / "work" / task.task
+    directory.mkdir(parents=True)
+    steps = {
+        "train-base": {"seconds": 90.0, "command": "x", "commit": "abc", "machine": "2 cores"},
+        "train-lossless": {"seconds": 60.0, "command": "x", "commit": "abc", "machine": "2 cores"},
+    }
+    (directory / "steps.json").write_text(json.dumps(steps))
+    rows = [row("plain", 0, 1.0)] + [row(f"streams:num_nodes={n}", n, 1 + n / 10) for n in (2, 4)]
+    rows += [row(f"medusa@DIR:num_nodes={n}", n, 1 + n / 20) for n in (2, 4)]
+    rows += [row("streams:tree=static:branching=3/3/3:kept_nodes=4", 39, 1.6)]
+    benchmark = {"parameters": 1000, "rows": rows}
+    (directory / "benchmark-lossless.json").write_text(json.dumps(benchmark))
+    (directory / "verify-lossless.json").write_text(json.dumps({"holds": True}))
+    target = tmp_path / "docs" / "results.md"
+    study_report.write(target, tmp_path / "work", [task], "smoke")
+    text = target.read_text()
+    assert "| 2 | 1.20 | 1.10 |" in text and "| 4 | 1.40 | 1.20 |" in text
+    assert (
+        "| `medusa:num_nodes=4` | 4 | 4 | 1.20 | 0.75 0.25 | 0.50 (0.40-0.60) | 2.50 | 96 |" in text
+    )
+    assert "| `streams:tree=static:branching=3/3/3:kept_nodes=4` | 39 | 1.60 | 1.25 |" in text
+    assert "commit abc" in text and "| `base` | 1,000 | 24 | 1.5 |" in text
+    assert "Certificate (`ssjax.verify`): holds." in text
+    assert text.count("not measured") == 4  # two models, each with its certificate
+    assert "DIR" not in text.partition("--data_path DATA --workdir DIR")[2]
+    kept = target.with_suffix("") / task.task
+    assert json.loads((kept / "benchmark-lossless.json").read_text()) == benchmark
+    assert (kept / "tokens-per-call.png").read_bytes().startswith(b"\x89PNG")
+    (target.with_suffix("") / "reading.md").write_text("What to make of it.")
+    study_report.write(target, tmp_path / "work", [task], "smoke")
+    assert target.read_text().startswith("What to make of it.\n\n# Results")
+
+
+def test_a_step_that_fails_is_one_line_with_its_log(tmp_path):
+    arguments = ("export", "--workdir=nowhere", "--format=orbax", f"--target={tmp_path / 'x'}")
+    step = reproduce.Step("export-base", arguments, tmp_path / "x")
+    with pytest.raises(UserError, match="export-base failed: error: .*nowhere.*export-base.log"):
+        reproduce._run(step, tmp_path)
+    assert json.loads((tmp_path / "steps.json").read_text())["export-base"]["seconds"] > 0
+
+
+@pytest.mark.stress
+def test_the_smoke_suite_is_stopped_and_goes_on(tmp_path):
+    command = [
+        sys.executable, "-m", "ssjax.reproduce", "--suite=smoke", f"--workdir={tmp_path}",
+        f"--report={tmp_path / 'results.md'}",
+    ]  # fmt: skip
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    first = subprocess.Popen(command, cwd=ROOT, env=environment)
+    (task,) = study.SUITES["smoke"]
+    metrics = tmp_path / task.task / "draft" / "metrics.jsonl"
+    while not metrics.exists() or not metrics.read_text():
+        assert first.poll() is None
+        time.sleep(0.2)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(timeout=120) == 42
+    assert not (tmp_path / task.task / "train-draft.json").exists()
+    before = (tmp_path / task.task / "train-base.json").stat().st_mtime_ns
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=1500)
+    assert (tmp_path / task.task / "train-base.json").stat().st_mtime_ns == before
+    text = (tmp_path / "results.md").read_text()
+    assert "not measured" not in text and text.count("Certificate (`ssjax.verify`): holds.") == 3
+    results = study_report.read_results(tmp_path / task.task)
+    for row in results["benchmark-lossless"]["rows"]:
+        assert row["identical"] == results["benchmark-lossless"]["prompts"]
