@@ -2,6 +2,8 @@
 
 Small   python -m ssjax.train --config experiments/e2e_nlg.py:small --config.data.path=DIR
         from random weights; DIR holds trainset.csv, devset.csv, testset_w_refs.csv
+Medium  python -m ssjax.train --config experiments/e2e_nlg.py:medium --config.data.path=DIR
+        the same with 24M parameters: large enough for drafts to pay on a CPU
 Smoke   python -m ssjax.train --config experiments/e2e_nlg.py:smoke --config.data.path=DIR
 Paper   python -m ssjax.train --config experiments/e2e_nlg.py:MODEL --config.data.path=DIR
         MODEL one of opt-1.3b, phi-1.5, openllama-7b, mistral-7b, llama-2-7b: the paper's
@@ -16,7 +18,7 @@ Expect  small: 3.28 tokens per call at 16 draft nodes, 420 of 420 outputs identi
 from ssjax import config as config_lib
 from ssjax import presets
 
-VARIANTS = ("small", "smoke", *presets.PAPER_MODELS)
+VARIANTS = ("small", "medium", "smoke", *presets.PAPER_MODELS)
 
 
 def get_config(variant: str = "small"):
@@ -26,6 +28,10 @@ def get_config(variant: str = "small"):
     if variant == "small":
         c.workdir = "runs/e2e_nlg-small"
         _small(c)
+    elif variant == "medium":
+        c.workdir = "runs/e2e_nlg-medium"
+        _small(c)
+        _medium(c)
     elif variant == "smoke":
         c.workdir = "runs/e2e_nlg-smoke"
         _small(c)
@@ -35,6 +41,20 @@ def get_config(variant: str = "small"):
     else:
         raise presets.unknown_variant("experiments/e2e_nlg.py", variant, VARIANTS)
     return c
+
+
+def _medium(c):
+    c.model.embed_dim = 512
+    c.model.num_layers = 8
+    c.model.num_heads = 8
+    c.model.num_kv_heads = 4
+    c.model.head_dim = 64
+    c.model.mlp_dim = 1408
+    c.optimizer.learning_rate = 1e-3
+    c.train.num_steps = 700
+    c.train.eval_every = 350
+    c.decode.num_nodes = 7
+    c.eval.max_records = 100
 
 
 def _small(c):
