@@ -22,7 +22,7 @@ from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.verify import RULES
 from ssjax.errors import UserError
 from ssjax.models.execution import Execution
-from ssjax.models.parameters import Params, cast, unstack_layers
+from ssjax.models.parameters import Params, cast, join_projections, unstack_layers
 from ssjax.models.transformer import Transformer
 from ssjax.partitioning import to_host
 
@@ -84,10 +84,12 @@ class Decoder:
         platform = self.mesh.devices.flat[0].platform
         scan = platform != "cpu" if scan is None else scan
         alone_on_cpu = platform == "cpu" and self.mesh.size == 1
-        execution = Execution(platform, few_rows_as_columns=alone_on_cpu)
+        joined = alone_on_cpu and not scan
+        execution = Execution(platform, few_rows_as_columns=alone_on_cpu, joined_projections=joined)
         self.model = model.clone(scan=scan, execution=execution)
         params = cast(params, model.config.dtype)
-        self.params = params if scan else unstack_layers(params)
+        params = params if scan else unstack_layers(params)
+        self.params = join_projections(params) if joined else params
         self.drafter_params = drafter_params
         self.eos_ids = tuple(eos_ids)
         self.pad_id = pad_id

@@ -18,6 +18,9 @@ PROJECTIONS: Mapping[str, tuple[str, str]] = {
     "gate_proj": ("mlp", "embed"),
     "up_proj": ("mlp", "embed"),
     "down_proj": ("embed", "mlp"),
+    # Of `parameters.join_projections`.
+    "qkv_proj": ("heads", "embed"),
+    "gate_up_proj": ("mlp", "embed"),
 }
 TABLES: Mapping[str, tuple[str, ...]] = {
     "embedder": ("vocab", "embed"),

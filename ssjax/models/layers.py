@@ -34,6 +34,7 @@ from ssjax.models.axes import PROJECTIONS, gathered
 from ssjax.models.execution import Execution
 from ssjax.models.fused_attention import fused_causal_attention
 from ssjax.models.lora import LoRA
+from ssjax.models.parameters import JOINED
 from ssjax.partitioning import constrain
 
 _ACTIVATIONS = {
@@ -190,7 +191,10 @@ class MLP(nn.Module):
             )
 
         act = _ACTIVATIONS[config.activation]
-        if config.gated_mlp:
+        if config.gated_mlp and _is_joined("gate_up_proj", self.lora, self.execution):
+            gate, up = jnp.split(linear(2 * config.mlp_dim, "gate_up_proj")(x, layout), 2, axis=-1)
+            inner = act(gate) * up
+        elif config.gated_mlp:
             gate = linear(config.mlp_dim, "gate_proj")(x, layout)
             inner = act(gate) * linear(config.mlp_dim, "up_proj")(x, layout)
         else:
@@ -233,11 +237,14 @@ class Attention(nn.Module):
             y = linear(num_heads * width, config.qkv_bias, name)(x, layout)
             return y.reshape(*x.shape[:2], num_heads, width)
 
-        q = constrain(heads(config.num_heads, "q_proj"), "batch", "length", "heads", "head_dim")
-        k, v = (
-            constrain(heads(num_kv, name), "batch", "length", "kv_heads", "head_dim")
-            for name in ("k_proj", "v_proj")
-        )
+        if _is_joined("qkv_proj", self.lora, self.execution):
+            qkv = heads(config.num_heads + 2 * num_kv, "qkv_proj")
+            q, k, v = jnp.split(qkv, [config.num_heads, config.num_heads + num_kv], axis=2)
+        else:
+            q = heads(config.num_heads, "q_proj")
+            k, v = (heads(num_kv, name) for name in ("k_proj", "v_proj"))
+        q = constrain(q, "batch", "length", "heads", "head_dim")
+        k, v = (constrain(x, "batch", "length", "kv_heads", "head_dim") for x in (k, v))
         if config.query_key_norm:
             q, k = Norm(config, name="q_norm")(q), Norm(config, name="k_norm")(k)
         if layout.cos is not None:
@@ -351,6 +358,11 @@ class Block(nn.Module):
             attended, computed = attention(normed)
             x = x + attended + mlp(normed)
         return constrain(x, "batch", "length", "features"), computed
+
+
+def _is_joined(name: str, lora: LoRA | None, execution: Execution) -> bool:
+    """Whether `parameters.join_projections` made one weight of these projections."""
+    return execution.joined_projections and not (lora and set(JOINED[name]) & set(lora.targets))
 
 
 def _choose(layouts, local):

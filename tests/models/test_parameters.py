@@ -7,9 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssjax.config import ModelConfig, StreamsConfig
-from ssjax.models.parameters import cast, count, merge, stack_layers, unstack_layers
-from ssjax.models.transformer import Transformer, make_head
+from ssjax.config import AdaptationConfig, ModelConfig, StreamsConfig
+from ssjax.models.execution import Execution
+from ssjax.models.parameters import (
+    cast,
+    count,
+    join_projections,
+    merge,
+    stack_layers,
+    unstack_layers,
+)
+from ssjax.models.transformer import Transformer, abstract_params, make_head
 
 D, L, V, F = 16, 3, 11, 20
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 6
@@ -84,6 +92,36 @@ def test_the_two_forms_are_those_of_the_model():
         np.testing.assert_array_equal(
             converted["stream_layers"][f"layers_{i}"]["mlp"]["up_proj"]["weight"],
             params["stream_layers"]["layers"]["mlp"]["up_proj"]["weight"][i],
+        )
+
+
+@pytest.mark.parametrize(
+    "mode, targets, joined",
+    [
+        ("full", (), {"qkv_proj", "gate_up_proj"}),
+        ("lossless", ("q_proj", "down_proj"), {"gate_up_proj"}),
+        ("shared", ("k_proj", "up_proj"), set()),
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_joined_projections_are_those_of_the_model(mode, targets, joined, bias):
+    """The tree that a joining model declares; projections with LoRA stay apart."""
+    config = ModelConfig(vocab_size=V, num_layers=2, qkv_bias=bias, mlp_bias=bias)
+    adaptation = AdaptationConfig(mode=mode, targets=targets or AdaptationConfig.targets)
+    model = Transformer(config, StreamsConfig(2, 1), False, adaptation)
+    apart = filled(abstract_params(model))
+    params = join_projections(apart)
+    joining = model.clone(execution=Execution(joined_projections=True))
+    assert {k: x.shape for k, x in flat(params).items()} == {
+        k: x.shape for k, x in flat(abstract_params(joining)).items()
+    }
+    layer, before = (p["stream_layers"]["layers_0"] for p in (params, apart))
+    owned = {*layer["attention"], *layer["mlp"]}
+    assert {name for name in owned if name in ("qkv_proj", "gate_up_proj")} == joined
+    if "gate_up_proj" in joined:
+        np.testing.assert_array_equal(
+            layer["mlp"]["gate_up_proj"]["weight"],
+            np.concatenate([before["mlp"][n]["weight"] for n in ("gate_proj", "up_proj")]),
         )
 
 
