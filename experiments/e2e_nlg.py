@@ -3,7 +3,7 @@
 Small   python -m ssjax.train --config experiments/e2e_nlg.py:small --config.data.path=DIR
         from random weights; DIR holds trainset.csv, devset.csv, testset_w_refs.csv
 Medium  python -m ssjax.train --config experiments/e2e_nlg.py:medium --config.data.path=DIR
-        the same with 24M parameters: large enough for drafts to pay on a CPU
+        the same with 10M parameters: large enough for drafts to pay on a CPU
 Smoke   python -m ssjax.train --config experiments/e2e_nlg.py:smoke --config.data.path=DIR
 Paper   python -m ssjax.train --config experiments/e2e_nlg.py:MODEL --config.data.path=DIR
         MODEL one of opt-1.3b, phi-1.5, openllama-7b, mistral-7b, llama-2-7b: the paper's
@@ -44,15 +44,13 @@ def get_config(variant: str = "small"):
 
 
 def _medium(c):
-    c.model.embed_dim = 512
-    c.model.num_layers = 8
-    c.model.num_heads = 8
-    c.model.num_kv_heads = 4
+    c.model.embed_dim = 384
+    c.model.num_layers = 6
+    c.model.num_heads = 6
     c.model.head_dim = 64
-    c.model.mlp_dim = 1408
-    c.optimizer.learning_rate = 1e-3
-    c.train.num_steps = 700
-    c.train.eval_every = 350
+    c.model.mlp_dim = 1024
+    c.train.num_steps = 500
+    c.train.eval_every = 250
     c.decode.num_nodes = 7
     c.eval.max_records = 100
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -76,9 +76,7 @@ class Run:
           UserError: an empty input, or a setting that cannot work.
         """
         decode = self.decode_config(**changes)
-        for number, text in enumerate(inputs, start=1):
-            if not text.strip():
-                raise UserError(f"prompt {number} is empty; give at least one word")
+        _check_inputs(inputs)
         batch_size = min(decode.batch_size, max(len(inputs), 1))
         way = self.way(changes, batch_size, calibration=calibration)
         completions = self.decoder.generate(
@@ -97,6 +95,51 @@ class Run:
             completion, text = self.finish(completion, decode.stop)
             answers.append(Answer(prompt, text, completion, RULES[decode.accept]))
         return answers
+
+    def stream(
+        self,
+        text: str,
+        *,
+        raw: bool = False,
+        number: int = 0,
+        passes: int = 1,
+        calibration: bool = True,
+        **changes,
+    ) -> Iterator[Answer]:
+        """Decodes one input and yields the answer while it grows.
+
+        The text of each answer begins with that of the one before, and the last answer is that of
+        `generate`. Held back meanwhile: a character of which bytes are missing, and what may be
+        the beginning of a stop string. Nothing is decoded behind a stop string.
+
+        Args:
+          number: place among the inputs of `generate`, which samples depend on.
+          passes: decode passes between two answers.
+          the others: as in `generate`.
+
+        Raises:
+          UserError: an empty input, or a setting that cannot work.
+        """
+        decode = self.decode_config(**changes)
+        _check_inputs([text])
+        way = self.way(changes, 1, calibration=calibration)
+        for completion in self.decoder.stream(
+            self.encode_prompt(text, raw=raw),
+            decode.max_new_tokens,
+            drafter=way.drafter,
+            sampling=make_sampling(decode),
+            deferred=way.deferred,
+            seed=decode.seed,
+            number=number,
+            passes=passes,
+            accept=decode.accept,
+        ):
+            completion, found = self.finish(completion, decode.stop)
+            if completion.finish == "unfinished":
+                found = settled(found, decode.stop)
+            yield Answer(text, found, completion, RULES[decode.accept])
+            if completion.finish == "stop":
+                return
 
     def finish(self, completion: Completion, stops: Sequence[str]) -> tuple[Completion, str]:
         """What a completion is to the user: cut at stop strings, and its text."""
@@ -220,6 +263,25 @@ def open_run(trained: Trained, mesh: Mesh | None = None) -> Run:
     )
     task = get_task(config.data.task)
     return Run(trained.directory, trained.step, config, task, tokenizer, decoder)
+
+
+def settled(text: str, stops: Sequence[str]) -> str:
+    """The beginning of a text that more tokens cannot change.
+
+    Left away are an unfinished character, which decodes to U+FFFD, and the longest end that begins
+    a stop string.
+    """
+    text = text.rstrip("\ufffd")
+    begun = [
+        length for stop in stops for length in range(1, len(stop)) if text.endswith(stop[:length])
+    ]
+    return text[: len(text) - max(begun, default=0)]
+
+
+def _check_inputs(inputs: Sequence[str]) -> None:
+    for number, text in enumerate(inputs, start=1):
+        if not text.strip():
+            raise UserError(f"prompt {number} is empty; give at least one word")
 
 
 def cut_at_stop(

@@ -35,7 +35,9 @@ class Completion:
     """What one prompt became."""
 
     tokens: tuple[int, ...]  # new ids; a final end-of-sequence id is included
-    finish: str  # "eos" or "length"; "stop" where `ssjax.run` has cut it at a stop string
+    # "eos" or "length"; "stop" where `ssjax.run` has cut it at a stop string; "unfinished" while
+    # it is streamed
+    finish: str
     calls: int  # decode passes while this row was active; prefill not counted
     runs: tuple[int, ...]  # tokens emitted by prefill, then by each pass; sums to len(tokens)
     accepted: tuple[int, ...]  # passes that kept a draft node at depth 1, 2, ...
@@ -50,6 +52,17 @@ class BatchTiming:
 
     prefill: float  # prompts read and first tokens known
     decode: float  # all passes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prefilled:
+    """A batch behind its prefill."""
+
+    static: tuple  # what the programs take before the state
+    state: DecodeState
+    lengths: np.ndarray  # [B] int32, of the prompts
+    num_prompts: int  # rows that are prompts; the others fill the batch
+    seconds: float
 
 
 class Decoder:
@@ -152,6 +165,63 @@ class Decoder:
           UserError: more tokens than the model has positions for, a banned token that it does
             not have, or typical acceptance of greedy tokens.
         """
+        for batch in self._prefilled(
+            prompts, max_new_tokens, drafter, sampling, deferred, batch_size, seed, log_probs,
+            accept,
+        ):  # fmt: skip
+            began = time.perf_counter()
+            with jax.set_mesh(self.mesh):
+                state = decode_program(*batch.static, batch.state, self.drafter_params)
+            state.length.block_until_ready()
+            timing = BatchTiming(batch.seconds, time.perf_counter() - began)
+            completions = completions_of(state, batch.lengths, self.eos_ids)
+            yield completions[: batch.num_prompts], timing
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        *,
+        drafter: Drafter,
+        sampling: Sampling,
+        deferred: bool,
+        seed: int,
+        number: int = 0,
+        passes: int = 1,
+        log_probs: bool = False,
+        accept: str = "exact",
+    ) -> Iterator[Completion]:
+        """The completion of one prompt while it grows: behind the prefill and every few passes.
+
+        Its finish is "unfinished" until the last one, which is what `generate` returns. Arguments
+        and errors as there.
+
+        Args:
+          number: place among the prompts of `generate`; part of the key that samples.
+          passes: decode passes between two of them, at least 1; the device is read so often.
+        """
+        (batch,) = self._prefilled(
+            [prompt], max_new_tokens, drafter, sampling, deferred, 1, seed, log_probs, accept,
+            first=number,
+        )  # fmt: skip
+        state = batch.state
+        while True:
+            (completion,) = completions_of(state, batch.lengths, self.eos_ids)
+            if to_host(state.done)[0]:
+                yield completion
+                return
+            yield dataclasses.replace(completion, finish="unfinished")
+            with jax.set_mesh(self.mesh):
+                state = passes_program(*batch.static, state, passes, self.drafter_params)
+
+    def _prefilled(
+        self, prompts, max_new_tokens, drafter, sampling, deferred, batch_size, seed, log_probs,
+        accept, first=0,
+    ) -> Iterator["_Prefilled"]:  # fmt: skip
+        """The batches of prompts, checked, padded and read; arguments as in `generate`.
+
+        Prompt i is sampled as number first + i.
+        """
         self._check_bans(sampling)
         if accept not in RULES:
             raise ValueError(f"accept {accept!r} must be one of {', '.join(RULES)}")
@@ -166,6 +236,7 @@ class Decoder:
         if len(limits) and limits.min() < 0:
             raise ValueError("max_new_tokens must be 0 or more")
         seeds, places = _key_parts(seed, len(prompts))
+        places = places + np.int32(first)
         room = int(limits.max(initial=0))
         for start in range(0, len(prompts), batch_size):
             stop = min(start + batch_size, len(prompts))
@@ -194,11 +265,8 @@ class Decoder:
                 static = (self.model, self.params, drafter, spec)
                 state = prefill_program(*static, *inputs, keys, self.drafter_params)
                 state.length.block_until_ready()
-                read = time.perf_counter()
-                state = decode_program(*static, state, self.drafter_params)
-                state.length.block_until_ready()
-                timing = BatchTiming(read - began, time.perf_counter() - read)
-            yield completions_of(state, lengths, self.eos_ids)[: stop - start], timing
+                seconds = time.perf_counter() - began
+            yield _Prefilled(static, state, lengths, stop - start, seconds)
 
     def one_batch_per_bucket(
         self, prompts: Sequence[Sequence[int]], batch_size: int
@@ -316,3 +384,4 @@ def _row_keys(seeds, places):
 
 prefill_program = jax.jit(_counted(loop.prefill), static_argnums=(0, 2, 3))
 decode_program = jax.jit(_counted(loop.decode), static_argnums=(0, 2, 3), donate_argnums=4)
+passes_program = jax.jit(_counted(loop.decode_passes), static_argnums=(0, 2, 3), donate_argnums=4)
