@@ -181,6 +181,14 @@ def test_generate_writes_log_probs_and_names_a_lossy_rule(run, tmp_path):
     assert "\n" not in answer["output"]
 
 
+def test_generate_streams_the_same_text(run):
+    arguments = ("--workdir", run, "--prompt", DIALOGUE, "--prompt", DIALOGUE + " Fine.")
+    sampled = ("--temperature", 0.9, "--seed", 3)
+    streamed = call("generate", *arguments, *sampled, "--stream")
+    assert streamed.returncode == 0, streamed.stderr
+    assert streamed.stdout == call("generate", *arguments, *sampled).stdout
+
+
 def test_generate_with_no_room_prints_an_empty_line(run):
     finished = call("generate", "--workdir", run, "--prompt", DIALOGUE, "--max_new_tokens", 0)
     assert (finished.returncode, finished.stdout) == (0, "\n")
