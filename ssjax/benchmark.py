@@ -3,7 +3,7 @@
     python -m ssjax.benchmark --workdir RUN --drafters plain,streams,prompt_lookup
     python -m ssjax.benchmark --workdir RUN --batch_sizes 1,4,16 --json OUT --markdown OUT.md \\
         --drafters streams,streams:num_nodes=16,medusa@HEADS,draft_model@SMALL:num_nodes=4
-    python -m ssjax.benchmark --workdir RUN --questions FILE.jsonl
+    python -m ssjax.benchmark --workdir RUN --questions FILE.jsonl --plot PICTURE.png
 
 A drafter is NAME[@DIR][:KEY=VALUE...]: DIR is the run of Medusa heads on the same frozen base, or
 the draft model; keys are those of `DecodeConfig` (num_nodes, tree, branching=2/1/1, deferred, ...);
@@ -13,6 +13,7 @@ of Spec-Bench or MT-bench: a JSON object a line, the prompt in "turns"[0].
 
     tokens per call     tokens emitted by decode passes / decode passes (1.0 for plain)
     call reduction      decode passes of plain / of the drafter
+    pass                milliseconds of a decode pass of the batch, everything included
     step cost           call reduction / speedup of the decode passes alone
     first token         milliseconds until the first token of a batch is known, the median
     tokens per second   prefill included, with a 95 % bootstrap interval over batches
@@ -31,7 +32,8 @@ from ssjax.benchmarking import describe, markdown, open_entry, quality
 from ssjax.data import builders, pipeline
 from ssjax.decoding.drafters import PlainDrafter, Way
 from ssjax.errors import UserError
-from ssjax.evaluation import speed
+from ssjax.evaluation import benchmark_picture, speed
+from ssjax.evaluation.calibration_picture import require_matplotlib
 from ssjax.evaluation.speed import Entry
 from ssjax.files import write_atomic
 from ssjax.models.parameters import count
@@ -51,6 +53,7 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer(
 )
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "0: greedy; default: the run's.")
 _JSON = flags.DEFINE_string("json", "", "Also write the result to this file.")
+_PLOT = flags.DEFINE_string("plot", "", "Also draw it to this PNG file; needs matplotlib.")
 _MARKDOWN = flags.DEFINE_string("markdown", "", "Also write the table to this file.")
 flags.adopt_module_key_flags(cli)
 
@@ -67,6 +70,10 @@ class Prompts:
 
 def main() -> int:
     """Benchmarks the drafters of the command line; returns the exit code."""
+    if _PLOT.value:
+        if not _PLOT.value.endswith(".png"):
+            raise UserError(f"--plot={_PLOT.value} must end in .png; no other form is drawn")
+        require_matplotlib()
     run = load_run(_WORKDIR.value, _CHECKPOINT.value, base=_BASE.value)
     names = [name for name in dict.fromkeys(_DRAFTERS.value) if name != "plain"]
     changes = {"max_new_tokens": _MAX_NEW_TOKENS.value, "temperature": _TEMPERATURE.value}
@@ -109,6 +116,9 @@ def main() -> int:
     cli.write_json(_JSON.value, result)
     if _MARKDOWN.value:
         write_atomic(Path(_MARKDOWN.value), markdown(result))
+    if _PLOT.value:
+        title = f"{result['source']}, {result['parameters']:,} parameters, {result['device']}"
+        write_atomic(Path(_PLOT.value), benchmark_picture.png(rows, title))
     print(markdown(result), end="")
     return 0
 

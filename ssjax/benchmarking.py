@@ -108,6 +108,8 @@ def quality(run: Run, batches: list[TimedBatch], references) -> dict[str, float]
 _COLUMNS = {
     "tokens per call": lambda row: f"{row['tokens_per_call']:.2f}",
     "call reduction": lambda row: f"{row['call_reduction']:.2f}",
+    "acceptance by depth": lambda row: " ".join(f"{x:.2f}" for x in row["acceptance_by_depth"]),
+    "pass, ms": lambda row: f"{row['pass_ms']:.2f}",
     "first token, ms": lambda row: f"{row['first_token_ms']:.1f}",
     "tokens per second": lambda row: "{value:,.0f} ({low:,.0f}-{high:,.0f})".format(
         **row["tokens_per_second"]
