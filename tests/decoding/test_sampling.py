@@ -236,7 +236,7 @@ def test_joint_of_four_tokens_is_exact_with_every_drafter(name, sample, logits_b
     drafter = OTHER_DRAFTERS[name] or small_draft_model(small)[0]
     completions = sample(drafter, SETTINGS[1])
     runs = {c.runs for c in completions}
-    assert runs >= ({(1, 1, 1, 1)} if name == "plain" else {(1, 1, 1, 1), (1, 2, 1), (1, 1, 2)})
+    assert runs >= ({(1, 1, 1, 1)} if name == "plain" else {(1, 1, 1, 1), (1, 2, 1)})
     assert_exact(completions, logits_behind, SETTINGS[1])
 
 
