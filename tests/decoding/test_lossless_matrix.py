@@ -1,7 +1,8 @@
 """Whatever is drafted, and however it is run, the tokens are those of plain decoding.
 
     drafter    streams, Medusa heads, prompt lookup, draft model, streams merged with lookup
-    tree       best first, static, explicit; whole or pruned by the early exit
+    tree       best first, static, explicit; whole, or pruned by the early exit to a number of
+               nodes or by a threshold
     streams    deferred, or beside every node of the pass
     tokens     greedy or sampled: at one position of one row the noise is always the same
     batch      rows alone, or ragged: prompts of 1 to 8 tokens, other limits and ends, limit 0
@@ -84,7 +85,11 @@ def make_drafters():
         for name, drafter in drafters.items()
         if name != "lookup"
     }
-    return drafters | pruned
+    under_threshold = {
+        f"{name}-threshold": dataclasses.replace(drafters[name], exit_threshold=0.05)
+        for name in ("streams-best_first", "medusa-static", "merged-explicit")
+    }
+    return drafters | pruned | under_threshold
 
 
 DRAFTERS = make_drafters()
@@ -95,6 +100,7 @@ DIAGONAL = {
     ("streams-explicit", "deferred", "sampled", "ragged"),
     ("streams-best_first-pruned", "deferred", "sampled", "ragged"),
     ("streams-static-pruned", "beside", "greedy", "ragged"),
+    ("streams-best_first-threshold", "beside", "sampled", "ragged"),
     ("lookup", "deferred", "greedy", "ragged"),
     ("lookup", "deferred", "sampled", "alone"),
     ("draft_model", "deferred", "greedy", "ragged"),
@@ -255,7 +261,8 @@ def test_tokens_are_those_of_plain_decoding(weights, plain, name, order, tokens,
         found = run(some, DRAFTERS[name], spec, batch)
         runs |= assert_lossless(found, plain(kind, tokens))
     # None, some and all of a path accepted, else the test proves little.
-    deepest = 4 if tokens == "greedy" and not name.endswith("pruned") else 3
+    whole = not name.endswith(("pruned", "threshold"))
+    deepest = 4 if tokens == "greedy" and whole else 3
     assert runs >= ({1, 2} if batch == "alone" else set(range(1, 1 + deepest)))
 
 
