@@ -29,7 +29,7 @@ SLOW_FILES = (
     "test_runs.py",
     "test_sample.py",
     "test_finetune.py",
-    "test_losslessness.py",
+    "test_lossless_matrix.py",
     "test_partitioning.py",
     "test_sampling_penalties.py",
 )

@@ -186,12 +186,60 @@ def rotate(x, positions, theta):
 
 def greedy(params, config, prompt, max_new_tokens, eos_ids):
     """Greedy continuation by a whole NumPy forward pass per token."""
-    tokens = list(prompt)
-    while len(tokens) - len(prompt) < max_new_tokens:
-        tokens.append(int(forward(params, config, tokens)[0][-1].argmax()))
-        if tokens[-1] in eos_ids:
-            break
-    return tuple(tokens[len(prompt) :])
+    return continued(
+        lambda tokens: forward(params, config, tokens)[0][-1], prompt, max_new_tokens, eos_ids
+    )
+
+
+def continued(logits_behind, prompt, max_new_tokens, eos_ids, sampling=GREEDY, key=None):
+    """The plain loop: one token at a time, each from the logits behind all that came before.
+
+    Args:
+      logits_behind: tokens -> [V].
+      prompt: ids.
+      max_new_tokens, eos_ids: where it ends.
+      sampling: the distribution.
+      key: of the row; unused when greedy.
+    """
+    output = ()
+    while len(output) < max_new_tokens and output[-1:] not in [(eos,) for eos in eos_ids]:
+        logits = logits_behind([*prompt, *output])
+        output += (drawn(logits, prompt, output, sampling, eos_ids, key),)
+    return output
+
+
+def drawn(logits, prompt, output, sampling, eos_ids, key):
+    """The next token: an argmax, of the warped distribution plus noise where that is asked for."""
+    scores = adjusted(logits, prompt, output, sampling, eos_ids)
+    if sampling.temperature == 0:
+        return int(scores.argmax())
+    scores = scores / sampling.temperature
+    if sampling.top_k:
+        scores[scores < np.sort(scores)[-sampling.top_k]] = -np.inf
+    order = np.argsort(-scores)
+    probability = np.exp(scores - scores.max())
+    probability /= probability.sum()
+    mass_before = np.cumsum(probability[order]) - probability[order]
+    scores[order[mass_before >= sampling.top_p]] = -np.inf
+    scores[probability < sampling.min_p * probability.max()] = -np.inf
+    position = len(prompt) + len(output)
+    noise = jax.random.gumbel(jax.random.fold_in(key, position), (len(scores),), jnp.float32)
+    return int((scores + np.asarray(noise)).argmax())
+
+
+def adjusted(logits, prompt, output, sampling, eos_ids):
+    """One vector of logits behind prompt and output, token by token, in float64."""
+    scores = np.array(logits, np.float64)
+    for token in set(prompt) | set(output):
+        factor = sampling.repetition_penalty
+        scores[token] *= factor if scores[token] < 0 else 1 / factor
+    for token in set(output):
+        scores[token] -= sampling.presence_penalty
+    for token in sampling.banned_tokens:
+        scores[token] = -np.inf
+    if len(output) < sampling.min_new_tokens:
+        scores[[token for token in eos_ids if token < len(scores)]] = -np.inf
+    return scores
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2), static_argnames="num_streams")
@@ -260,9 +308,9 @@ def counting_batch(seed, rows=16, prompt_length=2, target_length=9, vocab_size=1
     return batch_of(tokens, np.full(rows, prompt_length), np.full(rows, whole))
 
 
-def train_to_count(steps):
+def train_to_count(steps, **changes):
     """Trains the test model on counting; returns (model, params, last metrics)."""
-    model = make_model()
+    model = make_model(**changes)
     config = OptimizerConfig(learning_rate=5e-3, warmup_steps=20)
     optimizer = make_optimizer(config, steps)
     params = jax.tree.map(lambda x: x * 0.5, random_params(model, seed=1, table_scale=0.2))
@@ -272,7 +320,8 @@ def train_to_count(steps):
     step = jax.jit(step)
     state = init_state(params, optimizer)
     for i in range(steps):
-        state, metrics = step(state, {}, counting_batch(i))
+        batch = counting_batch(i, vocab_size=model.config.vocab_size)
+        state, metrics = step(state, {}, batch)
     return model, state.params, metrics
 
 

@@ -171,20 +171,3 @@ def test_bfloat16_decoder(kit, params):
         assert 0 < len(completion.tokens) <= NEW and sum(completion.runs) == len(completion.tokens)
         assert all(0 <= token < kit.VOCAB for token in completion.tokens)
     assert len({c.tokens for c in completions}) == 4
-
-
-def test_pieces_equal_one_long_loop(static, start):
-    """Any number of passes at a time; none once all rows are done."""
-    whole = decoder_module.decode_program(*static, start())
-    passes = jax.jit(functools.partial(loop.decode_passes, *static))
-    for sizes in ((1, 2, 3, 50), (0, 4, 1, 50, 50)):
-        state = start()
-        seen = [np.asarray(state.length)]
-        for size in sizes:
-            state = passes(state, size)
-            seen.append(np.asarray(state.length))
-        assert len({tuple(length.tolist()) for length in seen}) >= 4
-        for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(whole), strict=True):
-            if jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
-                ours, theirs = jax.random.key_data(ours), jax.random.key_data(theirs)
-            np.testing.assert_array_equal(ours, theirs)

@@ -8,17 +8,13 @@ import pytest
 from oracles import generate, tokens_of
 
 from ssjax.config import AdaptationConfig, LossConfig, OptimizerConfig
-from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter
-from ssjax.decoding.sampling import Sampling
-from ssjax.decoding.tree import StaticTree
+from ssjax.decoding.drafters import BestFirstDrafter
 from ssjax.models.lora import split_trainable
 from ssjax.models.parameters import flatten, merge
 from ssjax.models.transformer import head_logits, make_medusa_head
 from ssjax.training.losses import loss_sums, output_names
 from ssjax.training.optimizer import make_optimizer
 from ssjax.training.step import init_state, make_train_step
-
-NEW = 12
 
 
 @pytest.fixture(scope="module")
@@ -62,24 +58,6 @@ def test_losses_are_those_of_the_heads(medusa):
         np.testing.assert_allclose(float(sums.cross_entropy[1 + k]), total, rtol=1e-4)
 
 
-DRAFTERS = (
-    BestFirstDrafter(6, 0, num_heads=3),
-    BestFirstDrafter(4, 0, num_heads=2),
-    StaticDrafter(StaticTree.from_branching((2, 2, 1)), 0, num_heads=3),
-)
-
-
-@pytest.mark.parametrize("drafter", DRAFTERS)
-@pytest.mark.parametrize("temperature", [0.0, 1.2])
-def test_heads_do_not_change_tokens(medusa, drafter, temperature):
-    decoder = oracles.make_decoder(*medusa)
-    prompts, sampling = oracles.ragged_prompts(4, 12), Sampling(temperature)
-    plain = generate(decoder, prompts, PlainDrafter(), max_new_tokens=NEW, sampling=sampling)
-    found = generate(decoder, prompts, drafter, max_new_tokens=NEW, sampling=sampling)
-    assert tokens_of(found) == tokens_of(plain)
-    assert max(max(completion.runs) for completion in found) > 1
-
-
 def test_training_a_frozen_base(counting):
     """Only the heads change; they learn what comes k + 1 tokens later, and decoding gains by it."""
     _, base, _ = counting
@@ -103,6 +81,6 @@ def test_training_a_frozen_base(counting):
     prompts = [[start, start + 1] for start in range(10)]
     drafter = BestFirstDrafter(3, 0, num_heads=3)
     found = generate(decoder, prompts, drafter, max_new_tokens=9)
-    plain = generate(decoder, prompts, PlainDrafter(), max_new_tokens=9)
-    assert tokens_of(found) == tokens_of(plain)
+    counted = [tuple((start + 2 + n) % 13 for n in range(9)) for start in range(10)]
+    assert tokens_of(found) == counted
     assert [completion.runs for completion in found] == [(1, 4, 4)] * 10

@@ -9,9 +9,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
+from ssjax.config import StreamsConfig
+from ssjax.decoding.draft_model import ModelDrafter
+from ssjax.decoding.drafters import (
+    BestFirstDrafter,
+    MergedDrafter,
+    PlainDrafter,
+    PromptLookup,
+    StaticDrafter,
+)
 from ssjax.decoding.sampling import Sampling, draw, first_argmax, position_noise, warp
+from ssjax.decoding.tree import StaticTree
 from ssjax.models.attention import Causal
+from ssjax.models.parameters import unstack_layers
+from ssjax.models.transformer import Transformer
 
 TOLERANCE = 1e-5
 P_VALUE = 1e-3
@@ -106,15 +117,29 @@ def test_draw_is_noise_of_the_position_behind_the_node():
 @pytest.fixture(scope="module")
 def small(kit):
     """A model of five tokens and its parameters with a larger table, for uneven odds."""
-    model = kit.make_model(vocab_size=VOCAB)
+    streams = StreamsConfig(3, 2, exit_rank=2, medusa_heads=3)
+    model = Transformer(kit.make_model(vocab_size=VOCAB).config, streams, scan=True)
     params = kit.make_params(model)
-    return model, {**params, "embedder": params["embedder"] * 5}
+    heads = jax.random.normal(jax.random.key(1), params["medusa_head"].shape)
+    return model, {**params, "embedder": params["embedder"] * 5, "medusa_head": heads}
+
+
+def small_draft_model(small):
+    """The same model a little changed, without what drafts; a drafter and its parameters."""
+    model, params = small
+    names = ("embedder", "trunk", "stream_layers", "final_norm")
+    noisy = jax.tree.map(
+        lambda x: x + 0.1 * x.std() * jax.random.normal(jax.random.key(x.size), x.shape),
+        unstack_layers({name: params[name] for name in names}),
+    )
+    return ModelDrafter(Transformer(model.config, StreamsConfig(0, 2), scan=False), 3), noisy
 
 
 @pytest.fixture(scope="module")
 def sample(small, kit):
     """sample(drafter, sampling, seed, rows) -> completions of rows equal prompts, cached."""
     decoder, done = kit.make_decoder(*small, eos_ids=kit.NEVER, buckets=(4,)), {}
+    decoder.drafter_params = small_draft_model(small)[1]
 
     def run(drafter, sampling, seed=0, rows=ROWS, batch=ROWS):
         key = (drafter, sampling, seed, rows, batch)
@@ -171,12 +196,8 @@ def chi_square(observed, expected):
     return stats.chisquare(observed[used], expected[used]).pvalue
 
 
-@pytest.mark.parametrize("sampling", SETTINGS, ids=NAMES)
-def test_joint_of_four_tokens_is_exact(sampling, sample, logits_behind):
-    completions = sample(DRAFTER, sampling)
-    runs = {c.runs for c in completions}
-    # Drafts of depth 1 and 2 were accepted, and rejected.
-    assert {(1, 3), (1, 2, 1), (1, 1, 1, 1)} <= runs
+def assert_exact(completions, logits_behind, sampling):
+    """Counts of all quadruples fit their exact odds, and no odds that are a little off."""
     joint = joint_of(logits_behind, sampling)
     counts = dict.fromkeys(joint, 0)
     for completion in completions:
@@ -184,9 +205,39 @@ def test_joint_of_four_tokens_is_exact(sampling, sample, logits_behind):
     assert not any(count for four, count in counts.items() if joint[four] == 0)
     expected = ROWS * np.array(list(joint.values()))
     assert chi_square(list(counts.values()), expected) > P_VALUE
-    # The same test refuses a distribution that is a little off.
     other = joint_of(logits_behind, Sampling(sampling.temperature * 1.3, sampling.top_k))
     assert chi_square(list(counts.values()), ROWS * np.array(list(other.values()))) < P_VALUE
+
+
+@pytest.mark.parametrize("sampling", SETTINGS, ids=NAMES)
+def test_joint_of_four_tokens_is_exact(sampling, sample, logits_behind):
+    completions = sample(DRAFTER, sampling)
+    # Drafts of depth 1 and 2 were accepted, and rejected.
+    assert {(1, 3), (1, 2, 1), (1, 1, 1, 1)} <= {c.runs for c in completions}
+    assert_exact(completions, logits_behind, sampling)
+
+
+STATIC = StaticTree.from_branching((2, 1))
+OTHER_DRAFTERS = {
+    "plain": PlainDrafter(),
+    "pruned": BestFirstDrafter(8, 3, kept_nodes=3),
+    "static": StaticDrafter(STATIC, 2),
+    "one stream, so a bonus behind every accepted draft": BestFirstDrafter(2, 1),
+    "medusa": BestFirstDrafter(8, 0, num_heads=3),
+    "lookup": PromptLookup(3, 2),
+    "merged": MergedDrafter(StaticDrafter(STATIC, 2), PromptLookup(3, 2)),
+    "draft model": None,  # made of the model
+}
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("name", OTHER_DRAFTERS)
+def test_joint_of_four_tokens_is_exact_with_every_drafter(name, sample, logits_behind, small):
+    drafter = OTHER_DRAFTERS[name] or small_draft_model(small)[0]
+    completions = sample(drafter, SETTINGS[1])
+    runs = {c.runs for c in completions}
+    assert runs >= ({(1, 1, 1, 1)} if name == "plain" else {(1, 1, 1, 1), (1, 2, 1)})
+    assert_exact(completions, logits_behind, SETTINGS[1])
 
 
 @pytest.mark.parametrize("sampling", SETTINGS, ids=NAMES)

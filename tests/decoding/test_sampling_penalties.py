@@ -35,38 +35,6 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def numpy_adjust(logits, prompt, output, sampling, eos_ids):
-    """One vector of logits behind prompt and output, token by token, in float64."""
-    adjusted = np.array(logits, np.float64)
-    for token in set(prompt) | set(output):
-        factor = sampling.repetition_penalty
-        adjusted[token] *= factor if adjusted[token] < 0 else 1 / factor
-    for token in set(output):
-        adjusted[token] -= sampling.presence_penalty
-    for token in sampling.banned_tokens:
-        adjusted[token] = -np.inf
-    if len(output) < sampling.min_new_tokens:
-        adjusted[[token for token in eos_ids if token < len(adjusted)]] = -np.inf
-    return adjusted
-
-
-def drawn_by_hand(logits, prompt, output, sampling, key):
-    """The next token: an argmax, of the warped distribution plus noise where that is asked for."""
-    scores = numpy_adjust(logits, prompt, output, sampling, EOS)
-    if sampling.temperature == 0:
-        return int(scores.argmax())
-    scores = scores / sampling.temperature
-    order = np.argsort(-scores)
-    probability = np.exp(scores - scores.max())
-    probability /= probability.sum()
-    mass_before = np.cumsum(probability[order]) - probability[order]
-    scores[order[mass_before >= sampling.top_p]] = -np.inf
-    scores[probability < sampling.min_p * probability.max()] = -np.inf
-    position = len(prompt) + len(output)
-    noise = jax.random.gumbel(jax.random.fold_in(key, position), (len(scores),), jnp.float32)
-    return int((scores + np.asarray(noise)).argmax())
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class MixedDrafter(Memoryless):
     """Row i drafts with parts[i % len(parts)]; smaller trees get unused nodes."""
@@ -151,7 +119,7 @@ def test_each_option_equals_numpy_and_no_tree_changes_it(
         key = jax.random.fold_in(jax.random.key(SEED), row)
         logits = logits_of_tokens([*prompt, *output])[len(prompt) - 1 :]
         for place, token in enumerate(output):
-            by_hand = drawn_by_hand(logits[place], prompt, output[:place], sampling, key)
+            by_hand = oracles.drawn(logits[place], prompt, output[:place], sampling, EOS, key)
             assert token == by_hand, (row, place)
         assert len(output) == NEW or output[-1] in EOS
 
@@ -222,7 +190,7 @@ def test_penalties_count_the_path_and_nothing_else():
         for node, path in enumerate(paths):
             if path is not None:
                 before = (*output, *tokens[row, list(path)].tolist())
-                expected = numpy_adjust(logits[row, node], prompt, before, sampling, (0, 8))
+                expected = oracles.adjusted(logits[row, node], prompt, before, sampling, (0, 8))
                 found = np.where(adjusted[row, node] < -1e29, -np.inf, adjusted[row, node])
                 np.testing.assert_allclose(found, expected, rtol=1e-6)
 

@@ -194,6 +194,29 @@ def test_row_filled_to_its_last_slot(endless, drafter, prompts, truth):
     assert max(len(p) for p in prompts) + room == CAPACITY
 
 
+def test_prompts_that_leave_no_room(endless, drafter, prompts, truth, kit):
+    """As long as the row, or one token shorter: what is asked for is cut, nothing is written."""
+    padded = np.full((BATCH, BUCKET), kit.PAD, np.int32)
+    lengths = np.array([BUCKET - 1, BUCKET] * (BATCH // 2), np.int32)
+    for row, prompt in enumerate(prompts):
+        whole = (*prompt, *truth[row])[: lengths[row]]
+        padded[row, : len(whole)] = whole
+    drafter.write["tree"] = lambda row, sequence: [(1, depth) for depth in range(DEPTH)]
+    spec = DecodeSpec(BUCKET, kit.NEVER, kit.PAD, Sampling(), True)
+    static = (endless.model, endless.params, drafter, spec)
+    keys = jax.random.split(jax.random.key(0), BATCH)
+    state = decoder_module.prefill_program(*static, padded, lengths, np.full(BATCH, 9), keys)
+    assert np.asarray(state.done).all()
+    found = decoder_module.completions_of(state, lengths, kit.NEVER)
+    for row, completion in enumerate(found):
+        free = BUCKET - lengths[row]
+        at = lengths[row] - len(prompts[row])
+        assert completion.tokens == truth[row][at : at + free]
+        assert (completion.finish, completion.runs) == ("length", (free,))
+    inside = np.arange(BUCKET) < lengths[:, None]
+    np.testing.assert_array_equal(np.asarray(state.tokens)[inside], padded[inside])
+
+
 def test_nothing_is_written_behind_the_end(decoder, drafter, prompts, truth, kit):
     padded = np.full((BATCH, BUCKET), kit.PAD, np.int32)
     for row, prompt in enumerate(prompts):

@@ -5,7 +5,7 @@ import oracles
 import pytest
 
 from ssjax import benchmarking
-from ssjax.decoding.decoder import BatchTiming, Completion
+from ssjax.decoding.decoder import BatchTiming, Completion, num_compilations
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, PromptLookup, Way
 from ssjax.decoding.sampling import Sampling
 from ssjax.evaluation import speed
@@ -77,3 +77,23 @@ def test_every_way_sees_every_prompt_in_order(tiny):
         assert all(b.seconds > 0 for b in result)
         found = [completion.tokens for b in result for completion in b.completions]
         assert found == oracles.tokens_of(expected)
+
+
+def test_what_is_timed_is_compiled_before(tiny, monkeypatch):
+    """Prompts of two buckets: nothing compiles once the batches are run that count."""
+    decoder = oracles.make_decoder(*tiny)
+    prompts = [[1, 2], [3] * 8, [4] * 9]
+    run_batches, counts = decoder.run_batches, []
+
+    def watched(chosen, *args, **kwargs):
+        counts.append((len(chosen), num_compilations()))
+        return run_batches(chosen, *args, **kwargs)
+
+    monkeypatch.setattr(decoder, "run_batches", watched)
+    way = Entry(decoder, Way(BestFirstDrafter(3, 2), False))
+    speed.time_ways(
+        [way], prompts, sampling=Sampling(), max_new_tokens=5, batch_size=2, seed=0
+    )  # fmt: skip
+    *warm_up, (number, compiled) = counts
+    assert (len(warm_up), number) == (2, len(prompts))
+    assert compiled == num_compilations() == counts[0][1] + 3  # two prefills and a loop

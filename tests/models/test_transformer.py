@@ -70,25 +70,52 @@ def test_equals_numpy_with_an_explicit_mask(batch, run, changes):
         np.testing.assert_allclose(streams[b], expected_streams, atol=LOGIT_TOLERANCE, rtol=0)
 
 
-def test_tree_mask_and_positions_equal_numpy(tiny):
+PARENTS = (-1, 0, 0, 1, 1, 2, -1)  # the last node is unused
+DEPTHS = (0, 1, 1, 2, 2, 2, 0)
+TREE_TOKENS = (4, 1, 2, 7, 8, 7, 0)
+
+
+@pytest.fixture(scope="module")
+def run_tree(tiny):
+    """run_tree(tokens) -> output of the tree above behind nothing, streams beside each node."""
+    mask = np.eye(7, dtype=bool)
+    for node in range(1, 6):
+        mask[node] |= mask[PARENTS[node]]
+
+    def run(tokens):
+        output = oracles.apply(
+            *tiny, None, jnp.array([tokens]), jnp.array([DEPTHS]), jnp.asarray(mask[None]),
+            anchors=jnp.arange(7)[None], num_streams=J,
+        )  # fmt: skip
+        return output, mask
+
+    return run
+
+
+def test_tree_mask_and_positions_equal_numpy(tiny, run_tree):
     """A block with an ancestor mask, depths as positions, behind nothing."""
     model, params = tiny
-    parents = [-1, 0, 0, 1, 1, 2]
-    depths = [0, 1, 1, 2, 2, 2]
-    mask = np.eye(6, dtype=bool)
-    for node in range(1, 6):
-        mask[node] |= mask[parents[node]]
-    tokens = np.array([[4, 1, 2, 7, 8, 7]])
-    anchors = np.array([[0, 3, 5]])
-    output = oracles.apply(
-        model, params, None, jnp.asarray(tokens), jnp.array([depths]), jnp.asarray(mask[None]),
-        anchors=jnp.asarray(anchors), num_streams=J,
-    )  # fmt: skip
-    main, streams = oracles.forward(params, model.config, tokens[0], anchors[0], J, depths, mask)
+    output, mask = run_tree(TREE_TOKENS)
+    main, streams = oracles.forward(
+        params, model.config, np.array(TREE_TOKENS), range(7), J, DEPTHS, mask
+    )
     got = oracles.logits_of(model, params, output.hidden)[0]
     np.testing.assert_allclose(got, main, atol=LOGIT_TOLERANCE, rtol=0)
     got = oracles.logits_of(model, params, output.stream_hidden)[0]
     np.testing.assert_allclose(got, streams, atol=LOGIT_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("changed", range(7))
+def test_siblings_cousins_and_unused_nodes_do_not_move_a_bit(run_tree, changed):
+    """Another token at one node: nothing moves but that node, what is below it, their streams."""
+    tokens = np.array(TREE_TOKENS)
+    tokens[changed] = 11
+    before, mask = run_tree(TREE_TOKENS)
+    after, _ = run_tree(tokens)
+    for field in ("hidden", "stream_hidden"):
+        ours, theirs = (np.asarray(getattr(output, field))[0] for output in (before, after))
+        moved = (ours != theirs).reshape(7, -1).any(axis=1)
+        np.testing.assert_array_equal(moved, mask[:, changed])
 
 
 @pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
@@ -173,10 +200,12 @@ def test_bfloat16_stays_near_float32(tiny, batch, output, run):
 # Streams.
 
 
-def test_streams_off_gives_the_same_main_rows(tiny, batch, output, run):
+def test_streams_off_gives_the_same_main_rows_to_the_bit(tiny, batch, output, run):
     off = run(*tiny, batch[1])
     assert off.stream_hidden is None
-    np.testing.assert_allclose(off.hidden, output.hidden, atol=HIDDEN_TOLERANCE, rtol=0)
+    np.testing.assert_array_equal(off.hidden, output.hidden)
+    for a, b in zip(jax.tree.leaves(off.block), jax.tree.leaves(output.block), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_stream_embedding_cannot_move_a_bit_of_the_main_rows(tiny, batch, output, run):

@@ -1,79 +1,11 @@
-"""Speculative output equals plain output, token for token, whatever is drafted."""
+"""Drafters that are always right, always wrong or arbitrary change the passes, not a token."""
 
 import numpy as np
 import oracles
 import pytest
 from oracles import TableDrafter, chain, generate, tokens_of, truth_table
 
-from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter
-from ssjax.decoding.tree import StaticTree
-
-NUM_PROMPTS, BATCH, NEW = 300, 128, 12
-EOS = (11, 12)
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    """Lengths 1 to 8 (the bucket); the pad id 0 is an ordinary token in them."""
-    prompts = oracles.ragged_prompts(3, NUM_PROMPTS)
-    assert {len(p) for p in prompts} == set(range(1, 9))
-    assert any(0 in p for p in prompts) and any(p[0] == 0 for p in prompts)
-    return prompts
-
-
-@pytest.fixture(scope="module")
-def decoders(tiny, counting):
-    """Random weights (drafts mostly fail) and trained weights (drafts mostly hold)."""
-    return {
-        "random": oracles.make_decoder(*tiny, eos_ids=EOS),
-        "trained": oracles.make_decoder(*counting[:2], eos_ids=EOS),
-    }
-
-
-@pytest.fixture(scope="module")
-def plain(decoders, prompts):
-    """Plain decoding of all prompts by both decoders."""
-    return {
-        name: generate(decoder, prompts, PlainDrafter(), batch_size=BATCH, max_new_tokens=NEW)
-        for name, decoder in decoders.items()
-    }
-
-
-@pytest.mark.parametrize("name", ["random", "trained"])
-def test_plain_equals_numpy_greedy_without_cache(decoders, plain, prompts, name, tiny, counting):
-    model, params = tiny if name == "random" else counting[:2]
-    for prompt, completion in list(zip(prompts, plain[name], strict=True))[:40]:
-        assert completion.tokens == oracles.greedy(params, model.config, prompt, NEW, EOS)
-
-
-@pytest.mark.parametrize(
-    "drafter, deferred",
-    [
-        (BestFirstDrafter(2, 1), True),  # two of three streams cut at inference
-        (BestFirstDrafter(6, 3), True),
-        (BestFirstDrafter(6, 3), False),
-        (BestFirstDrafter(40, 3), True),  # more nodes than a level can hold
-        (StaticDrafter(StaticTree.from_branching(()), 1), True),  # the root alone
-        (StaticDrafter(StaticTree.from_branching((1, 1, 1)), 3), False),
-        (StaticDrafter(StaticTree.from_branching((15, 2)), 2), True),  # wider than the vocabulary
-    ],
-    ids=lambda x: getattr(x, "__class__", type(x)).__name__ if not isinstance(x, bool) else str(x),
-)
-def test_drafter_does_not_change_tokens(decoders, plain, prompts, drafter, deferred):
-    for name, decoder in decoders.items():
-        drafted = generate(decoder, prompts, drafter, deferred=deferred, batch_size=BATCH,
-                           max_new_tokens=NEW)  # fmt: skip
-        assert tokens_of(drafted) == tokens_of(plain[name]), name
-        for completion in drafted:
-            assert sum(completion.runs) == len(completion.tokens)
-            assert len(completion.runs) == completion.calls + 1
-        if drafter.max_depth:
-            runs = {run for completion in drafted for run in completion.runs[1:-1]}
-            # None, some and all of a path accepted, else the test proves little. A tree with
-            # the whole vocabulary at depth 1 cannot accept none.
-            deepest = drafter.max_depth
-            covers = isinstance(drafter, StaticDrafter) and max(drafter.tree.ranks) >= 12
-            assert {1 + covers, 1 + deepest} <= runs and (deepest < 2 or 2 in runs)
+from ssjax.decoding.drafters import PlainDrafter
 
 
 @pytest.fixture(scope="module")
