@@ -18,6 +18,7 @@ of Spec-Bench or MT-bench: a JSON object a line, the prompt in "turns"[0].
     first token         milliseconds until the first token of a batch is known, the median
     tokens per second   prefill included, with a 95 % bootstrap interval over batches
     extra parameters    what the drafter has beside the model
+    the last column     the main metric of the task, with its interval over records
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ from absl import flags
 from ssjax import cli
 from ssjax.benchmarking import describe, markdown, open_entry, quality
 from ssjax.data import builders, pipeline
+from ssjax.data.pipeline import Example
 from ssjax.decoding.drafters import PlainDrafter, Way
 from ssjax.errors import UserError
 from ssjax.evaluation import benchmark_picture, speed
@@ -65,7 +67,7 @@ class Prompts:
     source: str
     texts: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
-    references: tuple[tuple[str, ...], ...] | None  # None: quality is not scored
+    examples: tuple[Example, ...]  # empty: quality is not scored
 
 
 def main() -> int:
@@ -98,12 +100,13 @@ def main() -> int:
         plain = batches[0]
         for (name, entry), own in zip(entries.items(), batches, strict=True):
             rows.append({"batch_size": batch_size, "drafter": name} | describe(entry, plain, own))
-            if prompts.references is not None:
-                rows[-1] |= quality(run, own, prompts.references)
+            if prompts.examples:
+                rows[-1] |= quality(run, own, prompts.examples)
         cli.say(f"batch size {batch_size}: {len(prompts.ids)} prompts, {len(entries)} ways")
     result = {
         "workdir": str(run.workdir),
         "step": run.step,
+        "task": run.task.name,
         "prompts": len(prompts.ids),
         "source": prompts.source,
         "device": jax.devices()[0].device_kind,
@@ -132,7 +135,7 @@ def _batch_sizes() -> list[int]:
 
 
 def read_split(run: Run) -> Prompts:
-    """Prompts and references of a split of the run's data."""
+    """Prompts of a split of the run's data, with what scores their outputs."""
     data = run.config.data
     path = data.path if _DATA.value is None else _DATA.value
     source = builders.open_source(data.task, path, data.prepared_dir, run.config.seed, _SPLIT.value)
@@ -145,7 +148,7 @@ def read_split(run: Run) -> Prompts:
         f"{data.task} {_SPLIT.value}",
         tuple(example.prompt for example in examples),
         tuple(tuple(example.prompt_ids) for example in examples),
-        tuple(tuple(example.references) for example in examples),
+        tuple(examples),
     )
 
 
@@ -175,7 +178,7 @@ def read_questions(run: Run, path: str) -> Prompts:
     if not texts:
         raise UserError(f"{path} holds no questions")
     ids = tuple(tuple(run.encode_prompt(text, raw=False)) for text in texts)
-    return Prompts(path, tuple(texts), ids, None)
+    return Prompts(path, tuple(texts), ids, ())
 
 
 if __name__ == "__main__":

@@ -4,15 +4,17 @@ import ast
 import copy
 import dataclasses
 import statistics
+from collections.abc import Sequence
 
 import jax
 
+from ssjax.data.pipeline import Example
 from ssjax.decoding.draft_model import ModelDrafter
 from ssjax.errors import UserError
 from ssjax.evaluation import speed
 from ssjax.evaluation.compare import measurement_of
 from ssjax.evaluation.speed import Entry, TimedBatch
-from ssjax.evaluation.text_metrics import rouge
+from ssjax.evaluation.quality import LABELS, score, shown_metrics
 from ssjax.models.lora import is_lora
 from ssjax.models.parameters import count, flatten
 from ssjax.run import Run, load_run
@@ -99,10 +101,10 @@ def _peak_bytes() -> int | None:
     return stats.get("peak_bytes_in_use") if stats else None
 
 
-def quality(run: Run, batches: list[TimedBatch], references) -> dict[str, float]:
-    """ROUGE of the outputs."""
+def quality(run: Run, batches: list[TimedBatch], examples: Sequence[Example]) -> dict:
+    """The outputs by the metrics of the run's task, see `score`."""
     completions = [c for batch in batches for c in batch.completions]
-    return rouge([run.finish(c, ())[1] for c in completions], references)
+    return score(run.task.name, [run.finish(c, ())[1] for c in completions], examples)
 
 
 _COLUMNS = {
@@ -117,15 +119,13 @@ _COLUMNS = {
     "speedup": lambda row: "{value:.2f} ({low:.2f}-{high:.2f})".format(**row["speedup"]),
     "step cost": lambda row: f"{row['step_cost']:.2f}",
     "extra parameters": lambda row: f"{row['extra_parameters']:,}",
-    "ROUGE-1": lambda row: f"{row['rouge1']:.2f}" if "rouge1" in row else "-",
 }
 
 
-_HEADS = ["batch size", "drafter", "draft nodes", "as plain", *_COLUMNS]
-
-
 def markdown(result: dict) -> str:
-    """The table as Markdown."""
+    """The table as Markdown; its last column is the main metric of the task."""
+    metric = shown_metrics(result["task"])[0]
+    heads = ["batch size", "drafter", "draft nodes", "as plain", *_COLUMNS, LABELS[metric]]
     title = (
         f"{result['source']}: {result['prompts']} prompts, at most {result['max_new_tokens']} new "
         f"tokens, temperature {result['temperature']:g}, {result['parameters']:,} parameters, "
@@ -135,6 +135,14 @@ def markdown(result: dict) -> str:
     for row in result["rows"]:
         same = f"{row['identical']} of {result['prompts']}"
         cells = [str(row["batch_size"]), row["drafter"], str(row["draft_nodes"]), same]
-        rows.append(cells + [form(row) for form in _COLUMNS.values()])
-    lines = [_HEADS, ["---"] * len(_HEADS), *rows]
+        cells += [form(row) for form in _COLUMNS.values()]
+        rows.append([*cells, _quality_cell(row, metric)])
+    lines = [heads, ["---"] * len(heads), *rows]
     return f"{title}.\n\n" + "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def _quality_cell(row: dict, metric: str) -> str:
+    if metric not in row:
+        return "-"  # questions without references
+    low, high = row["intervals"][metric]
+    return f"{row[metric]:.2f} ({low:.2f}-{high:.2f})"

@@ -13,7 +13,7 @@ from ssjax.data import builders, pipeline
 from ssjax.decoding.verify import RULES
 from ssjax.errors import UserError
 from ssjax.evaluation.compare import Comparison, Measurement, compare, mark_runs
-from ssjax.evaluation.text_metrics import rouge
+from ssjax.evaluation.quality import LABELS, score, shown_metrics
 from ssjax.run import Run, make_sampling, visible_text
 
 
@@ -30,7 +30,7 @@ def evaluate(
       **changes: fields of `DecodeConfig` to use in place of the run's.
 
     Returns:
-      Plain values: settings, `Comparison.summary`, ROUGE of both, one example.
+      Plain values: settings, `Comparison.summary`, the task's metrics of both, one example.
     """
     decode = run.decode_config(**changes)
     data = run.config.data
@@ -53,12 +53,13 @@ def evaluate(
         accept=decode.accept,
         on_batch=_progress(len(examples)),
     )
-    references = [example.references for example in examples]
     plain, plain_texts = _finished(run, comparison.plain, decode.stop)
     fast, fast_texts = _finished(run, comparison.speculative, decode.stop)
     summary = Comparison(plain, fast).summary()
-    summary["plain"] |= rouge(plain_texts, references)
-    summary["speculative"] |= rouge(fast_texts, references)
+    quality = score(run.task.name, plain_texts, examples)
+    summary["plain"] |= quality
+    same = fast_texts == plain_texts
+    summary["speculative"] |= quality if same else score(run.task.name, fast_texts, examples)
     shown = fast.completions[0]
     return {
         "workdir": str(run.workdir),
@@ -121,15 +122,23 @@ def show(evaluation: dict) -> None:
     ):
         table.add_row(name, f"{plain[key]:{form}}", f"{fast[key]:{form}}")
     table.add_row("speedup", "", f"{evaluation['speedup']:.2f}x")
-    for kind in ("rouge1", "rouge2", "rougeLsum"):
-        table.add_row(kind, f"{plain[kind]:.2f}", f"{fast[kind]:.2f}")
+    metrics = shown_metrics(evaluation["task"])
+    for name in metrics:
+        table.add_row(LABELS[name], f"{plain[name]:.2f}", f"{fast[name]:.2f}")
     console.print(table)
+    intervals = (f"{LABELS[name]} {_range(fast['intervals'][name])}" for name in metrics)
+    console.print(f"95 % intervals over records, speculative: {', '.join(intervals)}")
     depths = " ".join(f"{share:.2f}" for share in fast["acceptance_by_depth"])
     console.print(f"acceptance by depth: {depths or 'no drafts'}")
     example = evaluation["example"]
     console.print("\nOne example; brackets hold what one pass emitted.")
     for name in ("prompt", "reference", "runs"):
         console.print(Text(f"{name}: {example[name]}"), soft_wrap=True)
+
+
+def _range(interval) -> str:
+    low, high = interval
+    return f"{low:.2f}-{high:.2f}"
 
 
 def _progress(total):

@@ -41,6 +41,7 @@ class Example:
     prompt: str  # whole, even where prompt_ids had to be cut
     prompt_ids: tuple[int, ...]
     references: tuple[str, ...]
+    record: Record  # as read, for metrics that need more than references
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,8 @@ def decode_examples(
             prompt_ids = _cut_prompt(
                 task.prompt_ids(record, tokenizer), tokenizer, max_prompt_length
             )
-            examples.append(Example(index, prompt, tuple(prompt_ids), task.references(record)))
+            references = task.references(record)
+            examples.append(Example(index, prompt, tuple(prompt_ids), references, record))
     return examples
 
 

@@ -173,8 +173,10 @@ def same_rows(expected: Outcome, found: Outcome, *, is_ordered: bool) -> bool:
     if len(expected.rows) != len(found.rows):
         return False
     pair = [[tuple(map(_rounded, row)) for row in result.rows] for result in (expected, found)]
-    return pair[0] == pair[1] if is_ordered else collections.Counter(pair[0]) == (
-        collections.Counter(pair[1])
+    return (
+        pair[0] == pair[1]
+        if is_ordered
+        else collections.Counter(pair[0]) == (collections.Counter(pair[1]))
     )
 
 

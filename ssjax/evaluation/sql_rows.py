@@ -161,9 +161,7 @@ def _candidates(condition: Condition, rng) -> list[str]:
 
 def _holds(column: Column, condition: Condition, value: str) -> bool:
     if condition.operator == "like":
-        parts = (
-            ".*" if c == "%" else "." if c == "_" else re.escape(c) for c in condition.value
-        )
+        parts = (".*" if c == "%" else "." if c == "_" else re.escape(c) for c in condition.value)
         return re.fullmatch("".join(parts), value, re.IGNORECASE | re.DOTALL) is not None
     left, right = value, condition.value
     if column.kind in ("integer", "real"):
