@@ -13,8 +13,8 @@ from ssjax.decoding.draft_model import ModelDrafter
 from ssjax.errors import UserError
 from ssjax.evaluation import speed
 from ssjax.evaluation.compare import measurement_of
-from ssjax.evaluation.speed import Entry, TimedBatch
 from ssjax.evaluation.quality import LABELS, score, shown_metrics
+from ssjax.evaluation.speed import Entry, TimedBatch
 from ssjax.models.lora import is_lora
 from ssjax.models.parameters import count, flatten
 from ssjax.run import Run, load_run
