@@ -26,14 +26,10 @@ from ssjax import config as config_lib
 from ssjax import run as run_lib
 from ssjax import trained as trained_lib
 from ssjax.config import Config
-from ssjax.data import builders, pipeline
+from ssjax.data import pipeline
+from ssjax.data.choice import choose_tokenizer, open_split
 from ssjax.data.tasks import get_task
-from ssjax.data.tokenizer import (
-    SentencePieceTokenizer,
-    Tokenizer,
-    open_tokenizer,
-    train_tokenizer,
-)
+from ssjax.data.tokenizer import Tokenizer, open_tokenizer
 from ssjax.errors import UserError
 from ssjax.files import write_atomic
 from ssjax.models import lora
@@ -144,21 +140,9 @@ def claim_workdir(workdir: Path, config: Config) -> None:
 
 
 def make_tokenizer(workdir: Path, config: Config, base: Base | None) -> Tokenizer:
-    """The run's tokenizer: kept from before, given, that of the base, or trained on the data."""
-    if any(workdir.glob("tokenizer*")) or (workdir / "vocab.json").exists():
-        return open_tokenizer(workdir)
-    given = config.data.tokenizer
-    if given:
-        is_file = Path(given).is_file()
-        tokenizer = SentencePieceTokenizer.from_file(given) if is_file else open_tokenizer(given)
-    elif base is not None:
-        tokenizer = open_tokenizer(base.directory)
-    else:
-        task = get_task(config.data.task)
-        source = open_split(config, "train")
-        cli.say(f"training a tokenizer of {config.data.tokenizer_vocab_size} pieces")
-        texts = pipeline.tokenizer_texts(source, task, config.data.tokenizer_records)
-        tokenizer = train_tokenizer(texts, config.data.tokenizer_vocab_size, symbols=task.symbols)
+    """The run's tokenizer, kept in its directory."""
+    directory = None if base is None else base.directory
+    tokenizer = choose_tokenizer(workdir, config, directory, cli.say)
     tokenizer.save(workdir)
     return tokenizer
 
@@ -197,12 +181,6 @@ def begun_heads(new: Params, base: Params) -> Params:
         return jnp.broadcast_to(table.astype(heads.dtype), heads.shape)
 
     return new | {"medusa_head": jax.jit(copies, out_shardings=heads.sharding)(table)}
-
-
-def open_split(config: Config, split: str):
-    """The records of a split, prepared on first use."""
-    data = config.data
-    return builders.open_source(data.task, data.path, data.prepared_dir, config.seed, split)
 
 
 def train(workdir: Path, config: Config, tokenizer: Tokenizer, base: Base | None, mesh: Mesh):

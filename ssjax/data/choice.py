@@ -1,0 +1,46 @@
+"""Which records and which tokenizer an experiment is trained with."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ssjax.config import Config
+from ssjax.data import builders, pipeline
+from ssjax.data.tasks import get_task
+from ssjax.data.tokenizer import (
+    SentencePieceTokenizer,
+    Tokenizer,
+    open_tokenizer,
+    train_tokenizer,
+)
+
+
+def open_split(config: Config, split: str) -> builders.RecordSource:
+    """The records of a split, prepared on first use."""
+    data = config.data
+    return builders.open_source(data.task, data.path, data.prepared_dir, config.seed, split)
+
+
+def choose_tokenizer(
+    workdir: Path, config: Config, base: Path | None, say: Callable[[str], None]
+) -> Tokenizer:
+    """The run's tokenizer: kept from before, given, that of the base, or trained on the data.
+
+    Args:
+      workdir: the run directory; nothing is written to it.
+      config: of the run.
+      base: the directory of the base model, None if there is none.
+      say: is told that a tokenizer is trained, which takes a while.
+    """
+    if any(workdir.glob("tokenizer*")) or (workdir / "vocab.json").exists():
+        return open_tokenizer(workdir)
+    given = config.data.tokenizer
+    if given:
+        is_file = Path(given).is_file()
+        return SentencePieceTokenizer.from_file(given) if is_file else open_tokenizer(given)
+    if base is not None:
+        return open_tokenizer(base)
+    task = get_task(config.data.task)
+    source = open_split(config, "train")
+    say(f"training a tokenizer of {config.data.tokenizer_vocab_size} pieces")
+    texts = pipeline.tokenizer_texts(source, task, config.data.tokenizer_records)
+    return train_tokenizer(texts, config.data.tokenizer_vocab_size, symbols=task.symbols)
