@@ -122,23 +122,15 @@ def show(evaluation: dict) -> None:
     ):
         table.add_row(name, f"{plain[key]:{form}}", f"{fast[key]:{form}}")
     table.add_row("speedup", "", f"{evaluation['speedup']:.2f}x")
-    metrics = shown_metrics(evaluation["task"])
-    for name in metrics:
+    for name in shown_metrics(evaluation["task"]):
         table.add_row(LABELS[name], f"{plain[name]:.2f}", f"{fast[name]:.2f}")
     console.print(table)
-    intervals = (f"{LABELS[name]} {_range(fast['intervals'][name])}" for name in metrics)
-    console.print(f"95 % intervals over records, speculative: {', '.join(intervals)}")
     depths = " ".join(f"{share:.2f}" for share in fast["acceptance_by_depth"])
     console.print(f"acceptance by depth: {depths or 'no drafts'}")
     example = evaluation["example"]
     console.print("\nOne example; brackets hold what one pass emitted.")
     for name in ("prompt", "reference", "runs"):
         console.print(Text(f"{name}: {example[name]}"), soft_wrap=True)
-
-
-def _range(interval) -> str:
-    low, high = interval
-    return f"{low:.2f}-{high:.2f}"
 
 
 def _progress(total):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ssjax import study
+from ssjax.evaluation.quality import LABELS
 from ssjax.files import write_atomic
 from ssjax.study import TaskStudy
 
@@ -287,7 +288,9 @@ def _short(drafter: str) -> str:
 
 
 def _quality(row: Mapping[str, Any]) -> str:
-    return f"ROUGE-1 {row['rouge1']:.2f}"
+    """The metric of the paper's table."""
+    name = "exact_match" if "exact_match" in row else "rouge1"
+    return f"{LABELS[name]} {row[name]:.2f}"
 
 
 def _pictures(task: TaskStudy, directory: Path, results: Mapping[str, Any]) -> dict[str, bytes]:
