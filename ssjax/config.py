@@ -124,7 +124,9 @@ class LossConfig:
     """Weights of the training loss, paper Eq. 5, each a mean over its own targets."""
 
     main_weight: float = 1.0  # alpha_0
-    stream_weight: float = 0.1  # alpha_j, the same for every stream or Medusa head
+    stream_weight: float = 0.1  # alpha_1, of the first stream or Medusa head
+    # alpha_j is stream_weight * stream_decay ** (j - 1). 1: the same for all (paper); Medusa: 0.8.
+    stream_decay: float = 1.0
     exit_weight: float = 0.1  # of the early-exit adapter, if there is one
     chunk_size: int = 1024  # rows projected onto the vocabulary at a time
 
@@ -433,6 +435,10 @@ def _validate(config: Config) -> None:
     _check(
         config.optimizer.decay in ("cosine", "linear"),
         f"optimizer.decay {config.optimizer.decay!r} must be cosine or linear",
+    )
+    _check(
+        0 < config.loss.stream_decay <= 1,
+        "loss.stream_decay must lie above 0 and at most at 1 (all streams weigh the same)",
     )
     _check(config.loss.chunk_size > 0, "loss.chunk_size must be positive")
     _check(config.checkpoint.save_every > 0, "checkpoint.save_every must be positive")

@@ -74,6 +74,8 @@ def test_config_dict_is_locked_and_typed():
         ("data", "batch_size", True, "data.batch_size must be a whole number"),
         ("train", "accumulation", 5, "data.batch_size 32 is not a multiple"),
         ("streams", "exit_rank", -1, "streams.exit_rank"),
+        ("loss", "stream_decay", 0.0, "loss.stream_decay must lie above 0 and at most at 1"),
+        ("loss", "stream_decay", 1.1, "loss.stream_decay must lie above 0 and at most at 1"),
         ("decode", "kept_nodes", 4, "early exit"),
         ("decode", "exit_threshold", 0.1, "early exit"),
         ("decode", "exit_threshold", 1.0, "decode.exit_threshold must"),
@@ -122,7 +124,7 @@ def test_a_run_older_than_a_key_keeps_its_meaning():
     expected = config_lib.from_dict(values)
     for key in ("drafter", "lookup_nodes", "kept_nodes"):
         del values["decode"][key]
-    del values["mesh"]
+    del values["loss"]["stream_decay"], values["mesh"]
     assert config_lib.from_dict(values) == expected
 
 
