@@ -77,6 +77,16 @@ class StreamsConfig:
     # The form of the PMLR paper: the main stream also reads its own streams. J is then part of
     # the model, which cannot be decoded without its streams. False: arXiv v1 and lossless.
     main_reads_streams: bool = False
+    # What tells streams apart beside their positions: embedding (a learned vector each, paper
+    # Eq. 3) or rotation of their values by an angle each, without parameters (v1 Eq. 7).
+    variation: str = "embedding"
+    # For rotation: the values of stream j turn by j * pi / (2 * (rotation_length + J)). The paper
+    # has the longest sequence here; bfloat16 loses most of so small an angle. 0: the widest,
+    # a quarter turn over the J streams.
+    rotation_length: int = 2048
+    # Rank of the map from the trunk's hidden state to the start of the streams (f of paper Eq. 3),
+    # which is added to the identity; 0: the identity alone, as in all reported runs.
+    init_rank: int = 0
     exit_rank: int = 0  # rank of the early-exit adapter that prunes drafts; 0: none, paper: 8
     medusa_heads: int = 0  # extra heads in place of streams; set by drafter.kind=medusa
 
@@ -312,7 +322,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     if config.drafter.kind == "medusa":
         _check(config.drafter.num_heads > 0, "drafter.num_heads must be positive")
         heads = dataclasses.replace(
-            config.streams, num_streams=0, main_reads_streams=False, exit_rank=0,
+            config.streams, num_streams=0, main_reads_streams=False, init_rank=0, exit_rank=0,
             medusa_heads=config.drafter.num_heads,
         )  # fmt: skip
         config = dataclasses.replace(config, streams=heads)
@@ -390,6 +400,16 @@ def _validate(config: Config) -> None:
     _check(
         streams.num_streams > 0 or not streams.main_reads_streams,
         "streams.main_reads_streams needs streams, and streams.num_streams is 0",
+    )
+    _check(
+        streams.variation in ("embedding", "rotation"),
+        f"streams.variation {streams.variation!r} must be embedding or rotation",
+    )
+    _check(streams.rotation_length >= 0, "streams.rotation_length must be 0 or more")
+    _check(streams.init_rank >= 0, "streams.init_rank must be 0 (the identity) or more")
+    _check(
+        streams.num_streams > 0 or streams.init_rank == 0,
+        "streams.init_rank needs streams, and streams.num_streams is 0",
     )
     _check(streams.exit_rank >= 0, "streams.exit_rank must be 0 or more")
     _check(
