@@ -84,6 +84,7 @@ def extra_parameters(entry: Entry) -> int:
         return count(entry.decoder.drafter_params)
     used = {
         "stream_embedding": drafter.num_streams,
+        "stream_init": drafter.num_streams,
         "exit": drafter.kept_nodes or drafter.exit_threshold,
         "medusa": drafter.num_heads,
     }

@@ -187,7 +187,9 @@ def _base_decoder(trained: Trained, name: str | None) -> tuple[Decoder, str]:
         source = base.name
     except UserError:
         params, source = base_only(trained), "the frozen weights in this directory"
-    streams = dataclasses.replace(config.streams, num_streams=0, exit_rank=0, medusa_heads=0)
+    streams = dataclasses.replace(
+        config.streams, num_streams=0, init_rank=0, exit_rank=0, medusa_heads=0
+    )
     tokenizer = trained.tokenizer
     model = Transformer(make_model(config, tokenizer).config, streams, True, AdaptationConfig())
     decoder = Decoder(

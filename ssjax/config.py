@@ -77,6 +77,16 @@ class StreamsConfig:
     # The form of the PMLR paper: the main stream also reads its own streams. J is then part of
     # the model, which cannot be decoded without its streams. False: arXiv v1 and lossless.
     main_reads_streams: bool = False
+    # What tells streams apart beside their positions: embedding (a learned vector each, paper
+    # Eq. 3) or rotation of their values by an angle each, without parameters (v1 Eq. 7).
+    variation: str = "embedding"
+    # For rotation: the values of stream j turn by j * pi / (2 * (rotation_length + J)). The paper
+    # has the longest sequence here; bfloat16 loses most of so small an angle. 0: the widest,
+    # a quarter turn over the J streams.
+    rotation_length: int = 2048
+    # Rank of the map from the trunk's hidden state to the start of the streams (f of paper Eq. 3),
+    # which is added to the identity; 0: the identity alone, as in all reported runs.
+    init_rank: int = 0
     exit_rank: int = 0  # rank of the early-exit adapter that prunes drafts; 0: none, paper: 8
     medusa_heads: int = 0  # extra heads in place of streams; set by drafter.kind=medusa
 
@@ -124,7 +134,9 @@ class LossConfig:
     """Weights of the training loss, paper Eq. 5, each a mean over its own targets."""
 
     main_weight: float = 1.0  # alpha_0
-    stream_weight: float = 0.1  # alpha_j, the same for every stream or Medusa head
+    stream_weight: float = 0.1  # alpha_1, of the first stream or Medusa head
+    # alpha_j is stream_weight * stream_decay ** (j - 1). 1: the same for all (paper); Medusa: 0.8.
+    stream_decay: float = 1.0
     exit_weight: float = 0.1  # of the early-exit adapter, if there is one
     chunk_size: int = 1024  # rows projected onto the vocabulary at a time
 
@@ -310,7 +322,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     if config.drafter.kind == "medusa":
         _check(config.drafter.num_heads > 0, "drafter.num_heads must be positive")
         heads = dataclasses.replace(
-            config.streams, num_streams=0, main_reads_streams=False, exit_rank=0,
+            config.streams, num_streams=0, main_reads_streams=False, init_rank=0, exit_rank=0,
             medusa_heads=config.drafter.num_heads,
         )  # fmt: skip
         config = dataclasses.replace(config, streams=heads)
@@ -389,6 +401,16 @@ def _validate(config: Config) -> None:
         streams.num_streams > 0 or not streams.main_reads_streams,
         "streams.main_reads_streams needs streams, and streams.num_streams is 0",
     )
+    _check(
+        streams.variation in ("embedding", "rotation"),
+        f"streams.variation {streams.variation!r} must be embedding or rotation",
+    )
+    _check(streams.rotation_length >= 0, "streams.rotation_length must be 0 or more")
+    _check(streams.init_rank >= 0, "streams.init_rank must be 0 (the identity) or more")
+    _check(
+        streams.num_streams > 0 or streams.init_rank == 0,
+        "streams.init_rank needs streams, and streams.num_streams is 0",
+    )
     _check(streams.exit_rank >= 0, "streams.exit_rank must be 0 or more")
     _check(
         streams.medusa_heads == 0 or config.drafter.kind == "medusa",
@@ -433,6 +455,10 @@ def _validate(config: Config) -> None:
     _check(
         config.optimizer.decay in ("cosine", "linear"),
         f"optimizer.decay {config.optimizer.decay!r} must be cosine or linear",
+    )
+    _check(
+        0 < config.loss.stream_decay <= 1,
+        "loss.stream_decay must lie above 0 and at most at 1 (all streams weigh the same)",
     )
     _check(config.loss.chunk_size > 0, "loss.chunk_size must be positive")
     _check(config.checkpoint.save_every > 0, "checkpoint.save_every must be positive")

@@ -16,6 +16,9 @@ same prompts. A study is a list of commands of this package; `ssjax.reproduce` r
     streams-2, streams-8    number of streams
     layers-N                number of stream layers
     reads-streams           the main stream reads its streams (the PMLR form)
+    rotation                streams told apart by rotated values, not by an embedding
+    start-rank-8            streams start behind a low-rank map
+    decay-0.6               stream j weighs 0.6 ** (j - 1) of the first
 """
 
 import dataclasses
@@ -119,6 +122,9 @@ def ablations(study: TaskStudy) -> list[Training]:
         "streams-8": {"streams.num_streams": 8},
         **{f"layers-{n}": {"streams.num_stream_layers": n} for n in dict.fromkeys(layers)},
         "reads-streams": {"streams.main_reads_streams": True},
+        "rotation": {"streams.variation": "rotation"},
+        "start-rank-8": {"streams.init_rank": 8},
+        "decay-0.6": {"loss.stream_decay": 0.6},
     }
     return [Training(name, _SHARED | change) for name, change in changes.items()]
 

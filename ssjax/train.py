@@ -253,14 +253,14 @@ def train(workdir: Path, config: Config, tokenizer: Tokenizer, base: Base | None
 def parameter_line(model: Transformer, trainable: Params, frozen: Params) -> str:
     """How many parameters are the base's, how many the method adds, how many LoRA."""
     leaves = flatten(merge(trainable, frozen))
-    sizes = {"base": 0, "streams": 0, "exit": 0, "medusa": 0, "LoRA": 0}
+    sizes = {"base": 0, "embedding": 0, "init": 0, "exit": 0, "medusa": 0, "LoRA": 0}
     for name, leaf in leaves.items():
         path = tuple(name.split("/"))
         kind = "base"
         if lora.is_lora(path):
             kind = "LoRA"
         elif lora.is_new(path):
-            kind = "streams" if name == "stream_embedding" else name.split("_")[0]
+            kind = name.removeprefix("stream_").split("_")[0]
         sizes[kind] += leaf.size
     streams = model.streams
     if streams.medusa_heads:
@@ -268,12 +268,16 @@ def parameter_line(model: Transformer, trainable: Params, frozen: Params) -> str
             f"parameters: base {sizes['base']:,}; {streams.medusa_heads} Medusa heads "
             f"{sizes['medusa']:,}; LoRA {sizes['LoRA']:,}; trained {count(trainable):,}"
         )
+    told_apart = "stream embeddings" if streams.variation == "embedding" else "rotated streams"
+    parts = [f"{streams.num_streams} {told_apart} {sizes['embedding']:,}"]
+    if streams.init_rank:
+        parts.append(f"map to their start {sizes['init']:,}")
+    parts.append(f"early-exit adapter {sizes['exit']:,}")
     return (
         f"parameters: base {sizes['base']:,}; Speculative Streaming "
-        f"{sizes['streams'] + sizes['exit']:,} ({streams.num_streams} stream embeddings "
-        f"{sizes['streams']:,}, early-exit adapter {sizes['exit']:,}); LoRA {sizes['LoRA']:,}; "
-        f"trained {count(trainable):,}; streams in the top {streams.num_stream_layers} of "
-        f"{model.config.num_layers} layers"
+        f"{sizes['embedding'] + sizes['init'] + sizes['exit']:,} ({', '.join(parts)}); "
+        f"LoRA {sizes['LoRA']:,}; trained {count(trainable):,}; "
+        f"streams in the top {streams.num_stream_layers} of {model.config.num_layers} layers"
     )
 
 

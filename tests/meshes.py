@@ -33,7 +33,7 @@ def make_mesh(sizes):
 def make_model(mode="full", **changes):
     return oracles.make_model(
         adaptation=ADAPTATIONS[mode],
-        **(SIZES | {"exit_rank": 2, "tie_embeddings": False} | changes),
+        **(SIZES | {"exit_rank": 2, "init_rank": 2, "tie_embeddings": False} | changes),
     )
 
 

@@ -43,7 +43,10 @@ NEVER = (10**6,)  # an end-of-sequence id that no model has
 
 def make_model(scan=True, num_streams=3, **changes) -> Transformer:
     """The test model with some sizes changed."""
-    keys = ("num_stream_layers", "main_reads_streams", "exit_rank", "medusa_heads")
+    keys = (
+        "num_stream_layers", "main_reads_streams", "exit_rank", "medusa_heads", "variation",
+        "rotation_length", "init_rank",
+    )  # fmt: skip
     streams = {k: changes.pop(k) for k in keys if k in changes}
     adaptation = changes.pop("adaptation", AdaptationConfig())
     return Transformer(
@@ -59,18 +62,20 @@ def random_params(model: Transformer, seed: int, table_scale=1.0):
 
     Wide weights put the margins of argmax far above float noise; norms differ from one.
     """
-    rng = np.random.default_rng(seed)
+    rng, map_rng = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     scanned = model.clone(scan=True)
     shapes = abstract_params(scanned)
 
     def fill(path, leaf):
         names = [part.key for part in path]
-        noise = rng.standard_normal(leaf.shape)
+        # Apart, so that the others do not depend on whether there is such a map.
+        own = map_rng if names[-1].startswith("stream_init_") else rng
+        noise = own.standard_normal(leaf.shape)
         if names[-1] in ("embedder", "lm_head"):
             return noise * table_scale
         if names[-1] == "stream_embedding":
             return noise
-        if names[-1] in ("lora_a", "lora_b", "exit_down", "exit_up") or "medusa" in names[-1]:
+        if names[-1].startswith(("lora_", "exit_", "stream_init_", "medusa_")):
             return noise / np.sqrt(leaf.shape[-1])
         if names[-2].endswith("_proj"):
             return noise * 2.0 / np.sqrt(leaf.shape[-1])
@@ -100,7 +105,7 @@ def pad(sequences, width):
 
 def forward(
     params, config: ModelConfig, tokens, anchors=(), num_streams=0, positions=None, visible=None,
-    main_reads_streams=False,
+    main_reads_streams=False, angle=0.0,
 ):  # fmt: skip
     """Hidden states before the head and trunk states of one sequence, NumPy float64.
 
@@ -113,6 +118,7 @@ def forward(
       positions: [T] rotary positions; None: 0..T-1.
       visible: [T, T] bool; None: causal.
       main_reads_streams: the main row of an anchor sees all of its streams.
+      angle: by which the values of stream j turn j times.
 
     Returns:
       main logits [T, V] and stream logits [A, J, V].
@@ -130,8 +136,11 @@ def forward(
     rows, row_positions = list(x), list(positions)
     owner = [(t, None, 0) for t in range(num_main)]  # position, anchor, stream
     for a, t in enumerate(anchors):
+        start = x[t]
+        if "stream_init_up" in params:
+            start = start + params["stream_init_up"] @ (params["stream_init_down"] @ x[t])
         for j in range(1, num_streams + 1):
-            rows.append(x[t] + params["stream_embedding"][j - 1])
+            rows.append(start + params["stream_embedding"][j - 1] if angle == 0 else start)
             row_positions.append(positions[t] + j)
             owner.append((t, a, j))
     full = np.zeros((len(rows), len(rows)), bool)
@@ -145,7 +154,8 @@ def forward(
                 full[i, k] = a == other_a and other_j <= j
     x = np.stack(rows)
     for i in range(len(params["stream_layers"])):
-        x = _layer(params["stream_layers"][f"layers_{i}"], config, x, row_positions, full)
+        turns = [angle * j for _, _, j in owner]
+        x = _layer(params["stream_layers"][f"layers_{i}"], config, x, row_positions, full, turns)
     x = _norm(x, params["final_norm"]["weight"], config.norm_epsilon)
     logits = x @ params.get("lm_head", params["embedder"]).T
     return logits[:num_main], logits[num_main:].reshape(len(anchors), num_streams, logits.shape[1])
@@ -155,7 +165,7 @@ def _norm(x, weight, epsilon):
     return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon) * weight
 
 
-def _layer(weights, config, x, positions, visible):
+def _layer(weights, config, x, positions, visible, turns=None):
     attention, mlp = weights["attention"], weights["mlp"]
     normed = _norm(x, weights["attention_norm"]["weight"], config.norm_epsilon)
     q, k, v = (normed @ attention[f"{name}_proj"]["weight"].T for name in "qkv")
@@ -168,7 +178,8 @@ def _layer(weights, config, x, positions, visible):
         rotated_k = rotate(k[:, theirs], positions, config.rope_theta)
         scores = np.where(visible, rotated_q @ rotated_k.T / np.sqrt(width), -np.inf)
         weight = np.exp(scores - scores.max(axis=1, keepdims=True))
-        heads.append(weight / weight.sum(axis=1, keepdims=True) @ v[:, theirs])
+        values = v[:, theirs] if turns is None else turn(v[:, theirs], turns)
+        heads.append(weight / weight.sum(axis=1, keepdims=True) @ values)
     x = x + np.concatenate(heads, axis=1) @ attention["o_proj"]["weight"].T
     normed = _norm(x, weights["mlp_norm"]["weight"], config.norm_epsilon)
     gate = normed @ mlp["gate_proj"]["weight"].T
@@ -179,7 +190,13 @@ def _layer(weights, config, x, positions, visible):
 def rotate(x, positions, theta):
     """Rotary positions as a product of complex numbers."""
     half = x.shape[1] // 2
-    angles = np.outer(positions, theta ** (-2.0 * np.arange(half) / x.shape[1]))
+    return turn(x, np.outer(positions, theta ** (-2.0 * np.arange(half) / x.shape[1])))
+
+
+def turn(x, angles):
+    """Rows [X, H] of H/2 complex numbers, turned by angles [X] or [X, H/2]."""
+    half = x.shape[1] // 2
+    angles = np.reshape(angles, (len(x), -1))
     turned = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
     return np.concatenate([turned.real, turned.imag], axis=1)
 

@@ -74,6 +74,11 @@ def test_config_dict_is_locked_and_typed():
         ("data", "batch_size", True, "data.batch_size must be a whole number"),
         ("train", "accumulation", 5, "data.batch_size 32 is not a multiple"),
         ("streams", "exit_rank", -1, "streams.exit_rank"),
+        ("streams", "variation", "colour", "streams.variation 'colour' must be embedding or"),
+        ("streams", "rotation_length", -1, "streams.rotation_length must be 0 or more"),
+        ("streams", "init_rank", -1, "streams.init_rank must be 0 (the identity) or more"),
+        ("loss", "stream_decay", 0.0, "loss.stream_decay must lie above 0 and at most at 1"),
+        ("loss", "stream_decay", 1.1, "loss.stream_decay must lie above 0 and at most at 1"),
         ("decode", "kept_nodes", 4, "early exit"),
         ("decode", "exit_threshold", 0.1, "early exit"),
         ("decode", "exit_threshold", 1.0, "decode.exit_threshold must"),
@@ -107,6 +112,15 @@ def test_a_value_that_cannot_work_is_named(group, key, value, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_map_to_the_start_of_streams_needs_streams():
+    values = config_lib.to_dict(Config())
+    values["streams"] |= {"num_streams": 0, "init_rank": 2}
+    with pytest.raises(UserError, match="streams.init_rank needs streams"):
+        config_lib.from_dict(values)
+    values["drafter"]["kind"] = "medusa"  # heads take the place of all that belongs to streams
+    assert config_lib.from_dict(values).streams.init_rank == 0
+
+
 def test_unknown_keys_are_named():
     values = config_lib.to_dict(Config())
     values["model"]["mlp"] = 3
@@ -122,7 +136,9 @@ def test_a_run_older_than_a_key_keeps_its_meaning():
     expected = config_lib.from_dict(values)
     for key in ("drafter", "lookup_nodes", "kept_nodes"):
         del values["decode"][key]
-    del values["mesh"]
+    for key in ("variation", "rotation_length", "init_rank"):
+        del values["streams"][key]
+    del values["loss"]["stream_decay"], values["mesh"]
     assert config_lib.from_dict(values) == expected
 
 

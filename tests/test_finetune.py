@@ -84,7 +84,7 @@ def settings(workdir, prepared, base, mode):
     c = experiment.get_config("smoke")
     c.workdir, c.data.prepared_dir, c.model.pretrained = map(str, (workdir, prepared, base))
     c.adaptation.mode, c.adaptation.rank, c.adaptation.alpha = mode, 3, 12.0
-    c.streams.exit_rank = 2
+    c.streams.exit_rank = c.streams.init_rank = 2
     c.loss.main_weight = 1.0 if mode == "shared" else 0.0
     c.optimizer.learning_rate = 0.01
     c.optimizer.warmup_steps = 2
@@ -137,12 +137,13 @@ def outputs(run, **options):
 
 
 def test_counts_are_printed(runs):
-    """J * D and 2 * rank * D for the method; 3 * (in + out) per adapted projection."""
+    """J * D and twice 2 * rank * D for the method; 3 * (in + out) per adapted projection."""
     said = runs["lossless"][1]
     layer = 3 * sum([32 + 32, 32 + 16, 32 + 16, 32 + 32, 3 * (32 + 48)])
     base = sum(leaf.size for leaf in flatten(load_trained(runs["lossless"][0]).frozen).values())
-    assert f"parameters: base {base:,}; Speculative Streaming {3 * 32 + 4 * 32:,} (3 stream" in said
-    assert f"embeddings {3 * 32:,}, early-exit adapter {4 * 32:,}); LoRA {2 * layer:,};" in said
+    assert f"parameters: base {base:,}; Speculative Streaming {3 * 32 + 8 * 32:,} (3 stream" in said
+    assert f"embeddings {3 * 32:,}, map to their start {4 * 32:,}, early-exit adapter" in said
+    assert f"early-exit adapter {4 * 32:,}); LoRA {2 * layer:,};" in said
     assert f"LoRA {3 * layer:,};" in runs["shared"][1]
 
 
@@ -156,9 +157,9 @@ def test_checkpoints_hold_what_was_trained_and_no_more(runs, trained):
 
 
 def test_training_moved_every_trained_leaf(trained):
-    """lora_b and exit_up start at zero."""
+    """lora_b, exit_up and stream_init_up start at zero."""
     for name, leaf in flatten(trained.trainable).items():
-        if name.endswith(("lora_b", "exit_up")):
+        if name.endswith(("lora_b", "exit_up", "stream_init_up")):
             assert np.abs(leaf).max() > 1e-4, name
 
 
@@ -438,7 +439,7 @@ def test_benchmark_of_all_drafters(tmp_path, base, prepared, runs):
     extra = [row["extra_parameters"] for row in rows[:5]]
     lora = 2 * 3 * sum([32 + 32, 32 + 16, 32 + 16, 32 + 32, 3 * (32 + 48)])
     whole = sum(x.size for x in flatten(load_trained(base).params).values())
-    assert extra == [0, 3 * 32 + lora, 2 * (32 * 32 + 32 + 520 * 32), whole, 0]
+    assert extra == [0, 3 * 32 + 4 * 32 + lora, 2 * (32 * 32 + 32 + 520 * 32), whole, 0]
     for row in rows:
         low, value, high = (row["tokens_per_second"][k] for k in ("low", "value", "high"))
         assert 0 < low <= value <= high and "rouge1" in row

@@ -3,6 +3,7 @@
 What the numbers in them mean is checked against transformers in tests/families.
 """
 
+import dataclasses
 import json
 import shutil
 
@@ -13,10 +14,11 @@ import oracles
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ssjax import huggingface
-from ssjax.config import ModelConfig
+from ssjax import huggingface, portable
+from ssjax.config import AdaptationConfig, Config, ModelConfig
 from ssjax.errors import UserError
-from ssjax.models.parameters import flatten, resplit_layers
+from ssjax.models.lora import split_trainable
+from ssjax.models.parameters import flatten, merge, resplit_layers
 
 CONFIG = ModelConfig(
     vocab_size=13, embed_dim=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=40,
@@ -207,3 +209,22 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
 def test_only_models_of_llamas_form_get_a_config_of_their_own():
     with pytest.raises(UserError, match="not of Llama's form .* export it with --format orbax"):
         huggingface.llama_config_json(ModelConfig(**{**vars(CONFIG), "block": "parallel"}))
+
+
+@pytest.mark.parametrize("changes", [{"variation": "rotation"}, {"variation": "embedding"}])
+def test_streams_beside_a_base_are_read_as_they_were_written(tmp_path, changes):
+    """The leaves of every kind of stream, their config, and none of the base's."""
+    adaptation = AdaptationConfig("lossless", rank=2)
+    model = oracles.make_model(adaptation=adaptation, init_rank=2, exit_rank=2, **changes)
+    additions, base = split_trainable(oracles.random_params(model, seed=1), adaptation)
+    config = dataclasses.replace(
+        Config(), model=model.config, streams=model.streams, adaptation=adaptation
+    )
+    addition = portable.Addition(config, additions, "digest")
+    portable.write_addition(tmp_path, addition, None)
+    names = load_file(tmp_path / "streams.safetensors").keys()
+    assert {"stream_init_down", "stream_init_up"} <= names
+    assert ("stream_embedding" in names) == (changes["variation"] == "embedding")
+    again = portable.read_addition(tmp_path, None)
+    assert (again.config, again.base_fingerprint) == (config, addition.base_fingerprint)
+    assert_equal(merge(again.leaves, base), merge(additions, base))

@@ -193,6 +193,18 @@ def rotary_tables(positions: jax.Array, frequencies: np.ndarray) -> tuple:
     return jnp.cos(angle), jnp.sin(angle)
 
 
+def rotate_stream_values(values_BTJKH: jax.Array, angle: float) -> jax.Array:
+    """Turns the values of stream j = 1..J by j * angle: V_j e^(i * angle * j), paper v1 Eq. 7.
+
+    Which channels make a complex number is not given there; here those that `apply_rotary` pairs,
+    all of the head width. The angle is the same for every pair and every position.
+    """
+    num_streams, width = values_BTJKH.shape[2], values_BTJKH.shape[-1]
+    turns = jnp.arange(1, num_streams + 1)[None, None, :]
+    cos, sin = rotary_tables(turns, np.full(width // 2, angle, np.float32))
+    return apply_rotary(values_BTJKH, cos, sin)
+
+
 def apply_rotary(x_BXNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotates pairs (i, i + W/2) of the first W of H, the half-split form of Hugging Face.
 

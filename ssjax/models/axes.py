@@ -30,6 +30,8 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "table_in": ("embed", "table"),
     "table_out": ("table", "embed"),
     "stream_embedding": ("streams", "features"),
+    "stream_init_down": ("rank", "embed"),
+    "stream_init_up": ("embed", "rank"),
     "exit_down": ("rank", "embed"),
     "exit_up": ("embed", "rank"),
     "medusa_weight": ("streams", "features", "embed"),

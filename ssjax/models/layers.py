@@ -29,6 +29,7 @@ from ssjax.models.attention import (
     apply_rotary,
     attend,
     matmul_precision,
+    rotate_stream_values,
 )
 from ssjax.models.axes import PROJECTIONS, gathered
 from ssjax.models.execution import Execution
@@ -63,6 +64,7 @@ class Layout:
     segments: jax.Array | None  # [B, T] int32, of packed rows; set where `fused`
     num_main: int = struct.field(pytree_node=False)  # T, or 0
     num_streams: int = struct.field(pytree_node=False)  # J, or 0
+    value_angle: float = struct.field(pytree_node=False)  # the values of stream j turn by j of it
     dropout: bool = struct.field(pytree_node=False)  # training: LoRA drops inputs
     fused: bool = struct.field(pytree_node=False)  # main rows by a kernel, main_mask unused
 
@@ -282,11 +284,10 @@ class Attention(nn.Module):
                 at_anchor = at_anchor.reshape(batch, -1, 1, *heads)
                 queries = jnp.concatenate([at_anchor, queries], axis=2)
                 own_mask = jnp.concatenate([jnp.ones_like(own_mask[:1]), own_mask])
-            own = LocalSegment(
-                k[:, split:].reshape(*rows, *k.shape[2:]),
-                v[:, split:].reshape(*rows, *v.shape[2:]),
-                own_mask,
-            )
+            values = v[:, split:].reshape(*rows, *v.shape[2:])
+            if layout.value_angle:
+                values = rotate_stream_values(values, layout.value_angle)
+            own = LocalSegment(k[:, split:].reshape(*rows, *k.shape[2:]), values, own_mask)
             cached = [] if prefix is None else [SharedSegment(prefix, layout.stream_prefix)]
             block_seen = SharedSegment(block, layout.stream_mask)
             streams = self._attend(queries, [*cached, block_seen, own])

@@ -19,6 +19,8 @@ from ssjax.models.parameters import Params, split
 
 _NEW_LEAVES = (
     "stream_embedding",
+    "stream_init_down",
+    "stream_init_up",
     "exit_down",
     "exit_up",
     "medusa_weight",

@@ -1,7 +1,7 @@
 """The decoder: trunk, stream layers, LM head; main rows and stream rows in one pass.
 
     tokens -> embedding -> trunk (L - Ns layers, main rows only)
-           -> insert streams: hidden at anchor t plus stream embedding j   (paper Eq. 3)
+           -> insert streams: f(hidden at anchor t) plus stream embedding j   (paper Eq. 3)
            -> stream layers (Ns layers, main and stream rows)
            -> final norm -> LM head, shared
 
@@ -11,9 +11,15 @@ change a main logit, streams may be cut from the end (num_streams < J), and they
 later call (`speculate`) with equal results. With streams.main_reads_streams (paper Eq. 1 of
 the PMLR version) the main row of an anchor also reads all of its own streams; they then run in
 every call, all J of them. In layers with a window, a stream sees what its anchor sees.
+
+f is the identity, or with streams.init_rank f(h) = h + B A h, one map for all streams; that the
+map is added to the identity, with B zero at first, is our choice. With streams.variation=rotation
+there is no stream embedding: all streams of an anchor start alike, and their values are turned,
+see `attention.rotate_stream_values`. Of the angle the paper gives the upper bound; it is used here.
 """
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax
@@ -116,9 +122,13 @@ class Transformer(nn.Module):
         if config.table_dim:
             self.table_in = matrix("table_in", config.embed_dim, table_dim)
             self.table_out = matrix("table_out", table_dim, config.embed_dim)
-        if streams.num_streams:
+        if streams.num_streams and streams.variation == "embedding":
             shape = (streams.num_streams, config.embed_dim)
             self.stream_embedding = matrix("stream_embedding", *shape)
+        if streams.init_rank:
+            self.stream_init_down = matrix("stream_init_down", streams.init_rank, config.embed_dim)
+            shape = (config.embed_dim, streams.init_rank)
+            self.stream_init_up = self.param("stream_init_up", nn.initializers.zeros, shape)
         if streams.exit_rank:
             self.exit_down = matrix("exit_down", streams.exit_rank, config.embed_dim)
             shape = (config.embed_dim, streams.exit_rank)
@@ -365,9 +375,25 @@ class Transformer(nn.Module):
 
     def _insert_streams(self, hidden_BAD, num_streams):
         """Returns stream rows [B, A*J, D]."""
-        embedding_JD = self.stream_embedding[:num_streams].astype(hidden_BAD.dtype)
-        rows = hidden_BAD[:, :, None] + embedding_JD
-        return rows.reshape(hidden_BAD.shape[0], -1, rows.shape[-1])
+        start_BAD = hidden_BAD
+        if self.streams.init_rank:
+            down = self.stream_init_down.astype(hidden_BAD.dtype)
+            up = self.stream_init_up.astype(hidden_BAD.dtype)
+            low = self._project(hidden_BAD, gathered(down, "rank", "embed"))
+            start_BAD = hidden_BAD + self._project(low, gathered(up, "embed", "rank"))
+        if self.streams.variation == "rotation":
+            rows = jnp.repeat(start_BAD, num_streams, axis=1)
+        else:
+            embedding_JD = self.stream_embedding[:num_streams].astype(hidden_BAD.dtype)
+            rows = start_BAD[:, :, None] + embedding_JD
+        return rows.reshape(hidden_BAD.shape[0], -1, hidden_BAD.shape[-1])
+
+    def _value_angle(self) -> float:
+        """Of `Layout`, from the J that the model has: fewer streams at decoding turn as far."""
+        streams = self.streams
+        if streams.variation == "embedding":
+            return 0.0
+        return math.pi / (2 * (streams.rotation_length + streams.num_streams))
 
     def _layouts(
         self, positions, anchor_positions, block_positions, seen, stream_mask, prefix_mask,
@@ -396,6 +422,7 @@ class Transformer(nn.Module):
                 num_main=0 if positions is None else positions.shape[1],
                 segments=seen.segments,
                 num_streams=num_streams,
+                value_angle=self._value_angle() if num_streams else 0.0,
                 dropout=dropout,
                 fused=seen.fused,
             )

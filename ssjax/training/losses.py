@@ -242,7 +242,8 @@ def chunked_cross_entropy(
 def loss_weights(config: LossConfig, streams: StreamsConfig) -> jax.Array:
     """The alphas of Eq. 5 and the weight of the early exit, [Q] float32."""
     ahead = streams.num_streams or streams.medusa_heads
-    alphas = [config.main_weight] + [config.stream_weight] * ahead
+    alphas = [config.main_weight]
+    alphas += [config.stream_weight * config.stream_decay**behind for behind in range(ahead)]
     return jnp.array(alphas + [config.exit_weight] * (streams.exit_rank > 0), jnp.float32)
 
 

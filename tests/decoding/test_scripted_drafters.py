@@ -5,7 +5,7 @@ import oracles
 import pytest
 from oracles import TableDrafter, chain, generate, tokens_of, truth_table
 
-from ssjax.decoding.drafters import PlainDrafter
+from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +75,24 @@ class _Deep(TableDrafter):
     """Declares a depth of 4 although all its nodes are unused."""
 
     max_depth = 4
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize(
+    "changes",
+    [{"variation": "rotation", "rotation_length": 0}, {"init_rank": 2}],
+    ids=["rotation", "map"],
+)
+def test_variants_of_streams_learn_and_draft(changes):
+    """Trained on counting they name what comes later; random or trained, the tokens are plain's."""
+    model, trained, metrics = oracles.train_to_count(steps=150, **changes)
+    np.testing.assert_array_equal(metrics.sums.correct[1:], metrics.sums.weight[1:])
+    some, begun = oracles.ragged_prompts(5, 40), [[start, start + 1] for start in range(10)]
+    for params in (oracles.random_params(model, seed=0), trained):
+        decoder = oracles.make_decoder(model, params)
+        plain = generate(decoder, some + begun, PlainDrafter(), max_new_tokens=9)
+        for deferred in (True, False):
+            drafter = BestFirstDrafter(3, 3)
+            found = generate(decoder, some + begun, drafter, deferred=deferred, max_new_tokens=9)
+            assert tokens_of(found) == tokens_of(plain)
+    assert [completion.runs for completion in found[len(some) :]] == [(1, 4, 4)] * 10

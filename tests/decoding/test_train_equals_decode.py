@@ -3,8 +3,12 @@
 Training: scanned form, one call over the whole sequence, streams beside all anchors. Decoding:
 unrolled form, a prefill and then passes over draft trees with a cache. Row i of the batch is
 prompt i // 4; i % 4 says how many of its drafted tokens are right: 0, 1, a mixture, 3.
+
+All of it again with streams that are told apart by rotation and start behind a map. Their
+sequences are those of the other model: the main rows are the same.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -20,6 +24,18 @@ from ssjax.decoding.sampling import Sampling
 from ssjax.models.attention import Causal
 from ssjax.models.cache import KVCache
 from ssjax.training.losses import anchor_targets
+
+pytestmark = pytest.mark.parametrize(
+    ("streaming", "walk"),
+    [
+        ("embedding", "fused"),
+        ("embedding", "deferred"),
+        ("rotation", "fused"),
+        pytest.param("rotation", "deferred", marks=pytest.mark.stress),
+    ],
+    indirect=True,
+    scope="module",
+)
 
 TOLERANCE = 1e-4
 PROMPT_LENGTHS = (1, 5, 12, 9)
@@ -65,6 +81,24 @@ def rows(decoder, kit):
 
 
 @pytest.fixture(scope="module")
+def streaming(request, model, params, decoder, kit):
+    """(model, params, decoder) of a kind of stream."""
+    if request.param == "embedding":
+        return model, params, decoder
+    streams = dataclasses.replace(
+        model.streams, variation="rotation", rotation_length=1, init_rank=2
+    )
+    model = model.clone(streams=streams)
+    rng = np.random.default_rng(0)
+    width = model.config.embed_dim
+    params = {key: leaf for key, leaf in params.items() if key != "stream_embedding"} | {
+        "stream_init_down": jnp.asarray(rng.standard_normal((2, width)) / 6, jnp.float32),
+        "stream_init_up": jnp.asarray(rng.standard_normal((width, 2)), jnp.float32),
+    }
+    return model, params, kit.make_decoder(model, params)
+
+
+@pytest.fixture(scope="module")
 def right():
     """[B, CAPACITY + 1]: how many drafted tokens are right, by row and length."""
     mixture = np.random.default_rng(1).integers(0, 4, (NUM_ROWS, CAPACITY + 1))
@@ -73,8 +107,10 @@ def right():
 
 
 @pytest.fixture(scope="module")
-def forward(model, params):
+def forward(streaming):
     """Log-probabilities [B, A, 1 + J, V] of whole sequences at anchors, as the loss has them."""
+
+    model, params, _ = streaming
 
     @jax.jit
     def run(tokens, anchors):
@@ -109,11 +145,12 @@ def trained(rows, forward):
     return np.asarray(forward(script, anchors))
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["fused", "deferred"])
-def walk(request, decoder, rows, right, kit):
+@pytest.fixture(scope="module")
+def walk(request, streaming, rows, right, kit):
     """States before each pass and at the end, and the drafter that saw all of them."""
+    _, _, decoder = streaming
     arguments, script = rows
-    spec = DecodeSpec(CAPACITY, kit.NEVER, kit.PAD, SAMPLING, request.param)
+    spec = DecodeSpec(CAPACITY, kit.NEVER, kit.PAD, SAMPLING, request.param == "deferred")
     drafter = kit.ScriptDrafter(
         script, PARENTS, OFFSETS, right=right, record=[], num_streams=NUM_STREAMS
     )
@@ -158,11 +195,12 @@ def test_streams_that_reach_the_drafter(walk, trained):
 
 
 @pytest.fixture(scope="module")
-def node_log_probs(decoder):
+def node_log_probs(streaming):
     """Log-probabilities [B, M, 1 + J, V] at every node of a state's tree, and deferred streams.
 
     The mask and the depths are the test's own.
     """
+    _, _, decoder = streaming
     model, params = decoder.model, {"params": decoder.params}
 
     @jax.jit

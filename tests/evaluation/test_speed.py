@@ -39,6 +39,13 @@ def test_figures_by_hand(tiny):
     assert found["draft_nodes"] == 4 and found["extra_parameters"] == 3 * 24
 
 
+def test_extra_parameters_are_those_of_the_streams_that_run():
+    model = oracles.make_model(init_rank=2)
+    decoder = oracles.make_decoder(model, oracles.random_params(model, seed=0))
+    for drafter, extra in ((BestFirstDrafter(4, 3), 3 * 24 + 2 * 2 * 24), (PlainDrafter(), 0)):
+        assert benchmarking.extra_parameters(Entry(decoder, Way(drafter, True))) == extra
+
+
 def test_speedup_against_itself_is_one_without_doubt():
     estimate = speed.speedup(PLAIN, PLAIN)
     assert (estimate.value, estimate.low, estimate.high) == (1.0, 1.0, 1.0)

@@ -74,10 +74,18 @@ def test_shared_merged_equals_unmerged():
     assert np.abs(logits(plain, base)[0] - logits(model, params)[0]).max() > 0.1
 
 
-@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
-def test_lossless_main_is_the_base_bit_for_bit(scan):
+@pytest.mark.parametrize(
+    ("scan", "changes"),
+    [
+        (True, {}),
+        (False, {}),
+        (True, {"variation": "rotation", "rotation_length": 1, "init_rank": 2}),
+    ],
+    ids=["scanned", "unrolled", "rotated-mapped"],
+)
+def test_lossless_main_is_the_base_bit_for_bit(scan, changes):
     """Same shapes, any adapter: no main logit and no main key or value changes by a bit."""
-    model, params, base = adapted(LOSSLESS)
+    model, params, base = adapted(LOSSLESS, **changes)
     other = oracles.random_params(model, seed=6)
     other = merge(split(other, is_lora)[0], base)
     if not scan:
@@ -178,7 +186,7 @@ def one_step(model, params, adaptation, main_weight):
     ("adaptation", "main_weight"), [(SHARED, 1.0), (LOSSLESS, 0.0), (FULL, 1.0)]
 )
 def test_gradients_reach_exactly_the_trainable_leaves(adaptation, main_weight):
-    model, params, _ = adapted(adaptation, exit_rank=2)
+    model, params, _ = adapted(adaptation, exit_rank=2, init_rank=2)
     before = fingerprint(split_trainable(params, adaptation)[1])
     trainable, frozen, state, _ = one_step(model, params, adaptation, main_weight)
     names = set(flatten(trainable))
@@ -211,12 +219,27 @@ def test_the_method_adds_as_many_parameters_as_the_paper_says(width, extra):
     assert f"Speculative Streaming {extra:,} (4 stream embeddings {4 * width:,}" in line
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"init_rank": 2}, "168 (3 stream embeddings 72, map to their start 96, early-exit"),
+        ({"variation": "rotation"}, "0 (3 rotated streams 0, early-exit adapter 0); LoRA"),
+    ],
+    ids=["map", "rotation"],
+)
+def test_what_variants_add_is_said(changes, said):
+    model = oracles.make_model(adaptation=SHARED, **changes)
+    line = parameter_line(model, *split_trainable(abstract_params(model), SHARED))
+    assert f"Speculative Streaming {said}" in line
+
+
 def test_untrained_adapters_change_nothing():
-    """lora_b starts at zero."""
-    model = oracles.make_model(adaptation=SHARED)
+    """lora_b and stream_init_up start at zero."""
+    model = oracles.make_model(adaptation=SHARED, init_rank=2)
     params = jax.jit(lambda: init_params(model, 0))()
-    base, _ = split(params, lambda path: not is_lora(path))
-    ours, plain = logits(model, params), logits(model.clone(adaptation=FULL), base)
+    base, _ = split(params, lambda path: not is_lora(path) and "stream_init" not in path[0])
+    plain = oracles.make_model(adaptation=FULL)
+    ours, plain = logits(model, params), logits(plain, base)
     for a, b in zip(ours, plain, strict=True):
         np.testing.assert_array_equal(a, b)
 

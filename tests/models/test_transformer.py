@@ -7,7 +7,7 @@ import oracles
 import pytest
 from oracles import HIDDEN_TOLERANCE, LOGIT_TOLERANCE
 
-from ssjax.models.attention import Causal
+from ssjax.models.attention import Causal, rotate_stream_values
 from ssjax.models.cache import cache_from_block
 from ssjax.models.parameters import cast, count, merge, stack_layers, unstack_layers
 
@@ -289,6 +289,78 @@ def test_causality_by_gradients(tiny, batch):
     for a, anchor in enumerate((2, 5)):
         expected = np.arange(WIDTH) <= anchor
         np.testing.assert_array_equal(reach[a], np.tile(expected, (J, 1)))
+
+
+# Other ways to begin the streams.
+
+# Angles of 22.5 degrees and more: J is 3.
+ROTATED = {"variation": "rotation", "rotation_length": 1}
+MAPPED = {"init_rank": 2}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [ROTATED, MAPPED, ROTATED | MAPPED | {"main_reads_streams": True, "num_kv_heads": 4}],
+    ids=["rotation", "map", "both-read-by-main"],
+)
+def test_variants_equal_numpy(batch, run, changes):
+    model = oracles.make_model(**changes)
+    params = oracles.random_params(model, seed=2)
+    angle = np.pi / (2 * (1 + J)) if "variation" in changes else 0.0
+    assert ("stream_embedding" in params) == (angle == 0)
+    rows, tokens, anchors = batch
+    anchors = anchors if not model.streams.main_reads_streams else anchors[:, :1]
+    output = run(model, params, tokens, anchors, J)
+    main = oracles.logits_of(model, params, output.hidden)
+    streams = oracles.logits_of(model, params, output.stream_hidden)
+    for b, row in enumerate(rows):
+        expected, expected_streams = oracles.forward(
+            params, model.config, row, anchors[b], J, angle=angle,
+            main_reads_streams=model.streams.main_reads_streams,
+        )  # fmt: skip
+        np.testing.assert_allclose(main[b, : len(row)], expected, atol=LOGIT_TOLERANCE, rtol=0)
+        np.testing.assert_allclose(streams[b], expected_streams, atol=LOGIT_TOLERANCE, rtol=0)
+
+
+def test_rotation_turns_channels_as_rotary_positions_do():
+    """One pair by hand: stream 1 by 30 degrees, 2 by 60, 3 by 90; bfloat16 stays bfloat16."""
+    values = jnp.broadcast_to(jnp.array([2.0, 5.0, 0.0, 5.0]), (1, 2, 3, 1, 4))
+    turned = np.asarray(rotate_stream_values(values, np.pi / 6))
+    expected = [[3**0.5, 1.0], [1.0, 3**0.5], [0.0, 2.0]]
+    np.testing.assert_allclose(turned[0, 1, :, 0, ::2], expected, atol=1e-6)
+    assert rotate_stream_values(values.astype(jnp.bfloat16), 0.1).dtype == jnp.bfloat16
+
+
+@pytest.fixture(scope="module")
+def variant(tiny):
+    """The tiny model with rotated streams that start behind a map; the same base weights."""
+    model = oracles.make_model(**ROTATED, **MAPPED)
+    params = oracles.random_params(model, seed=3)
+    base = {k: v for k, v in tiny[1].items() if k != "stream_embedding"}
+    return model, params | base
+
+
+def test_variants_cannot_move_a_bit_of_the_main_rows(variant, batch, output, run):
+    other = run(*variant, batch[1], batch[2], J)
+    np.testing.assert_array_equal(other.hidden, output.hidden)
+    for a, b in zip(jax.tree.leaves(other.block), jax.tree.leaves(output.block), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert relative(other.stream_hidden, output.stream_hidden) > 0.1
+
+
+def test_variants_may_lose_streams_at_the_end(variant, batch, run):
+    """The angle is that of the J streams of the model, however many of them run."""
+    whole = run(*variant, batch[1], batch[2], J).stream_hidden
+    cut = run(*variant, batch[1], batch[2], 2).stream_hidden
+    np.testing.assert_allclose(cut, whole[:, :, :2], atol=HIDDEN_TOLERANCE, rtol=0)
+
+
+def test_an_untrained_map_is_the_identity(tiny, batch, output, run):
+    model, params = tiny
+    down, up = jnp.ones((2, 24)), jnp.zeros((24, 2))
+    mapped = params | {"stream_init_down": down, "stream_init_up": up}
+    other = run(oracles.make_model(**MAPPED), mapped, batch[1], batch[2], J)
+    np.testing.assert_array_equal(other.stream_hidden, output.stream_hidden)
 
 
 # Parameters.

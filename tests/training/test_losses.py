@@ -1,5 +1,7 @@
 """Losses against NumPy, and what they must not depend on."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,6 +152,46 @@ def test_weighted_loss_by_hand():
         2.5 * np.log(7),
         rtol=SUM_TOLERANCE,
     )
+
+
+@pytest.mark.parametrize(
+    ("streams", "expected"),
+    [
+        (StreamsConfig(3), [2.0, 0.5, 0.4, 0.32]),
+        (StreamsConfig(2, exit_rank=1), [2.0, 0.5, 0.4, 0.7]),
+        (StreamsConfig(0, medusa_heads=4), [2.0, 0.5, 0.4, 0.32, 0.256]),
+        (StreamsConfig(0), [2.0]),
+    ],
+    ids=["streams", "early-exit", "medusa", "plain"],
+)
+def test_weights_that_fall_with_the_depth(streams, expected):
+    """The main output and the early exit keep theirs; without decay all streams weigh the same."""
+    config = LossConfig(main_weight=2.0, stream_weight=0.5, stream_decay=0.8, exit_weight=0.7)
+    np.testing.assert_allclose(loss_weights(config, streams), expected, rtol=1e-6)
+    even = loss_weights(dataclasses.replace(config, stream_decay=1.0), streams)
+    ahead = streams.num_streams + streams.medusa_heads
+    np.testing.assert_array_equal(even[1 : 1 + ahead], np.full(ahead, 0.5, np.float32))
+
+
+def test_loss_with_decay_equals_numpy(tiny, sums_of):
+    """Every target weighs decay ** (depth - 1) over the number of targets at its depth."""
+    model, params = tiny
+    counts, losses = np.zeros(1 + J), np.zeros(1 + J)
+    for prompt, target in zip(PROMPTS, TARGETS, strict=True):
+        whole = prompt + target
+        main, streams = oracles.forward(params, model.config, whole, range(len(whole)), J)
+        for j in range(1 + J):
+            for t in range(len(prompt) - 1, len(whole) - 1 - j):
+                scores = main[t] if j == 0 else streams[t, j - 1]
+                losses[j] -= oracles.log_softmax(scores)[whole[t + 1 + j]]
+                counts[j] += 1
+    mean = losses / counts
+    expected = 0.9 * mean[0] + 0.3 * (mean[1] + 0.6 * mean[2] + 0.36 * mean[3])
+    config = LossConfig(main_weight=0.9, stream_weight=0.3, stream_decay=0.6)
+    batch = make_batch()
+    weight = target_weight(batch, tuple(range(1 + J)))
+    loss = weighted_loss(sums_of(batch), loss_weights(config, model.streams), weight)
+    np.testing.assert_allclose(loss, expected, rtol=LOGIT_TOLERANCE)
 
 
 def test_gradient_of_chunks_equals_plain_autodiff(tiny):
