@@ -105,6 +105,7 @@ def test_tables_show_the_metrics_of_the_task(task, capsys):
     row = {
         "batch_size": 1, "drafter": "plain", "draft_nodes": 0, "identical": 2,
         "tokens_per_call": 1.0, "call_reduction": 1.0, "first_token_ms": 1.0, "step_cost": 1.0,
+        "acceptance_by_depth": [], "pass_ms": 1.0,
         "tokens_per_second": dict(value=1.0, low=1.0, high=1.0),
         "speedup": dict(value=1.0, low=1.0, high=1.0), "extra_parameters": 0,
     }  # fmt: skip
