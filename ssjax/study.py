@@ -122,7 +122,8 @@ def ablations(study: TaskStudy) -> list[Training]:
         "streams-8": {"streams.num_streams": 8},
         **{f"layers-{n}": {"streams.num_stream_layers": n} for n in dict.fromkeys(layers)},
         "reads-streams": {"streams.main_reads_streams": True},
-        "rotation": {"streams.variation": "rotation"},
+        # The angle of the paper falls with the longest sequence, of E2E 84 tokens.
+        "rotation": {"streams.variation": "rotation", "streams.rotation_length": 84},
         "start-rank-8": {"streams.init_rank": 8},
         "decay-0.6": {"loss.stream_decay": 0.6},
     }
