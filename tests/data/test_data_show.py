@@ -11,8 +11,8 @@ import small_tokenizers
 
 from ssjax import config as config_lib
 from ssjax.config import DataConfig
-from ssjax.data import builders, pipeline, show
-from ssjax.data.show import Shown
+from ssjax.data import builders, pipeline, shown
+from ssjax.data.shown import Shown
 from ssjax.data.tokenizer import tokenizer_from_files
 from ssjax.errors import UserError
 
@@ -102,14 +102,14 @@ def test_bad_flags_are_one_line(pairs):
 def test_train_rows_are_those_of_the_batches(pairs, packing):
     """Every sequence of the first batches, in their order, whatever shares a row."""
     config = config_of(pairs, packing=packing)
-    tokenizer = show.open_config_tokenizer(config)
+    tokenizer = shown.open_config_tokenizer(config)
     data = config.data
     source = builders.open_source("pairs", data.path, data.prepared_dir, config.seed, "train")
     batches = pipeline.train_batches(
         source, pipeline_task(), tokenizer, batch_size=2, seed=config.seed, packing=packing,
         max_prompt_length=data.max_prompt_length, max_target_length=data.max_target_length,
     )  # fmt: skip
-    shown = show.sequences(show.batches(config, tokenizer, "train"))
+    rows = shown.sequences(shown.batches(config, tokenizer, "train"))
     expected, learned = [], 0
     for batch in (batches[0], batches[1]):
         filled = batch["segments"] > 0
@@ -117,10 +117,10 @@ def test_train_rows_are_those_of_the_batches(pairs, packing):
         learned += int(batch["is_target"].sum())
     found, mask = [], []
     while len(found) < len(expected):
-        sequence = next(shown)
+        sequence = next(rows)
         found += sequence.token_ids
         mask += sequence.loss_mask
-        show.check(sequence, tokenizer, data, "train")
+        shown.check(sequence, tokenizer, data, "train")
     assert found == expected and sum(mask) == learned
 
 
@@ -136,7 +136,7 @@ def test_padding_belongs_to_no_sequence():
         "segments": np.array([[1, 1, 1, 0, 0], [1, 1, 1, 2, 2]]),
         "is_target": np.array([[0, 1, 1, 0, 0], [0, 0, 1, 0, 1]], bool),
     }
-    assert list(show.sequences([batch])) == [
+    assert list(shown.sequences([batch])) == [
         Shown(0, (2, 5, 3), (False, True, True)),
         Shown(1, (2, 6, 3), (False, False, True)),
         Shown(1, (2, 3), (False, True)),
@@ -160,10 +160,10 @@ def test_what_is_wrong_with_a_sequence(mask, ids, message):
     sequence = Shown(7, ids, tuple(mark == "x" for mark in mask))
     data = DataConfig(task="pairs", max_target_length=3)
     if message is None:
-        show.check(sequence, tokenizer, data, "train")
+        shown.check(sequence, tokenizer, data, "train")
     else:
         with pytest.raises(UserError, match=message) as caught:
-            show.check(sequence, tokenizer, data, "train")
+            shown.check(sequence, tokenizer, data, "train")
         assert str(caught.value).startswith("pairs train, row 7: ")
         assert "\n" not in str(caught.value)
 
@@ -171,5 +171,5 @@ def test_what_is_wrong_with_a_sequence(mask, ids, message):
 def test_special_tokens_have_names():
     tokenizer = tokenizer_from_files(small_tokenizers.sentencepiece(), "t")
     ids = [*tokenizer.prefix_ids, *tokenizer.encode("Anna"), tokenizer.eos_id]
-    text = show.text_of(ids, tokenizer)
+    text = shown.text_of(ids, tokenizer)
     assert text.startswith("<bos>") and text.endswith("Anna<eos>")
