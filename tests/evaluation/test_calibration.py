@@ -12,6 +12,7 @@ from ssjax import calibrated
 from ssjax import run as run_module
 from ssjax.calibrated import Situation
 from ssjax.config import Config
+from ssjax.decoding import loop
 from ssjax.decoding.calibration import likeliest_static_tree
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter, Way
 from ssjax.decoding.loop import DecodeSpec
@@ -294,7 +295,9 @@ def test_timed_passes_are_the_loops(decoders):
     start = pass_time._prompted(decoder.model, decoder.params, spec, 2, 5)
     state = pass_time._ready(start, drafter)
     assert state.draft.tokens.shape == (2, 4)
-    done = pass_time._passes(decoder.model, decoder.params, drafter, spec, state, 7)
+    done = pass_time._passes(
+        loop.decode_step, decoder.model, decoder.params, drafter, spec, state, 7
+    )
     assert done.calls.tolist() == [7, 7] and not done.done.any()
     assert (done.accepted > 0).any()  # the drafts are real
 
