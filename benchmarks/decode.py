@@ -37,10 +37,10 @@ from ssjax.models.parameters import count
 from ssjax.models.transformer import Transformer, init_params
 
 _SHAPES = flags.DEFINE_list("shapes", "5M,30M,100M", "Which of the shapes.")
-_PROMPTS = flags.DEFINE_integer("prompts", 5, "Prompts that both decoders are timed on.")
+_PROMPTS = flags.DEFINE_integer("prompts", 7, "Prompts that both decoders are timed on.")
 _PROMPT = flags.DEFINE_integer("prompt", 128, "Tokens of a prompt.")
 _NEW = flags.DEFINE_integer("max_new_tokens", 128, "New tokens of a prompt.")
-_REPEATS = flags.DEFINE_integer("repeats", 15, "Timed loops of passes.")
+_REPEATS = flags.DEFINE_integer("repeats", 31, "Timed loops of passes.")
 _JSON = flags.DEFINE_string("json", "", "Also write the result to this file.")
 
 SHAPES = {
