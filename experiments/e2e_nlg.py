@@ -12,6 +12,8 @@ Paper   python -m ssjax.train --config experiments/e2e_nlg.py:MODEL --config.dat
 
 Expect  small: 3.28 tokens per call at 16 draft nodes, 420 of 420 outputs identical, 33 min
         of training (2-core AMD EPYC, beside other work)
+        medium: 2.66 tokens per call at 7 draft nodes, 100 of 100 identical, 1.13 times as fast as
+        plain decoding; 1.18 times after `ssjax.calibrate` (same machine)
         opt-1.3b, phi-1.5, openllama-7b, mistral-7b, llama-2-7b: not measured
 """
 
