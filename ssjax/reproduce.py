@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -27,7 +27,7 @@ from absl import flags
 from ssjax import cli, study, study_report
 from ssjax.errors import UserError
 from ssjax.files import write_atomic
-from ssjax.study import TaskStudy
+from ssjax.study import TaskStudy, Training
 
 _SUITE = flags.DEFINE_enum("suite", None, list(study.SUITES), "What is run.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept.", required=True)
@@ -75,15 +75,15 @@ def _run_all(chosen: list[TaskStudy], root: Path) -> int:
                 f"--data_path {_DATA.value or '(none)'} has no directory {task.task}; give the "
                 "directory that holds e2e_nlg/, dialogsum/ and sql_context/"
             )
-    for task in chosen:
-        directory = root / task.task
-        directory.mkdir(parents=True, exist_ok=True)
-        for step in steps(task, directory, _DATA.value):
-            if step.result.exists():
-                continue
-            code = _run(step, directory)
-            if code:
-                return code
+    # What is compared comes first in every task.
+    for trainings in (study.models, study.ablations):
+        for task in chosen:
+            directory = root / task.task
+            directory.mkdir(parents=True, exist_ok=True)
+            for step in steps(task, trainings(task), directory, _DATA.value):
+                code = 0 if step.result.exists() else _run(step, directory)
+                if code:
+                    return code
     return 0
 
 
@@ -92,21 +92,23 @@ def experiment_of(task: TaskStudy) -> str:
     return f"experiments/{task.task}.py:{task.variant}"
 
 
-def steps(task: TaskStudy, directory: Path, data_path: str) -> Iterator[Step]:
-    """The commands of a task in order.
+def steps(
+    task: TaskStudy, trainings: Sequence[Training], directory: Path, data_path: str
+) -> Iterator[Step]:
+    """The commands of some trainings of a task in order, and of decoding with what they trained.
 
     Args:
       task: its study.
+      trainings: all models that are compared, or ablations.
       directory: of its results.
       data_path: holds a directory for the task; empty: it needs none.
     """
-    models = study.trainings(task)
-    runs = {model.name: str(directory / model.name) for model in models}
+    runs = {model.name: str(directory / model.name) for model in trainings}
     base = directory / "base-model"
-    for model in models:
-        overrides = dict(model.overrides)
+    for model in trainings:
+        overrides = dict(model.overrides) | {"train.num_steps": model.steps}
         if model.on_base:
-            overrides |= {"model.pretrained": base, "train.num_steps": task.steps}
+            overrides["model.pretrained"] = base
         elif model.name != "base":
             overrides["data.tokenizer"] = runs["base"]
         if data_path and task.variant != "smoke":
@@ -123,11 +125,11 @@ def steps(task: TaskStudy, directory: Path, data_path: str) -> Iterator[Step]:
         if model.name == "base":
             export = ("export", f"--workdir={runs['base']}", "--format=orbax", f"--target={base}")
             yield Step("export-base", export, base)
-    for model in models:
+    for model in trainings:
         workdir = f"--workdir={runs[model.name]}"
         if model.name in ("base", "draft", "medusa"):
             continue  # decoded as targets or drafters of others
-        if model.name in ("shared", "lossless", "full"):
+        if model.name in ("shared", "lossless"):
             for verb, options in (
                 ("verify", ("--num_prompts=40",)),
                 ("calibrate", ("--batch_sizes=1,4",)),

@@ -1,6 +1,6 @@
 """The paper's comparison at the size of a laptop: which models are trained, and what is measured.
 
-Per task a base model, from random weights. On that base: a plain fine-tune, streams in every mode,
+Per task a base model, from random weights. On that base: a plain fine-tune, streams in both adapted modes,
 Medusa heads, and beside it a draft model of a quarter of its size. Then every way to decode, on the
 same prompts. A study is a list of commands of this package; `ssjax.reproduce` runs them.
 
@@ -9,10 +9,10 @@ same prompts. A study is a list of commands of this package; `ssjax.reproduce` r
     shared    LoRA on the base with streams: a new model
     lossless  LoRA for stream rows of the frozen base, with the early exit
     medusa    Medusa heads on the frozen base
-    full      all weights of the base with streams: a new model
     draft     a quarter of the base's size, no streams, drafts for the base
 
-    ablations of `shared`, the same number of steps:
+    ablations, shorter trainings of `shared` with one change each:
+    none                    as it is
     streams-2, streams-8    number of streams
     layers-N                number of stream layers
     reads-streams           the main stream reads its streams (the PMLR form)
@@ -40,7 +40,7 @@ class TaskStudy:
     draft: Overrides  # sizes of the draft model
     nodes: tuple[int, ...] = (2, 4, 8, 16, 32)  # draft nodes of the curves
     prompts: int = 500  # test prompts that are decoded, at most
-    ablations: bool = False
+    ablation_steps: int = 0  # of each ablation; 0: there are none
 
     @property
     def compared_nodes(self) -> int:
@@ -54,14 +54,8 @@ class Training:
 
     name: str  # of its directory
     overrides: Overrides
+    steps: int
     on_base: bool = True
-
-    @property
-    def is_ablation(self) -> bool:
-        return self.name not in MODELS
-
-
-MODELS = ("base", "draft", "finetune", "shared", "lossless", "medusa", "full")
 
 
 def _quarter(num_layers: int) -> Overrides:
@@ -78,8 +72,8 @@ def _quarter(num_layers: int) -> Overrides:
 _TINY = {"model.embed_dim": 16, "model.mlp_dim": 32, "model.num_layers": 2}
 SUITES = {
     "small": (
-        TaskStudy("e2e_nlg", "small", 1600, 600, 4, _quarter(3), ablations=True),
-        TaskStudy("dialogsum", "small", 1600, 400, 6, _quarter(4)),
+        TaskStudy("e2e_nlg", "small", 1600, 600, 4, _quarter(3), ablation_steps=200),
+        TaskStudy("dialogsum", "small", 1200, 400, 6, _quarter(4)),
         TaskStudy("sql_context", "small", 1600, 400, 6, _quarter(4)),
     ),
     # The same commands in minutes on generated records, to see that they work; the figures mean
@@ -99,35 +93,40 @@ _FROZEN = {"adaptation.mode": "lossless", "loss.main_weight": 0.0, "loss.stream_
 _PLAIN = {"streams.num_streams": 0}
 
 
-def trainings(study: TaskStudy) -> list[Training]:
-    """The models of a task, each behind what it needs."""
-    base_steps = {"train.num_steps": study.base_steps}
-    models = [
-        Training("base", _PLAIN | base_steps, on_base=False),
-        Training("draft", _PLAIN | base_steps | study.draft, on_base=False),
-        Training("finetune", _SHARED | _PLAIN),
-        Training("shared", _SHARED),
-        Training("lossless", _LORA | _FROZEN | {"streams.exit_rank": 8}),
-        Training("medusa", _LORA | _FROZEN | {"drafter.kind": "medusa"}),
-        Training("full", {"optimizer.learning_rate": 1e-3}),
+def models(study: TaskStudy) -> list[Training]:
+    """The models that are compared, each behind what it needs."""
+    fine_tunes = {
+        "finetune": _SHARED | _PLAIN,
+        "shared": _SHARED,
+        "lossless": _LORA | _FROZEN | {"streams.exit_rank": 8},
+        "medusa": _LORA | _FROZEN | {"drafter.kind": "medusa"},
+    }
+    return [
+        Training("base", _PLAIN, study.base_steps, on_base=False),
+        Training("draft", _PLAIN | study.draft, study.base_steps, on_base=False),
+        *(Training(name, changes, study.steps) for name, changes in fine_tunes.items()),
     ]
-    return models + (ablations(study) if study.ablations else [])
 
 
 def ablations(study: TaskStudy) -> list[Training]:
-    """Changes of `shared`, one at a time."""
-    layers = [n for n in (1, study.num_layers // 2 + 1, study.num_layers) if n > 0]
+    """Changes of `shared`, one at a time, beside one without a change; [] if there are none."""
+    if not study.ablation_steps:
+        return []
+    layers = dict.fromkeys((1, study.num_layers // 2 + 1, study.num_layers))
     changes = {
+        "none": {},
         "streams-2": {"streams.num_streams": 2},
         "streams-8": {"streams.num_streams": 8},
-        **{f"layers-{n}": {"streams.num_stream_layers": n} for n in dict.fromkeys(layers)},
+        **{f"layers-{n}": {"streams.num_stream_layers": n} for n in layers},
         "reads-streams": {"streams.main_reads_streams": True},
         # The angle of the paper falls with the longest sequence, of E2E 84 tokens.
         "rotation": {"streams.variation": "rotation", "streams.rotation_length": 84},
         "start-rank-8": {"streams.init_rank": 8},
         "decay-0.6": {"loss.stream_decay": 0.6},
     }
-    return [Training(name, _SHARED | change) for name, change in changes.items()]
+    return [
+        Training(name, _SHARED | change, study.ablation_steps) for name, change in changes.items()
+    ]
 
 
 def drafters(study: TaskStudy, model: str, directories: Mapping[str, str]) -> list[str]:
@@ -141,7 +140,7 @@ def drafters(study: TaskStudy, model: str, directories: Mapping[str, str]) -> li
     if model == "finetune":
         return []  # its quality is of interest, not its speed
     trees = [f"streams:num_nodes={n}" for n in study.nodes]
-    if model in ("shared", "full"):
+    if model == "shared":
         return [*trees, "calibrated"]
     if model != "lossless":
         return [f"streams:num_nodes={study.compared_nodes}"]

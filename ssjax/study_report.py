@@ -34,7 +34,6 @@ _PAPER = (  # table 1 of arXiv:2402.11131v1; speedup / call reduction / metric
 _MODES = {
     "lossless": "the base model, frozen",
     "shared": "fine-tuned with LoRA and streams: a new model",
-    "full": "all weights fine-tuned with streams: a new model",
 }
 
 
@@ -115,9 +114,10 @@ def task_sections(task: TaskStudy, results: Mapping[str, Any]) -> list[str]:
         sections += [_certificate(results.get(f"verify-{model}"))]
     sections += ["### Tokens per call by draft nodes", budget_table(task, results)]
     sections += ["### The paper's trees, pruned and not", pruning_table(results)]
-    if task.ablations:
+    if task.ablation_steps:
         sections += [
-            f"### Ablations of `shared`, {task.compared_nodes} draft nodes",
+            f"### Ablations of `shared`, {task.ablation_steps} steps each, "
+            f"{task.compared_nodes} draft nodes",
             ablations_table(task, results),
         ]
     return sections
@@ -157,9 +157,7 @@ def models_table(task: TaskStudy, results: Mapping[str, Any]) -> str:
     ]
     rows = []
     steps = results.get("steps", {})
-    for training in study.trainings(task):
-        if training.is_ablation:
-            continue
+    for training in study.models(task):
         name = training.name
         seconds = steps.get(f"train-{name}", {}).get("seconds")
         if seconds is None:
@@ -173,7 +171,7 @@ def models_table(task: TaskStudy, results: Mapping[str, Any]) -> str:
             [
                 f"`{name}`",
                 f"{benchmark['parameters']:,}" if benchmark else "-",
-                str(task.base_steps if not training.on_base else task.steps),
+                str(training.steps),
                 f"{seconds / 60:.1f}",
                 f"{fastest:.2f}" if fastest else "-",
                 _quality(plain) if plain else "-",
@@ -186,7 +184,7 @@ def drafters_table(rows: Sequence[dict]) -> str:
     """Every way to decode one model."""
     heads = [
         "drafter", "draft nodes", "as plain", "tokens per call", "acceptance by depth", "speedup",
-        "step cost", "extra parameters", "quality",
+        "step cost", "extra parameters", "speedup per million of them", "quality",
     ]  # fmt: skip
     return table(
         heads,
@@ -200,6 +198,7 @@ def drafters_table(rows: Sequence[dict]) -> str:
                 "{value:.2f} ({low:.2f}-{high:.2f})".format(**row["speedup"]),
                 f"{row['step_cost']:.2f}",
                 f"{row['extra_parameters']:,}",
+                _per_million(row),
                 _quality(row),
             ]
             for row in rows
@@ -256,7 +255,7 @@ def pruning_table(results: Mapping[str, Any]) -> str:
 def ablations_table(task: TaskStudy, results: Mapping[str, Any]) -> str:
     """One change of `shared` at a time."""
     rows = []
-    for name in ["shared", *(t.name for t in study.trainings(task) if t.is_ablation)]:
+    for name in [training.name for training in study.ablations(task)]:
         found = rows_of(results, f"benchmark-{name}")
         wanted = f"streams:num_nodes={task.compared_nodes}"
         for row in found:
@@ -288,9 +287,16 @@ def _short(drafter: str) -> str:
 
 
 def _quality(row: Mapping[str, Any]) -> str:
-    """The metric of the paper's table."""
+    """The metric of the paper's table with its interval."""
     name = "exact_match" if "exact_match" in row else "rouge1"
-    return f"{LABELS[name]} {row[name]:.2f}"
+    low, high = row["intervals"][name]
+    return f"{LABELS[name]} {row[name]:.2f} ({low:.2f}-{high:.2f})"
+
+
+def _per_million(row: Mapping[str, Any]) -> str:
+    """Speedup by what a drafter adds to the model."""
+    extra = row["extra_parameters"]
+    return f"{1e6 * row['speedup']['value'] / extra:.2f}" if extra else "-"
 
 
 def _pictures(task: TaskStudy, directory: Path, results: Mapping[str, Any]) -> dict[str, bytes]:
@@ -310,9 +316,9 @@ def _pictures(task: TaskStudy, directory: Path, results: Mapping[str, Any]) -> d
     if depths:
         pictures["acceptance"] = _lines(depths, "depth", "passes that kept a node there")
     losses = {}
-    for training in study.trainings(task):
+    for training in study.models(task):
         path = directory / training.name / "metrics.jsonl"
-        if path.exists() and not training.is_ablation:
+        if path.exists():
             records = [json.loads(line) for line in path.read_text().splitlines()]
             points = [(r["step"], r["loss_main"]) for r in records if "loss_main" in r]
             if points:

@@ -32,21 +32,28 @@ def config_of(step):
     return config_lib.from_config_dict(config)
 
 
+def all_steps(task, directory):
+    for trainings in (study.models(task), study.ablations(task)):
+        yield from reproduce.steps(task, trainings, directory, "")
+
+
 def training_configs(task, directory):
-    steps = reproduce.steps(task, directory, "")
+    steps = all_steps(task, directory)
     return {s.name.removeprefix("train-"): config_of(s) for s in steps if s.arguments[0] == "train"}
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_training_has_a_valid_config(name, tmp_path):
     task = TASKS[name]
-    steps = list(reproduce.steps(task, tmp_path, ""))
+    steps = list(all_steps(task, tmp_path))
     assert len({step.name for step in steps}) == len({step.result for step in steps}) == len(steps)
     configs = training_configs(task, tmp_path)
-    assert list(configs) == [training.name for training in study.trainings(task)]
+    compared = {"base", "draft", "finetune", "shared", "lossless", "medusa"}
+    assert set(configs) == compared | {t.name for t in study.ablations(task)}
     for model, config in configs.items():
         on_base = model not in ("base", "draft")
-        assert config.train.num_steps == (task.steps if on_base else task.base_steps)
+        long = task.steps if model in compared else task.ablation_steps
+        assert config.train.num_steps == (long if on_base else task.base_steps)
         assert config.workdir == str(tmp_path / model)
         assert config.model.pretrained == (str(tmp_path / "base-model") if on_base else "")
     assert configs["base"].model.num_layers == task.num_layers
@@ -72,7 +79,8 @@ def row(drafter, nodes, tokens):
     return {
         "drafter": drafter, "draft_nodes": nodes, "identical": 4, "tokens_per_call": tokens,
         "acceptance_by_depth": [0.75, 0.25], "speedup": interval, "step_cost": 2.5, "pass_ms": 1.25,
-        "extra_parameters": 96, "rouge1": 12.5,
+        "extra_parameters": 250_000 if nodes else 0, "rouge1": 12.5,
+        "intervals": {"rouge1": [11.0, 14.0]},
     }  # fmt: skip
 
 
@@ -96,12 +104,13 @@ def test_the_report_holds_what_was_measured_and_says_what_was_not(tmp_path):
     text = target.read_text()
     assert "| 2 | 1.20 | 1.10 |" in text and "| 4 | 1.40 | 1.20 |" in text
     assert (
-        "| `medusa:num_nodes=4` | 4 | 4 | 1.20 | 0.75 0.25 | 0.50 (0.40-0.60) | 2.50 | 96 |" in text
+        "| `medusa:num_nodes=4` | 4 | 4 | 1.20 | 0.75 0.25 | 0.50 (0.40-0.60) | 2.50 | 250,000 "
+        "| 2.00 | ROUGE-1 12.50 (11.00-14.00) |" in text
     )
     assert "| `streams:tree=static:branching=3/3/3:kept_nodes=4` | 39 | 1.60 | 1.25 |" in text
     assert "commit abc" in text and "| `base` | 1,000 | 24 | 1.5 |" in text
     assert "Certificate (`ssjax.verify`): holds." in text
-    assert text.count("not measured") == 4  # two models, each with its certificate
+    assert text.count("not measured") == 2  # one model and its certificate
     assert "DIR" not in text.partition("--data_path DATA --workdir DIR")[2]
     kept = target.with_suffix("") / task.task
     assert json.loads((kept / "benchmark-lossless.json").read_text()) == benchmark
@@ -139,7 +148,7 @@ def test_the_smoke_suite_is_stopped_and_goes_on(tmp_path):
     subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=1500)
     assert (tmp_path / task.task / "train-base.json").stat().st_mtime_ns == before
     text = (tmp_path / "results.md").read_text()
-    assert "not measured" not in text and text.count("Certificate (`ssjax.verify`): holds.") == 3
+    assert "not measured" not in text and text.count("Certificate (`ssjax.verify`): holds.") == 2
     results = study_report.read_results(tmp_path / task.task)
     for row in results["benchmark-lossless"]["rows"]:
         assert row["identical"] == results["benchmark-lossless"]["prompts"]
