@@ -1,8 +1,8 @@
 """The paper's comparison at the size of a laptop: which models are trained, and what is measured.
 
-Per task a base model, from random weights. On that base: a plain fine-tune, streams in both adapted modes,
-Medusa heads, and beside it a draft model of a quarter of its size. Then every way to decode, on the
-same prompts. A study is a list of commands of this package; `ssjax.reproduce` runs them.
+Per task a base model, from random weights. On that base: a plain fine-tune, streams in both adapted
+modes, Medusa heads, and beside it a draft model of a quarter of its size. Then every way to decode,
+on the same prompts. A study is a list of commands of this package; `ssjax.reproduce` runs them.
 
     base      all weights, no streams
     finetune  LoRA on the base, no streams: what `shared` is compared with
