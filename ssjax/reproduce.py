@@ -173,12 +173,19 @@ def _run(step: Step, directory: Path) -> int:
 
 
 def _note(directory: Path, step: Step, seconds: float) -> None:
-    """Adds the time of a step to steps.json, with the command and what ran it."""
+    """Adds the time of a step to steps.json, with the command and what ran it.
+
+    The command has DIR and DATA for the directories, so that it reads the same on any machine.
+    """
     path = directory / "steps.json"
     noted = json.loads(path.read_text()) if path.exists() else {}
+    command = " ".join(("python -m ssjax." + step.arguments[0], *step.arguments[1:]))
+    command = command.replace(str(directory.parent), "DIR")
+    if _DATA.value:
+        command = command.replace(str(Path(_DATA.value).absolute()), "DATA")
     before = noted.get(step.name, {"seconds": 0.0})["seconds"]
     noted[step.name] = {
-        "command": " ".join(("python -m ssjax." + step.arguments[0], *step.arguments[1:])),
+        "command": command,
         "seconds": before + seconds,
         "commit": _commit(),
         "machine": f"{os.cpu_count()} cores ({_processor()}), Python {platform.python_version()}",

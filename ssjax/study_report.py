@@ -73,11 +73,15 @@ def read_results(directory: Path) -> dict[str, Any]:
 
 
 def _keep(source: Path, target: Path, results: Mapping[str, Any]) -> None:
-    """Copies what the report's numbers come from, without the example texts of trainings."""
+    """Copies what the report's numbers come from, without the example texts of trainings.
+
+    The work directory becomes DIR, so that a copy tells nothing of the machine.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for name in results:
         if not name.startswith("train-"):
-            shutil.copyfile(source / f"{name}.json", target / f"{name}.json")
+            text = (source / f"{name}.json").read_text()
+            write_atomic(target / f"{name}.json", text.replace(str(source.parent), "DIR"))
     for metrics in source.glob("*/metrics.jsonl"):
         shutil.copyfile(metrics, target / f"metrics-{metrics.parent.name}.jsonl")
 

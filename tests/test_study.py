@@ -96,7 +96,7 @@ def test_the_report_holds_what_was_measured_and_says_what_was_not(tmp_path):
     rows = [row("plain", 0, 1.0)] + [row(f"streams:num_nodes={n}", n, 1 + n / 10) for n in (2, 4)]
     rows += [row(f"medusa@DIR:num_nodes={n}", n, 1 + n / 20) for n in (2, 4)]
     rows += [row("streams:tree=static:branching=3/3/3:kept_nodes=4", 39, 1.6)]
-    benchmark = {"parameters": 1000, "rows": rows}
+    benchmark = {"workdir": str(directory / "lossless"), "parameters": 1000, "rows": rows}
     (directory / "benchmark-lossless.json").write_text(json.dumps(benchmark))
     (directory / "verify-lossless.json").write_text(json.dumps({"holds": True}))
     target = tmp_path / "docs" / "results.md"
@@ -113,7 +113,8 @@ def test_the_report_holds_what_was_measured_and_says_what_was_not(tmp_path):
     assert text.count("not measured") == 2  # one model and its certificate
     assert "DIR" not in text.partition("--data_path DATA --workdir DIR")[2]
     kept = target.with_suffix("") / task.task
-    assert json.loads((kept / "benchmark-lossless.json").read_text()) == benchmark
+    copy = json.loads((kept / "benchmark-lossless.json").read_text())
+    assert copy == benchmark | {"workdir": f"DIR/{task.task}/lossless"}
     assert (kept / "tokens-per-call.png").read_bytes().startswith(b"\x89PNG")
     (target.with_suffix("") / "reading.md").write_text("What to make of it.")
     study_report.write(target, tmp_path / "work", [task], "smoke")
@@ -125,7 +126,8 @@ def test_a_step_that_fails_is_one_line_with_its_log(tmp_path):
     step = reproduce.Step("export-base", arguments, tmp_path / "x")
     with pytest.raises(UserError, match="export-base failed: error: .*nowhere.*export-base.log"):
         reproduce._run(step, tmp_path)
-    assert json.loads((tmp_path / "steps.json").read_text())["export-base"]["seconds"] > 0
+    noted = json.loads((tmp_path / "steps.json").read_text())["export-base"]
+    assert noted["seconds"] > 0 and noted["command"].endswith(f"--target=DIR/{tmp_path.name}/x")
 
 
 @pytest.mark.stress
