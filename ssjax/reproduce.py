@@ -81,7 +81,7 @@ def _run_all(chosen: list[TaskStudy], root: Path) -> int:
             directory = root / task.task
             directory.mkdir(parents=True, exist_ok=True)
             for step in steps(task, trainings(task), directory, _DATA.value):
-                code = 0 if step.result.exists() else _run(step, directory)
+                code = 0 if step.result.exists() else _run(step, directory, _DATA.value)
                 if code:
                     return code
     return 0
@@ -142,7 +142,7 @@ def steps(
         yield Step(result.stem, ("benchmark", workdir, *options), result)
 
 
-def _run(step: Step, directory: Path) -> int:
+def _run(step: Step, directory: Path, data_path: str) -> int:
     """Runs a step in a process; returns the exit code of this one, 0 to go on.
 
     Raises:
@@ -158,7 +158,7 @@ def _run(step: Step, directory: Path) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: child.send_signal(number))
         code = child.wait()
-    _note(directory, step, time.time() - began)
+    _note(directory, step, data_path, time.time() - began)
     if code in (cli.EXIT_RESUMABLE, cli.EXIT_INTERRUPTED) or code < 0:
         cli.say("stopped; the same command continues")
         return cli.EXIT_RESUMABLE
@@ -172,7 +172,7 @@ def _run(step: Step, directory: Path) -> int:
     return 0
 
 
-def _note(directory: Path, step: Step, seconds: float) -> None:
+def _note(directory: Path, step: Step, data_path: str, seconds: float) -> None:
     """Adds the time of a step to steps.json, with the command and what ran it.
 
     The command has DIR and DATA for the directories, so that it reads the same on any machine.
@@ -181,8 +181,8 @@ def _note(directory: Path, step: Step, seconds: float) -> None:
     noted = json.loads(path.read_text()) if path.exists() else {}
     command = " ".join(("python -m ssjax." + step.arguments[0], *step.arguments[1:]))
     command = command.replace(str(directory.parent), "DIR")
-    if _DATA.value:
-        command = command.replace(str(Path(_DATA.value).absolute()), "DATA")
+    if data_path:
+        command = command.replace(str(Path(data_path).absolute()), "DATA")
     before = noted.get(step.name, {"seconds": 0.0})["seconds"]
     noted[step.name] = {
         "command": command,

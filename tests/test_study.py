@@ -125,7 +125,7 @@ def test_a_step_that_fails_is_one_line_with_its_log(tmp_path):
     arguments = ("export", "--workdir=nowhere", "--format=orbax", f"--target={tmp_path / 'x'}")
     step = reproduce.Step("export-base", arguments, tmp_path / "x")
     with pytest.raises(UserError, match="export-base failed: error: .*nowhere.*export-base.log"):
-        reproduce._run(step, tmp_path)
+        reproduce._run(step, tmp_path, "")
     noted = json.loads((tmp_path / "steps.json").read_text())["export-base"]
     assert noted["seconds"] > 0 and noted["command"].endswith(f"--target=DIR/{tmp_path.name}/x")
 
