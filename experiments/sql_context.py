@@ -1,15 +1,14 @@
 """SQL from a question and a CREATE TABLE context: sql-create-context (WikiSQL and Spider).
 
-Paper   python -m ssjax.train --config experiments/sql_context.py:MODEL --config.data.path=DIR
-        MODEL one of opt-1.3b, phi-1.5, openllama-7b, mistral-7b, llama-2-7b: the paper's
-        fine-tune, see ssjax/presets.py. DIR holds train.jsonl, validation.jsonl and test.jsonl
-        with the fields question, context and answer; the published file has no splits.
-        Hardware: an accelerator that holds the base in bfloat16 (3 GB for 1.3b, 14 GB for 7b)
-        and the activations of a batch of 32.
 Small   python -m ssjax.train --config experiments/sql_context.py:small --config.data.path=DIR
-        from random weights, on a CPU
+        from random weights, on a CPU; DIR holds train.jsonl, validation.jsonl and test.jsonl with
+        the fields question, context and answer (the published file has no splits)
 Smoke   python -m ssjax.train --config experiments/sql_context.py:smoke --config.data.path=DIR
         a tiny model from random weights, under a minute, for trying the tools
+Paper   python -m ssjax.train --config experiments/sql_context.py:MODEL --config.data.path=DIR
+        MODEL one of opt-1.3b, phi-1.5, openllama-7b, mistral-7b, llama-2-7b: the paper's
+        fine-tune, see ssjax/presets.py. Hardware: an accelerator that holds the base in bfloat16
+        (3 GB for 1.3b, 14 GB for 7b) and the activations of a batch of 32.
 
 Expect  small: not measured
         opt-1.3b, phi-1.5, openllama-7b, mistral-7b, llama-2-7b: not measured
@@ -21,7 +20,7 @@ from ssjax import presets
 VARIANTS = ("small", "smoke", *presets.PAPER_MODELS)
 
 
-def get_config(variant: str = "opt-1.3b"):
+def get_config(variant: str = "small"):
     """Returns the config of a variant; see above."""
     c = config_lib.default_config()
     c.data.task = "sql_context"

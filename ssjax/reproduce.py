@@ -1,7 +1,7 @@
 """Runs the paper's comparison: trains every model of a suite, measures, and writes the report.
 
     python -m ssjax.reproduce --suite small --data_path DATA --workdir DIR
-    python -m ssjax.reproduce --suite small --workdir DIR --report docs/results.md
+    python -m ssjax.reproduce --suite small --workdir DIR --only_report   (of what there is)
     python -m ssjax.reproduce --suite smoke --workdir DIR                 (minutes, no data)
 
 DATA holds e2e_nlg/, dialogsum/ and sql_context/ with their published files. To be run in the
@@ -34,8 +34,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept.", req
 _DATA = flags.DEFINE_string("data_path", "", "Holds a directory for each task.")
 _TASKS = flags.DEFINE_list("tasks", [], "Only these; default: all of the suite.")
 _REPORT = flags.DEFINE_string(
-    "report", "", "Markdown file to write; its JSON and pictures go to a directory of its name."
-)
+    "report", "", "Markdown file to write; its JSON and pictures go to a directory of its name. "
+    "Default: docs/results.md for the suite small, results.md in the work directory for others.",
+)  # fmt: skip
 _ONLY_REPORT = flags.DEFINE_bool("only_report", False, "Run nothing, report what there is.")
 flags.adopt_module_key_flags(cli)
 
@@ -60,9 +61,11 @@ def main() -> int:
     code = 0
     if not _ONLY_REPORT.value:
         code = _run_all(chosen, root)
-    if _REPORT.value and code in (0, cli.EXIT_RESUMABLE):
-        study_report.write(Path(_REPORT.value), root, list(suite.values()), _SUITE.value)
-        print(f"report: {_REPORT.value}")
+    if code == 0:
+        default = "docs/results.md" if _SUITE.value == "small" else root / "results.md"
+        report = Path(_REPORT.value or default)
+        study_report.write(report, root, list(suite.values()), _SUITE.value)
+        print(f"report: {report}")
     return code
 
 

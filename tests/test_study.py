@@ -134,7 +134,6 @@ def test_a_step_that_fails_is_one_line_with_its_log(tmp_path):
 def test_the_smoke_suite_is_stopped_and_goes_on(tmp_path):
     command = [
         sys.executable, "-m", "ssjax.reproduce", "--suite=smoke", f"--workdir={tmp_path}",
-        f"--report={tmp_path / 'results.md'}",
     ]  # fmt: skip
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     first = subprocess.Popen(command, cwd=ROOT, env=environment)
@@ -146,6 +145,7 @@ def test_the_smoke_suite_is_stopped_and_goes_on(tmp_path):
     first.send_signal(signal.SIGTERM)
     assert first.wait(timeout=120) == 42
     assert not (tmp_path / task.task / "train-draft.json").exists()
+    assert not (tmp_path / "results.md").exists()
     before = (tmp_path / task.task / "train-base.json").stat().st_mtime_ns
     subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=1500)
     assert (tmp_path / task.task / "train-base.json").stat().st_mtime_ns == before
