@@ -100,7 +100,7 @@ def _how(root: Path, suite: Sequence[TaskStudy], name: str) -> str:
     machines = sorted({value["machine"] for value in noted.values()})
     return (
         f"# Results of the suite `{name}`\n\n"
-        f"`python -m ssjax.reproduce --suite {name} --data_path DATA --workdir DIR --report FILE`: "
+        f"`python -m ssjax.reproduce --suite {name} --data_path DATA --workdir DIR`: "
         f"{len(noted)} steps, {hours:.1f} hours, on {'; '.join(machines) or NOT_MEASURED}, commit "
         f"{', '.join(commits) or 'unknown'}. float32, greedy, batch size 1, compilation excluded, "
         "all ways to decode in turn on the same prompts. Every number is in a JSON file of the "
