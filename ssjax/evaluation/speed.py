@@ -1,9 +1,10 @@
 """Several ways to decode the same prompts, timed in turn and compared with the first of them.
 
 Batch by batch, every way decodes the same prompts before the next batch begins, so that a slow
-moment of the machine meets all. One batch of every prompt bucket runs before the clock starts.
-Intervals are 95 % bootstrap intervals over batches: batches are drawn again with replacement, the
-same ones for both sides of a ratio.
+moment of the machine meets all; in an order drawn anew for each batch, since whoever follows a
+large tree may find the processor's caches cold. One batch of every prompt bucket runs before the
+clock starts. Intervals are 95 % bootstrap intervals over batches: batches are drawn again with
+replacement, the same ones for both sides of a ratio.
 """
 
 import dataclasses
@@ -80,10 +81,13 @@ def time_ways(
                 pass
     results: list[list[TimedBatch]] = [[] for _ in entries]
     done = 0
-    for row in zip(*(batches(entry, prompts) for entry in entries), strict=True):
-        for result, (completions, timing) in zip(results, row, strict=True):
-            result.append(TimedBatch(tuple(completions), timing))
-        done += len(row[0][0])
+    running = [batches(entry, prompts) for entry in entries]
+    order = np.random.default_rng(seed)
+    while done < len(prompts):
+        for index in order.permutation(len(entries)):
+            completions, timing = next(running[index])
+            results[index].append(TimedBatch(tuple(completions), timing))
+        done += len(results[0][-1].completions)
         on_batch(done)
     return results
 
