@@ -55,7 +55,7 @@ def score(task_name: str, outputs: Sequence[str], examples: Sequence[Example]) -
         values = _sql_values(outputs, examples)
     else:
         references = [example.references for example in examples]
-        values = text_metrics.rouge_scores(outputs, references)
+        values = text_metrics.rouge(outputs, references)
         if task_name == E2E_NLG.name:
             corpora["bleu"] = text_metrics.bleu(outputs, references)
             corpora["chrf"] = text_metrics.chrf(outputs, references)

@@ -15,8 +15,7 @@ import numpy as np
 from ssjax.decoding.decoder import BatchTiming, Completion, Decoder
 from ssjax.decoding.drafters import Way
 from ssjax.decoding.sampling import Sampling
-
-_RESAMPLES = 2000
+from ssjax.evaluation.bootstrap import interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,13 +100,14 @@ class Estimate:
     high: float
 
 
-def ratio_of_sums(numerator: Sequence[float], denominator: Sequence[float], seed=0) -> Estimate:
+def ratio_of_sums(numerator: Sequence[float], denominator: Sequence[float]) -> Estimate:
     """sum(numerator) / sum(denominator), one entry of each per batch, resampled in pairs."""
-    top, bottom = np.asarray(numerator, float), np.asarray(denominator, float)
-    drawn = np.random.default_rng(seed).integers(0, len(top), (_RESAMPLES, len(top)))
-    ratios = top[drawn].sum(axis=1) / np.maximum(bottom[drawn].sum(axis=1), 1e-12)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return Estimate(float(top.sum() / max(bottom.sum(), 1e-12)), float(low), float(high))
+
+    def ratio(sums):
+        return float(sums[0] / max(sums[1], 1e-12))
+
+    pairs = np.stack([np.asarray(numerator, float), np.asarray(denominator, float)], axis=1)
+    return Estimate(ratio(pairs.sum(axis=0)), *interval(pairs, ratio))
 
 
 def tokens_per_second(batches: Sequence[TimedBatch]) -> Estimate:

@@ -20,15 +20,7 @@ class CorpusScores:
     score: Callable[[np.ndarray], float]  # in percent, of sums over records [K]
 
 
-def rouge(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """F1 scores in percent: the means of `rouge_scores` over outputs."""
-    scores = rouge_scores(outputs, references)
-    return {kind: sum(values) / max(len(values), 1) for kind, values in scores.items()}
-
-
-def rouge_scores(
-    outputs: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, list[float]]:
+def rouge(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, list[float]]:
     """F1 scores of each output in percent, with stemming, by the `rouge-score` package.
 
     The score of an output is its mean over the references (not the best of them). rougeLsum wants

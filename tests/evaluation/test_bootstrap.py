@@ -30,3 +30,7 @@ def test_two_tables_are_drawn_alike():
     values = np.random.default_rng(1).normal(size=(50, 1))
     low, high = interval(values, lambda sums: sums[0])
     assert interval(-values, lambda sums: sums[0]) == pytest.approx((-high, -low))
+
+
+def test_one_record_is_its_own_interval():
+    assert interval(np.array([[3.0]]), share(4)) == (75, 75)
