@@ -15,6 +15,7 @@ from ssjax.evaluation import speed
 from ssjax.evaluation.compare import measurement_of
 from ssjax.evaluation.quality import LABELS, score, shown_metrics
 from ssjax.evaluation.speed import Entry, TimedBatch
+from ssjax.markdown import table
 from ssjax.models.lora import is_lora
 from ssjax.models.parameters import count, flatten
 from ssjax.run import Run, load_run
@@ -138,8 +139,7 @@ def markdown(result: dict) -> str:
         cells = [str(row["batch_size"]), row["drafter"], str(row["draft_nodes"]), same]
         cells += [form(row) for form in _COLUMNS.values()]
         rows.append([*cells, _quality_cell(row, metric)])
-    lines = [heads, ["---"] * len(heads), *rows]
-    return f"{title}.\n\n" + "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+    return f"{title}.\n\n{table(heads, rows)}\n"
 
 
 def _quality_cell(row: dict, metric: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssjax import study
+from ssjax import markdown, study
 from ssjax.evaluation.quality import LABELS
 from ssjax.files import write_atomic
 from ssjax.study import TaskStudy
@@ -142,11 +142,8 @@ def _compared(task: TaskStudy, row: dict) -> bool:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    if not rows:
-        return f"{NOT_MEASURED}."
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    """Markdown, or that nothing was measured."""
+    return markdown.table(heads, rows) if rows else f"{NOT_MEASURED}."
 
 
 def models_table(task: TaskStudy, results: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ learned, or if a target lacks its end of sequence.
 """
 
 import itertools
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -19,7 +20,9 @@ from ml_collections import config_flags
 from ssjax import cli
 from ssjax import config as config_lib
 from ssjax.data import builders
-from ssjax.data.shown import batches, check, open_config_tokenizer, sequences, show, values
+from ssjax.data.choice import choose_tokenizer
+from ssjax.data.shown import batches, check, sequences, show, values
+from ssjax.pretrained import open_base
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file, optionally with :variant.", lock_config=True
@@ -33,8 +36,11 @@ def main() -> int:
     """Shows the records of the command line; returns the exit code."""
     config = config_lib.from_config_dict(cli.experiment(_CONFIG))
     split = _SPLIT.value
-    tokenizer = open_config_tokenizer(config)
-    shown = list(itertools.islice(sequences(batches(config, tokenizer, split)), _NUM_RECORDS.value))
+    base = config.model.pretrained
+    directory = open_base(base, config.model.dtype).directory if base else None
+    tokenizer = choose_tokenizer(Path(config.workdir), config, directory, cli.say)
+    rows = sequences(batches(config, tokenizer, split, cli.say))
+    shown = list(itertools.islice(rows, _NUM_RECORDS.value))
     cli.write_json(_JSON.value, [values(sequence, tokenizer) for sequence in shown])
     for number, sequence in enumerate(shown, start=1):
         show(

@@ -2,22 +2,19 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssjax import cli
 from ssjax.config import Config, DataConfig
 from ssjax.data import pipeline
-from ssjax.data.choice import choose_tokenizer, open_split
+from ssjax.data.choice import open_split
 from ssjax.data.tasks import get_task
 from ssjax.data.tokenizer import Tokenizer
 from ssjax.errors import UserError
-from ssjax.pretrained import open_base
 
 _TOKENS_A_LINE = 8
 _ARRAYS = ("tokens", "segments", "is_target")
@@ -42,15 +39,12 @@ class Shown:
         return tuple(itertools.compress(self.token_ids, self.loss_mask))
 
 
-def open_config_tokenizer(config: Config) -> Tokenizer:
-    """The tokenizer that the experiment trains with; nothing is written for it."""
-    base = config.model.pretrained
-    directory = open_base(base, config.model.dtype).directory if base else None
-    return choose_tokenizer(Path(config.workdir), config, directory, cli.say)
-
-
-def batches(config: Config, tokenizer: Tokenizer, split: str) -> Iterable[Mapping[str, np.ndarray]]:
+def batches(
+    config: Config, tokenizer: Tokenizer, split: str, say: Callable[[str], None]
+) -> Iterable[Mapping[str, np.ndarray]]:
     """Batches as of `ssjax.data.pipeline`, those of training without end.
+
+    `say` is told how long the records are.
 
     Raises:
       UserError: the data cannot be read, or nothing can be learned from it.
@@ -61,7 +55,7 @@ def batches(config: Config, tokenizer: Tokenizer, split: str) -> Iterable[Mappin
         "max_prompt_length": data.max_prompt_length,
         "max_target_length": data.max_target_length,
     }
-    cli.say(f"{split}: {pipeline.describe(source, task, tokenizer, **lengths)}")
+    say(f"{split}: {pipeline.describe(source, task, tokenizer, **lengths)}")
     if split != "train":  # a row a batch: none is filled up with rows without a record
         return pipeline.eval_batches(source, task, tokenizer, batch_size=1, **lengths)
     return pipeline.train_batches(

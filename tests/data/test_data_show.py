@@ -12,6 +12,7 @@ import small_tokenizers
 from ssjax import config as config_lib
 from ssjax.config import DataConfig
 from ssjax.data import builders, pipeline, shown
+from ssjax.data.choice import choose_tokenizer
 from ssjax.data.shown import Shown
 from ssjax.data.tokenizer import tokenizer_from_files
 from ssjax.errors import UserError
@@ -102,14 +103,14 @@ def test_bad_flags_are_one_line(pairs):
 def test_train_rows_are_those_of_the_batches(pairs, packing):
     """Every sequence of the first batches, in their order, whatever shares a row."""
     config = config_of(pairs, packing=packing)
-    tokenizer = shown.open_config_tokenizer(config)
+    tokenizer = choose_tokenizer(Path(config.workdir), config, None, print)
     data = config.data
     source = builders.open_source("pairs", data.path, data.prepared_dir, config.seed, "train")
     batches = pipeline.train_batches(
         source, pipeline_task(), tokenizer, batch_size=2, seed=config.seed, packing=packing,
         max_prompt_length=data.max_prompt_length, max_target_length=data.max_target_length,
     )  # fmt: skip
-    rows = shown.sequences(shown.batches(config, tokenizer, "train"))
+    rows = shown.sequences(shown.batches(config, tokenizer, "train", print))
     expected, learned = [], 0
     for batch in (batches[0], batches[1]):
         filled = batch["segments"] > 0
