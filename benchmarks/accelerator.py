@@ -29,6 +29,7 @@ from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, Way
 from ssjax.errors import UserError
 from ssjax.evaluation.pass_time import seconds_per_pass
 from ssjax.files import write_atomic
+from ssjax.markdown import table
 from ssjax.models.parameters import Params, count
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.topologies import CHIPS
@@ -178,13 +179,14 @@ def markdown_of(row: dict) -> str:
         f"## {row['model']}: {row['parameters']:,} parameters, batch size {row['batch_size']}\n",
         f"Plain pass {row['plain_ms']:.2f} ms, {row['plain_tokens_per_second']:,.0f} tokens per "
         f"second ({of_bound}).\n",
-        "| draft nodes | deferred, ms | passes | beside every node, ms | passes |",
-        "| --- | --- | --- | --- | --- |",
     ]
+    rows = []
     for each in row["passes"]:
         times = [each["deferred_ms"], each["beside_ms"]]
-        cells = [f"{t:.2f} | {t / row['plain_ms']:.2f}" for t in times]
-        lines.append(f"| {each['nodes']} | {' | '.join(cells)} |")
+        cells = [form for t in times for form in (f"{t:.2f}", f"{t / row['plain_ms']:.2f}")]
+        rows.append([str(each["nodes"]), *cells])
+    heads = ["draft nodes", "deferred, ms", "passes", "beside every node, ms", "passes"]
+    lines.append(table(heads, rows))
     return "\n".join(lines) + "\n"
 
 
