@@ -18,6 +18,7 @@ on the same prompts. A study is a list of commands of this package; `ssjax.repro
     reads-streams           the main stream reads its streams (the PMLR form)
     rotation                streams told apart by rotated values, not by an embedding
     start-rank-8            streams start behind a low-rank map
+    weight-0.3              the loss of a stream weighs 0.3, as the small experiments have it
     decay-0.6               stream j weighs 0.6 ** (j - 1) of the first
 """
 
@@ -72,8 +73,8 @@ def _quarter(num_layers: int) -> Overrides:
 _TINY = {"model.embed_dim": 16, "model.mlp_dim": 32, "model.num_layers": 2}
 SUITES = {
     "small": (
-        TaskStudy("e2e_nlg", "small", 1600, 600, 4, _quarter(3), ablation_steps=200),
-        TaskStudy("dialogsum", "small", 1200, 400, 6, _quarter(4)),
+        TaskStudy("e2e_nlg", "small", 1600, 400, 4, _quarter(3), ablation_steps=150),
+        TaskStudy("dialogsum", "small", 600, 200, 6, _quarter(4), prompts=200),
         TaskStudy("sql_context", "small", 1600, 400, 6, _quarter(4)),
     ),
     # The same commands in minutes on generated records, to see that they work; the figures mean
@@ -81,14 +82,14 @@ SUITES = {
     "smoke": (TaskStudy("dialogsum", "smoke", 24, 12, 3, _TINY, nodes=(2, 4), prompts=4),),
 }
 
-_LORA = {
-    "adaptation.rank": 16,
-    "adaptation.alpha": 32.0,
+_LORA = {  # of the rank that is the default, the paper's 32
     "optimizer.learning_rate": 4e-3,
     "optimizer.decay": "linear",
     "optimizer.weight_decay": 0.0,
 }
-_SHARED = {"adaptation.mode": "shared"} | _LORA
+# The paper's weight of a stream. With 0.3 the streams won the LoRA over: the shared model of
+# sql_context lost to the plain fine-tune: exact match 15.0 against 24.8, at rank 16.
+_SHARED = {"adaptation.mode": "shared", "loss.stream_weight": 0.1} | _LORA
 _FROZEN = {"adaptation.mode": "lossless", "loss.main_weight": 0.0, "loss.stream_weight": 1.0}
 _PLAIN = {"streams.num_streams": 0}
 
@@ -112,7 +113,7 @@ def ablations(study: TaskStudy) -> list[Training]:
     """Changes of `shared`, one at a time, beside one without a change; [] if there are none."""
     if not study.ablation_steps:
         return []
-    layers = dict.fromkeys((1, study.num_layers // 2 + 1, study.num_layers))
+    layers = (1, study.num_layers)  # the experiments have 2
     changes = {
         "none": {},
         "streams-2": {"streams.num_streams": 2},
@@ -122,6 +123,7 @@ def ablations(study: TaskStudy) -> list[Training]:
         # The angle of the paper falls with the longest sequence, of E2E 84 tokens.
         "rotation": {"streams.variation": "rotation", "streams.rotation_length": 84},
         "start-rank-8": {"streams.init_rank": 8},
+        "weight-0.3": {"loss.stream_weight": 0.3},
         "decay-0.6": {"loss.stream_decay": 0.6},
     }
     return [

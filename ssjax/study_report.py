@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ssjax import markdown, study
-from ssjax.evaluation.quality import LABELS
+from ssjax.evaluation.quality import LABELS, shown_metrics
 from ssjax.files import write_atomic
 from ssjax.study import TaskStudy
 
@@ -111,6 +111,7 @@ def _how(root: Path, suite: Sequence[TaskStudy], name: str) -> str:
 def task_sections(task: TaskStudy, results: Mapping[str, Any]) -> list[str]:
     """The tables of a task."""
     sections = ["### Models", models_table(task, results)]
+    sections += ["### Quality, plain decoding", quality_table(task, results)]
     for model, about in _MODES.items():
         rows = rows_of(results, f"benchmark-{model}")
         chosen = [row for row in rows if _compared(task, row)]
@@ -147,15 +148,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def models_table(task: TaskStudy, results: Mapping[str, Any]) -> str:
-    """Parameters, time of training and quality of every model."""
-    heads = [
-        "model",
-        "parameters",
-        "steps",
-        "minutes",
-        "tokens per call",
-        "quality, plain decoding",
-    ]
+    """Parameters, time of training and most tokens per call of every model."""
+    heads = ["model", "parameters", "steps", "minutes", "tokens per call"]
     rows = []
     steps = results.get("steps", {})
     for training in study.models(task):
@@ -165,7 +159,6 @@ def models_table(task: TaskStudy, results: Mapping[str, Any]) -> str:
             continue
         target = {"base": "lossless", "medusa": "lossless"}.get(name, name)
         benchmark = results.get(f"benchmark-{target}")
-        plain = benchmark["rows"][0] if benchmark else None
         own = [r for r in rows_of(results, f"benchmark-{name}") if _compared(task, r)]
         fastest = max((r["tokens_per_call"] for r in own), default=None)
         rows.append(
@@ -175,10 +168,21 @@ def models_table(task: TaskStudy, results: Mapping[str, Any]) -> str:
                 str(training.steps),
                 f"{seconds / 60:.1f}",
                 f"{fastest:.2f}" if fastest else "-",
-                _quality(plain) if plain else "-",
             ]
         )
     return table(heads, rows)
+
+
+def quality_table(task: TaskStudy, results: Mapping[str, Any]) -> str:
+    """All metrics of the task, with 95% intervals, of the models that decode as targets."""
+    metrics = shown_metrics(task.task)
+    targets = {"base, lossless": "lossless", "finetune": "finetune", "shared": "shared"}
+    rows = [
+        [f"`{name}`", *(_measured(found[0], metric) for metric in metrics)]
+        for name, target in targets.items()
+        if (found := rows_of(results, f"benchmark-{target}"))
+    ]
+    return table(["model", *(LABELS[metric] for metric in metrics)], rows)
 
 
 def drafters_table(rows: Sequence[dict]) -> str:
@@ -290,8 +294,12 @@ def _short(drafter: str) -> str:
 def _quality(row: Mapping[str, Any]) -> str:
     """The metric of the paper's table with its interval."""
     name = "exact_match" if "exact_match" in row else "rouge1"
-    low, high = row["intervals"][name]
-    return f"{LABELS[name]} {row[name]:.2f} ({low:.2f}-{high:.2f})"
+    return f"{LABELS[name]} {_measured(row, name)}"
+
+
+def _measured(row: Mapping[str, Any], metric: str) -> str:
+    low, high = row["intervals"][metric]
+    return f"{row[metric]:.2f} ({low:.2f}-{high:.2f})"
 
 
 def _per_million(row: Mapping[str, Any]) -> str:

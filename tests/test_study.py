@@ -79,8 +79,9 @@ def row(drafter, nodes, tokens):
     return {
         "drafter": drafter, "draft_nodes": nodes, "identical": 4, "tokens_per_call": tokens,
         "acceptance_by_depth": [0.75, 0.25], "speedup": interval, "step_cost": 2.5, "pass_ms": 1.25,
-        "extra_parameters": 250_000 if nodes else 0, "rouge1": 12.5,
-        "intervals": {"rouge1": [11.0, 14.0]},
+        "extra_parameters": 250_000 if nodes else 0,
+        "rouge1": 12.5, "rouge2": 3.0, "rougeLsum": 10.0,
+        "intervals": {"rouge1": [11.0, 14.0], "rouge2": [2.5, 3.25], "rougeLsum": [9.0, 12.0]},
     }  # fmt: skip
 
 
@@ -108,7 +109,14 @@ def test_the_report_holds_what_was_measured_and_says_what_was_not(tmp_path):
         "| 2.00 | ROUGE-1 12.50 (11.00-14.00) |" in text
     )
     assert "| `streams:tree=static:branching=3/3/3:kept_nodes=4` | 39 | 1.60 | 1.25 |" in text
-    assert "commit abc" in text and "| `base` | 1,000 | 24 | 1.5 |" in text
+    assert "commit abc" in text and "| `base` | 1,000 | 24 | 1.5 | - |" in text
+    assert "| `lossless` | 1,000 | 12 | 1.0 | 1.40 |" in text
+    heads, _, *rows = (
+        text.partition("### Quality, plain decoding\n\n")[2].split("\n\n")[0].splitlines()
+    )
+    assert heads == "| model | ROUGE-1 | ROUGE-2 | ROUGE-Lsum |"
+    shown = "12.50 (11.00-14.00) | 3.00 (2.50-3.25) | 10.00 (9.00-12.00)"
+    assert rows == [f"| `base, lossless` | {shown} |"]
     assert "Certificate (`ssjax.verify`): holds." in text
     assert text.count("not measured") == 2  # one model and its certificate
     assert "DIR" not in text.partition("--data_path DATA --workdir DIR")[2]
