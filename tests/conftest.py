@@ -50,3 +50,15 @@ def tiny():
 def counting():
     """The same model trained to count upwards; (model, params, metrics of the last step)."""
     return oracles.train_to_count(steps=150)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_a_file():
+    """Compiled programs are dropped behind each file.
+
+    They keep memory mappings: the 36 tests of test_transformer.py leave 3,715, and 748 once the
+    programs are dropped. A process may have 65,530 (vm.max_map_count), and a worker of the stress
+    tests crashed in the compiler.
+    """
+    yield
+    jax.clear_caches()
