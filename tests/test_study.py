@@ -78,6 +78,7 @@ def row(drafter, nodes, tokens):
     interval = {"value": 0.5, "low": 0.4, "high": 0.6}
     return {
         "drafter": drafter, "draft_nodes": nodes, "identical": 4, "tokens_per_call": tokens,
+        "call_reduction": tokens + 0.01,
         "acceptance_by_depth": [0.75, 0.25], "speedup": interval, "step_cost": 2.5, "pass_ms": 1.25,
         "extra_parameters": 250_000 if nodes else 0,
         "rouge1": 12.5, "rouge2": 3.0, "rougeLsum": 10.0,
@@ -118,7 +119,10 @@ def test_the_report_holds_what_was_measured_and_says_what_was_not(tmp_path):
     shown = "12.50 (11.00-14.00) | 3.00 (2.50-3.25) | 10.00 (9.00-12.00)"
     assert rows == [f"| `base, lossless` | {shown} |"]
     assert "Certificate (`ssjax.verify`): holds." in text
-    assert text.count("not measured") == 2  # one model and its certificate
+    assert (
+        "| dialogsum | **ours** (4) | 0.50 / 1.21 / 12.50 | not measured | not measured |" in text
+    )
+    assert text.count("not measured") == 4  # also one model and its certificate
     assert "DIR" not in text.partition("--data_path DATA --workdir DIR")[2]
     kept = target.with_suffix("") / task.task
     copy = json.loads((kept / "benchmark-lossless.json").read_text())
