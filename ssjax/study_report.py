@@ -311,11 +311,10 @@ def ablations_table(task: TaskStudy, results: Mapping[str, Any]) -> str:
                         f"`{name}`",
                         f"{row['tokens_per_call']:.2f}",
                         " ".join(f"{share:.2f}" for share in row["acceptance_by_depth"]),
-                        f"{row['step_cost']:.2f}",
                         _quality(plain),
                     ]
                 )
-    heads = ["change", "tokens per call", "acceptance by depth", "step cost", "quality"]
+    heads = ["change", "tokens per call", "acceptance by depth", "quality"]
     return table(heads, rows)
 
 
