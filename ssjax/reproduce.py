@@ -141,12 +141,14 @@ def steps(
         if model.name in ("base", "draft", "medusa"):
             continue  # decoded as targets or drafters of others
         if model.name in ("shared", "lossless"):
-            for verb, options in (
-                ("verify", ("--num_prompts=40",)),
-                ("calibrate", ("--batch_sizes=1",)),
-            ):
-                result = directory / f"{verb}-{model.name}.json"
-                yield Step(result.stem, (verb, workdir, *options, f"--json={result}"), result)
+            result = directory / f"verify-{model.name}.json"
+            verify = ("verify", workdir, "--num_prompts=40", f"--json={result}")
+            yield Step(result.stem, verify, result)
+        if model.name == "lossless":
+            result = directory / f"calibrate-{model.name}.json"
+            # Larger trees have not been chosen on a CPU yet, and each costs a compilation.
+            options = ("--batch_sizes=1", "--nodes=2,4,8", f"--json={result}")
+            yield Step(result.stem, ("calibrate", workdir, *options), result)
         result = directory / f"benchmark-{model.name}.json"
         compared = ",".join(study.drafters(task, model.name, runs)) or "plain"
         options = (f"--drafters={compared}", f"--num_prompts={task.prompts}", f"--json={result}")

@@ -143,7 +143,7 @@ def drafters(study: TaskStudy, model: str, directories: Mapping[str, str]) -> li
         return []  # its quality is of interest, not its speed
     trees = [f"streams:num_nodes={n}" for n in study.nodes]
     if model == "shared":
-        return [*trees, "calibrated"]
+        return trees
     if model != "lossless":
         return [f"streams:num_nodes={study.compared_nodes}"]
     heads = [f"medusa@{directories['medusa']}:num_nodes={n}" for n in study.nodes]
