@@ -93,12 +93,14 @@ def test_the_report_holds_what_was_measured_and_says_what_was_not(tmp_path):
     steps = {
         "train-base": {"seconds": 90.0, "command": "x", "commit": "abc", "machine": "2 cores"},
         "train-lossless": {"seconds": 60.0, "command": "x", "commit": "abc", "machine": "2 cores"},
+        "train-medusa": {"seconds": 30.0, "command": "x", "commit": "abc", "machine": "2 cores"},
     }
     (directory / "steps.json").write_text(json.dumps(steps))
     rows = [row("plain", 0, 1.0)] + [row(f"streams:num_nodes={n}", n, 1 + n / 10) for n in (2, 4)]
     rows += [row(f"medusa@DIR:num_nodes={n}", n, 1 + n / 20) for n in (2, 4)]
     rows += [row("streams:tree=static:branching=3/3/3:kept_nodes=4", 39, 1.6)]
-    benchmark = {"workdir": str(directory / "lossless"), "parameters": 1000, "rows": rows}
+    rows += [row("streams:num_nodes=4:lookup_nodes=4", 8, 1.9)]
+    benchmark = {"workdir": str(directory / "lossless"), "parameters": 1_000_000, "rows": rows}
     (directory / "benchmark-lossless.json").write_text(json.dumps(benchmark))
     (directory / "verify-lossless.json").write_text(json.dumps({"holds": True}))
     target = tmp_path / "docs" / "results.md"
@@ -110,8 +112,9 @@ def test_the_report_holds_what_was_measured_and_says_what_was_not(tmp_path):
         "| 2.00 | ROUGE-1 12.50 (11.00-14.00) |" in text
     )
     assert "| `streams:tree=static:branching=3/3/3:kept_nodes=4` | 39 | 1.60 | 1.25 |" in text
-    assert "commit abc" in text and "| `base` | 1,000 | 24 | 1.5 | - |" in text
-    assert "| `lossless` | 1,000 | 12 | 1.0 | 1.40 |" in text
+    assert "commit abc" in text and "| `base` | 750,000 | 24 | 1.5 | - |" in text
+    assert "| `lossless` | 1,000,000 | 12 | 1.0 | 1.40 |" in text  # not the lookup's
+    assert "| `medusa` | 1,000,000 | 12 | 0.5 | 1.20 |" in text
     heads, _, *rows = (
         text.partition("### Quality, plain decoding\n\n")[2].split("\n\n")[0].splitlines()
     )
