@@ -74,8 +74,8 @@ _TINY = {"model.embed_dim": 16, "model.mlp_dim": 32, "model.num_layers": 2}
 SUITES = {
     "small": (
         TaskStudy("e2e_nlg", "small", 1600, 400, 4, _quarter(3), ablation_steps=120),
-        TaskStudy("dialogsum", "small", 600, 160, 6, _quarter(4), prompts=200),
-        TaskStudy("sql_context", "small", 1600, 300, 6, _quarter(4)),
+        TaskStudy("dialogsum", "small", 600, 160, 6, _quarter(4), prompts=120),
+        TaskStudy("sql_context", "small", 1600, 300, 6, _quarter(4), prompts=300),
     ),
     # The same commands in minutes on generated records, to see that they work; the figures mean
     # nothing.
