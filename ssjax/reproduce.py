@@ -44,8 +44,6 @@ _ONLY_REPORT = flags.DEFINE_bool("only_report", False, "Run nothing, report what
 _UNTIMED = flags.DEFINE_bool("untimed", False, "Train and certify, time nothing.")
 flags.adopt_module_key_flags(cli)
 
-_TIMED = ("calibrate", "benchmark")
-
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -90,7 +88,7 @@ def _run_all(chosen: list[TaskStudy], root: Path) -> int:
             directory = root / task.task
             directory.mkdir(parents=True, exist_ok=True)
             for step in steps(task, trainings(task), directory, _DATA.value):
-                if _UNTIMED.value and step.arguments[0] in _TIMED:
+                if _UNTIMED.value and step.arguments[0] == "benchmark":
                     continue
                 code = 0 if step.result.exists() else _run(step, directory, _DATA.value)
                 if code:
@@ -144,11 +142,6 @@ def steps(
             result = directory / f"verify-{model.name}.json"
             verify = ("verify", workdir, "--num_prompts=40", f"--json={result}")
             yield Step(result.stem, verify, result)
-        if model.name == "lossless":
-            result = directory / f"calibrate-{model.name}.json"
-            # Larger trees have not been chosen on a CPU yet, and each costs a compilation.
-            options = ("--batch_sizes=1", "--nodes=2,4,8", f"--json={result}")
-            yield Step(result.stem, ("calibrate", workdir, *options), result)
         result = directory / f"benchmark-{model.name}.json"
         compared = ",".join(study.drafters(task, model.name, runs)) or "plain"
         options = (f"--drafters={compared}", f"--num_prompts={task.prompts}", f"--json={result}")

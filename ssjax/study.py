@@ -74,7 +74,7 @@ _TINY = {"model.embed_dim": 16, "model.mlp_dim": 32, "model.num_layers": 2}
 SUITES = {
     "small": (
         TaskStudy("e2e_nlg", "small", 1600, 400, 4, _quarter(3), ablation_steps=120),
-        TaskStudy("dialogsum", "small", 600, 160, 6, _quarter(4), prompts=120),
+        TaskStudy("dialogsum", "small", 600, 160, 6, _quarter(4), nodes=(4, 8, 16), prompts=120),
         TaskStudy("sql_context", "small", 1600, 300, 6, _quarter(4), prompts=300),
     ),
     # The same commands in minutes on generated records, to see that they work; the figures mean
@@ -150,7 +150,8 @@ def drafters(study: TaskStudy, model: str, directories: Mapping[str, str]) -> li
     chains = [f"draft_model@{directories['draft']}:num_nodes={n}" for n in (2, 4)]
     merged = f"streams:num_nodes={study.compared_nodes}:lookup_nodes=4"
     lookup = ["prompt_lookup:num_nodes=4", merged]
-    return [*trees, *heads, *chains, *lookup, *cartesian_trees(study), "calibrated"]
+    cartesian = cartesian_trees(study) if study.ablation_steps else []
+    return [*trees, *heads, *chains, *lookup, *cartesian]
 
 
 def cartesian_trees(study: TaskStudy) -> list[str]:

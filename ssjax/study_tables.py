@@ -47,9 +47,10 @@ def task_sections(task: TaskStudy, results: Mapping[str, Any]) -> list[str]:
         sections += [f"### Ways to decode `{model}`: {about}", drafters_table(chosen)]
         sections += [_certificate(results.get(f"verify-{model}"))]
     sections += ["### Tokens per call by draft nodes", budget_table(task, results)]
-    sections += ["### The paper's trees, pruned and not", pruning_table(results)]
     if task.ablation_steps:
         sections += [
+            "### The paper's trees, pruned and not",
+            pruning_table(results),
             f"### Ablations of `shared`, {task.ablation_steps} steps each, "
             f"{task.compared_nodes} draft nodes",
             ablations_table(task, results),
@@ -68,7 +69,7 @@ def _compared(task: TaskStudy, row: dict) -> bool:
     if "static" in name:
         return False
     one_of_several = f"num_nodes={task.compared_nodes}" in name or name.startswith("draft_model")
-    return one_of_several or name in ("plain", "calibrated") or name.startswith("prompt_lookup")
+    return one_of_several or name == "plain" or name.startswith("prompt_lookup")
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
