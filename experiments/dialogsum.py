@@ -13,7 +13,7 @@ Paper   python -m ssjax.train --config experiments/dialogsum.py:MODEL --config.d
 
 Expect  sample: 2.53 tokens per call, 200 of 200 outputs identical, 3 min 9 s in all
         (2-core AMD EPYC)
-        small: not measured
+        small: not measured; a base of this size, streams put on it: docs/results.md
         opt-1.3b, phi-1.5, openllama-7b, mistral-7b, llama-2-7b: not measured
 """
 

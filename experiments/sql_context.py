@@ -10,7 +10,7 @@ Paper   python -m ssjax.train --config experiments/sql_context.py:MODEL --config
         fine-tune, see ssjax/presets.py. Hardware: an accelerator that holds the base in bfloat16
         (3 GB for 1.3b, 14 GB for 7b) and the activations of a batch of 32.
 
-Expect  small: not measured
+Expect  small: not measured; a base of this size, streams put on it: docs/results.md
         opt-1.3b, phi-1.5, openllama-7b, mistral-7b, llama-2-7b: not measured
 """
 
