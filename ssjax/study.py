@@ -18,7 +18,6 @@ on the same prompts. A study is a list of commands of this package; `ssjax.repro
     reads-streams           the main stream reads its streams (the PMLR form)
     rotation                streams told apart by rotated values, not by an embedding
     start-rank-8            streams start behind a low-rank map
-    weight-0.3              the loss of a stream weighs 0.3, as the small experiments have it
     decay-0.6               stream j weighs 0.6 ** (j - 1) of the first
 """
 
@@ -123,7 +122,6 @@ def ablations(study: TaskStudy) -> list[Training]:
         # The angle of the paper falls with the longest sequence, of E2E 84 tokens.
         "rotation": {"streams.variation": "rotation", "streams.rotation_length": 84},
         "start-rank-8": {"streams.init_rank": 8},
-        "weight-0.3": {"loss.stream_weight": 0.3},
         "decay-0.6": {"loss.stream_decay": 0.6},
     }
     return [
