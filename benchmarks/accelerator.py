@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from ssjax import cli
+from ssjax import cli, messages
 from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, Way
@@ -134,7 +134,7 @@ def measure(decoder: Decoder, batch_size: int) -> dict:
     plain, *drafted = seconds_per_pass(
         decoder, ways, batch_size=batch_size, prompt_length=_PROMPT.value,
         max_new_tokens=_NEW.value, repeats=_REPEATS.value,
-        on_compiled=lambda number: cli.say(f"compiled {number} of {len(ways)}"),
+        on_compiled=lambda number: messages.say(f"compiled {number} of {len(ways)}"),
     )  # fmt: skip
     read = bytes_read(decoder, batch_size)
     bound = bandwidth_of(jax.devices()[0].device_kind)

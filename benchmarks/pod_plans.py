@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from ssjax import cli, partitioning, planning
+from ssjax import cli, messages, partitioning, planning
 from ssjax import config as config_lib
 from ssjax.config import MeshConfig
 from ssjax.files import write_atomic
@@ -265,7 +265,7 @@ def main() -> int:
             rows.sort(key=lambda r: order.index((r["model"], r["topology"], r["streams"])))
             write_atomic(path, json.dumps(rows, indent=1) + "\n")
             write_atomic(out / "pods.md", markdown(rows, HEADER))
-            cli.say(f"{name} on {topology}: {time.perf_counter() - began:.0f} s")
+            messages.say(f"{name} on {topology}: {time.perf_counter() - began:.0f} s")
     return 0
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from ssjax import cli
+from ssjax import cli, messages
 from ssjax.benchmarking import describe, markdown, open_entry, quality
 from ssjax.data import builders, pipeline
 from ssjax.data.pipeline import Example
@@ -102,7 +102,7 @@ def main() -> int:
             rows.append({"batch_size": batch_size, "drafter": name} | describe(entry, plain, own))
             if prompts.examples:
                 rows[-1] |= quality(run, own, prompts.examples)
-        cli.say(f"batch size {batch_size}: {len(prompts.ids)} prompts, {len(entries)} ways")
+        messages.say(f"batch size {batch_size}: {len(prompts.ids)} prompts, {len(entries)} ways")
     result = {
         "workdir": str(run.workdir),
         "step": run.step,

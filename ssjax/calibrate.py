@@ -16,7 +16,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from ssjax import calibrated, cli
+from ssjax import calibrated, cli, messages
 from ssjax.data import builders, pipeline
 from ssjax.decoding.drafters import StaticDrafter
 from ssjax.errors import UserError
@@ -59,20 +59,20 @@ def main() -> int:
     require_streams(run.decoder.model, _WORKDIR.value)
     prompts = read_prompts(run, _NUM_PROMPTS.value)
     max_new_tokens = run.config.decode.max_new_tokens
-    cli.say(f"decoding {len(prompts)} validation prompts and replaying them")
+    messages.say(f"decoding {len(prompts)} validation prompts and replaying them")
     acceptance = measure_acceptance(
         run.decoder, prompts, node_counts=node_counts, max_new_tokens=max_new_tokens
     )
     calibrations = []
     for batch_size in batch_sizes:
-        cli.say(f"timing passes at batch size {batch_size}; each kind compiles once")
+        messages.say(f"timing passes at batch size {batch_size}; each kind compiles once")
         calibrations.append(
             calibrate(
                 run.decoder,
                 acceptance,
                 batch_size=batch_size,
                 max_new_tokens=max_new_tokens,
-                on_compiled=lambda number: number % 10 or cli.say(f"compiled {number}"),
+                on_compiled=lambda number: number % 10 or messages.say(f"compiled {number}"),
             )  # fmt: skip
         )
     entries = [calibrated.entry_of(run.situation, acceptance, each) for each in calibrations]

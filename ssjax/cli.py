@@ -1,13 +1,13 @@
 """What every entry point shares: one-line errors, exit codes, logging, files for machines.
 
 Exit codes: 0 done; 2 bad input (one line on stderr says what, where and how to mend it);
-42 stopped by a signal after saving, run the same command again to continue; 130 interrupted
-where there was nothing to save.
+3 damaged state and 4 diverged training, one line as well (`ssjax.errors`); 42 stopped by a
+signal after saving, run the same command again to continue; 130 interrupted where there was
+nothing to save.
 """
 
 import dataclasses
 import faulthandler
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 from ssjax import partitioning
 from ssjax.config import MeshConfig
 from ssjax.errors import UserError
-from ssjax.files import write_atomic
+from ssjax.files import to_json, write_atomic
+from ssjax.messages import say
 
 EXIT_BAD_INPUT = 2
 EXIT_RESUMABLE = 42
@@ -36,7 +37,7 @@ def run(main: Callable[[], int | None]) -> None:
         try:
             return main()
         except UserError as error:
-            return fail(str(error))
+            return fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             say("interrupted")
             return EXIT_INTERRUPTED
@@ -83,31 +84,16 @@ def restart_with_huge_pages() -> None:
         os.execv(sys.executable, sys.orig_argv)
 
 
-_speaks = True
-
-
-def speak(speaks: bool) -> None:
-    """Whether `say` prints: of the processes of one run only the first does."""
-    global _speaks
-    _speaks = speaks
-
-
-def say(message: str) -> None:
-    """One line to stderr: progress, not a result."""
-    if _speaks:
-        print(message, file=sys.stderr, flush=True)
-
-
-def fail(message: str) -> int:
+def fail(message: str, code: int = EXIT_BAD_INPUT) -> int:
     """Prints the one line of a failure and returns the exit code for it."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    return EXIT_BAD_INPUT
+    return code
 
 
 def write_json(path: str, value) -> None:
     """Writes a result for machines; an empty path writes nothing."""
     if path:
-        write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        write_atomic(path, to_json(value))
 
 
 def experiment(holder: flags.FlagHolder) -> ConfigDict:

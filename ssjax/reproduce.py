@@ -27,7 +27,7 @@ from pathlib import Path
 
 from absl import flags
 
-from ssjax import cli, study, study_report
+from ssjax import cli, messages, study, study_report
 from ssjax.errors import UserError
 from ssjax.files import write_atomic
 from ssjax.study import TaskStudy, Training
@@ -155,7 +155,7 @@ def _run(step: Step, directory: Path, data_path: str) -> int:
       UserError: the command failed.
     """
     command = [sys.executable, "-m", f"ssjax.{step.arguments[0]}", *step.arguments[1:]]
-    cli.say(f"{directory.name}: {step.name}")
+    messages.say(f"{directory.name}: {step.name}")
     log = directory / f"{step.name}.log"
     began = time.time()
     with log.open("a") as output:
@@ -166,7 +166,7 @@ def _run(step: Step, directory: Path, data_path: str) -> int:
         code = child.wait()
     _note(directory, step, data_path, time.time() - began)
     if code in (cli.EXIT_RESUMABLE, cli.EXIT_INTERRUPTED) or code < 0:
-        cli.say("stopped; the same command continues")
+        messages.say("stopped; the same command continues")
         return cli.EXIT_RESUMABLE
     # A certificate that does not hold is a result, exit code 1.
     if code and not (step.arguments[0] == "verify" and step.result.exists()):

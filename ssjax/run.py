@@ -1,8 +1,6 @@
 """A model opened for decoding: text in, text out."""
 
 import dataclasses
-import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from ssjax.decoding.drafters import Drafter, Way, make_drafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.verify import RULES
 from ssjax.errors import UserError
+from ssjax.messages import say_once
 from ssjax.models.lora import merge_lora
 from ssjax.trained import Trained, load_trained, make_model
 
@@ -184,7 +183,7 @@ class Run:
         found = None
         if calibration and num_streams and not calibrated.DRAFTING_KEYS & changes.keys():
             found, line = calibrated.find(self.workdir, self.situation, batch_size)
-            _say_once(line)
+            say_once(line)
         return found or Way(self.make_drafter(decode), decode.deferred)
 
     @property
@@ -348,12 +347,6 @@ def visible_text(run: Run, text: str, completion: Completion) -> Callable[[Seque
     whole = decode_text(completion.tokens)
     space = len(whole) - len(pipeline.without_space(whole))
     return lambda ids: decode_text(ids)[: space + len(text)]
-
-
-@functools.cache
-def _say_once(line: str) -> None:
-    if line:
-        print(line, file=sys.stderr, flush=True)
 
 
 def make_sampling(decode: DecodeConfig) -> Sampling:

@@ -21,7 +21,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from ssjax import cli, distributed, partitioning, report
+from ssjax import cli, distributed, messages, partitioning, report
 from ssjax import config as config_lib
 from ssjax import run as run_lib
 from ssjax import trained as trained_lib
@@ -42,7 +42,7 @@ from ssjax.trained import Trained
 from ssjax.training import loop, optimizer
 from ssjax.training.checkpoint import Checkpoints
 from ssjax.training.losses import output_names
-from ssjax.training.reporting import DivergenceError, Reporter
+from ssjax.training.reporting import Reporter
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file, optionally with :variant.", lock_config=True
@@ -72,12 +72,12 @@ def main() -> int:
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     distributed.initialize(_DISTRIBUTED.value)
-    cli.speak(distributed.is_first())
+    messages.speak(distributed.is_first())
     workdir = Path(config.workdir)
     base = None
     if config.model.pretrained:
         base = open_base(config.model.pretrained, config.model.dtype)
-        cli.say(f"base model: {base.name}")
+        messages.say(f"base model: {base.name}")
     elif config.adaptation.mode != "full":
         raise UserError(
             f"adaptation.mode {config.adaptation.mode} adapts a base model; give one with "
@@ -90,7 +90,7 @@ def main() -> int:
     tokenizer = open_tokenizer(workdir)
     state, frozen, complete = train(workdir, config, tokenizer, base, mesh)
     if not complete:
-        cli.say(f"stopped at step {int(state.step)}, saved; run the same command to continue")
+        messages.say(f"stopped at step {int(state.step)}, saved; run the same command to continue")
         return cli.EXIT_RESUMABLE
     base_config = read_base_config(workdir)
     trained = Trained(
@@ -142,7 +142,7 @@ def claim_workdir(workdir: Path, config: Config) -> None:
 def make_tokenizer(workdir: Path, config: Config, base: Base | None) -> Tokenizer:
     """The run's tokenizer, kept in its directory."""
     directory = None if base is None else base.directory
-    tokenizer = choose_tokenizer(workdir, config, directory, cli.say)
+    tokenizer = choose_tokenizer(workdir, config, directory, messages.say)
     tokenizer.save(workdir)
     return tokenizer
 
@@ -196,10 +196,10 @@ def train(workdir: Path, config: Config, tokenizer: Tokenizer, base: Base | None
     programs = make_train_programs(config, model, mesh)
     source = open_split(config, "train")
     trainable, frozen = starting_params(workdir, config, model, base, mesh)
-    cli.say(parameter_line(model, trainable, frozen))
+    messages.say(parameter_line(model, trainable, frozen))
     with jax.set_mesh(mesh):
         state = programs.init(trainable)
-    cli.say(f"training data: {pipeline.describe(source, task, tokenizer, **shapes)}")
+    messages.say(f"training data: {pipeline.describe(source, task, tokenizer, **shapes)}")
     shapes |= {
         "batch_size": data.batch_size,
         "rows": partitioning.local_rows(mesh, data.batch_size),
@@ -221,7 +221,7 @@ def train(workdir: Path, config: Config, tokenizer: Tokenizer, base: Base | None
     ) as checkpoints:
         if checkpoints.latest_step is not None:
             state, position = checkpoints.restore(state)
-            cli.say(f"continuing from step {position['next_batch']}")
+            messages.say(f"continuing from step {position['next_batch']}")
         with Reporter(
             workdir,
             start_step=int(state.step),
@@ -231,22 +231,19 @@ def train(workdir: Path, config: Config, tokenizer: Tokenizer, base: Base | None
             names=output_names(config.streams),
             quiet=not distributed.is_first(),
         ) as reporter:
-            try:
-                state, complete = loop.train(
-                    config,
-                    programs,
-                    state,
-                    frozen,
-                    open_batches=lambda start: pipeline.train_iterator(batches, start),
-                    validation_batches=validation,
-                    checkpoints=checkpoints,
-                    reporter=reporter,
-                    profile_directory=workdir / "profile",
-                    tokenizer=tokenizer.files,
-                    config_values=config_lib.to_dict(config),
-                )
-            except DivergenceError as error:
-                raise UserError(str(error)) from None
+            state, complete = loop.train(
+                config,
+                programs,
+                state,
+                frozen,
+                open_batches=lambda start: pipeline.train_iterator(batches, start),
+                validation_batches=validation,
+                checkpoints=checkpoints,
+                reporter=reporter,
+                profile_directory=workdir / "profile",
+                tokenizer=tokenizer.files,
+                config_values=config_lib.to_dict(config),
+            )
     return state, frozen, complete
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from ssjax import cli
+from ssjax import cli, messages
 from ssjax import config as config_lib
 from ssjax.data import builders
 from ssjax.data.choice import choose_tokenizer
@@ -38,8 +38,8 @@ def main() -> int:
     split = _SPLIT.value
     base = config.model.pretrained
     directory = open_base(base, config.model.dtype).directory if base else None
-    tokenizer = choose_tokenizer(Path(config.workdir), config, directory, cli.say)
-    rows = sequences(batches(config, tokenizer, split, cli.say))
+    tokenizer = choose_tokenizer(Path(config.workdir), config, directory, messages.say)
+    rows = sequences(batches(config, tokenizer, split, messages.say))
     shown = list(itertools.islice(rows, _NUM_RECORDS.value))
     cli.write_json(_JSON.value, [values(sequence, tokenizer) for sequence in shown])
     for number, sequence in enumerate(shown, start=1):

@@ -66,7 +66,7 @@ def train(
       The last state, saved, and whether training is complete.
 
     Raises:
-      DivergenceError: the loss or the gradient is not finite; that state is not saved.
+      DivergedError: the loss or the gradient is not finite; that state is not saved.
     """
     num_steps = config.train.num_steps
     start = int(state.step)

@@ -24,13 +24,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ssjax.errors import DivergedError
 from ssjax.files import write_atomic
 from ssjax.training.losses import LossSums
 from ssjax.training.step import StepMetrics
-
-
-class DivergenceError(Exception):
-    """The loss or the gradient is not finite. The message names the step."""
 
 
 def loss_record(sums: LossSums, names: Sequence[str], prefix: str = "") -> dict[str, float]:
@@ -114,11 +111,11 @@ class Reporter:
           num_tokens: prompt and target tokens of its batch.
 
         Raises:
-          DivergenceError: the loss or the gradient is not finite.
+          DivergedError: the loss or the gradient is not finite.
         """
         loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise DivergenceError(
+            raise DivergedError(
                 f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}; "
                 "lower optimizer.learning_rate or optimizer.clip_norm"
             )

@@ -8,8 +8,7 @@ import numpy as np
 import oracles
 import pytest
 
-from ssjax import calibrated
-from ssjax import run as run_module
+from ssjax import calibrated, messages
 from ssjax.calibrated import Situation
 from ssjax.config import Config
 from ssjax.decoding import loop
@@ -422,7 +421,7 @@ def test_a_broken_file_is_ignored_and_replaced(tmp_path, content):
 @pytest.fixture
 def run(tmp_path, counting):
     """A run at step 400 of the model that counts."""
-    run_module._say_once.cache_clear()
+    messages._said.clear()
     model = counting[0]
     config = dataclasses.replace(Config(), streams=model.streams)
     return Run(tmp_path, 400, config, None, None, oracles.make_decoder(*counting[:2]))

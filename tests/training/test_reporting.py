@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from ssjax.errors import DivergedError
 from ssjax.training.losses import LossSums
-from ssjax.training.reporting import DivergenceError, Reporter, loss_record
+from ssjax.training.reporting import Reporter, loss_record
 from ssjax.training.step import StepMetrics
 
 
@@ -64,7 +65,7 @@ def test_records_behind_the_restored_step_go(tmp_path):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_divergence_names_the_step(tmp_path, bad):
-    with reporter(tmp_path) as r, pytest.raises(DivergenceError, match="step 3"):
+    with reporter(tmp_path) as r, pytest.raises(DivergedError, match="step 3"):
         r.add_step(3, metrics(bad), 10)
 
 
