@@ -49,14 +49,14 @@ _BATCH_SIZES = flags.DEFINE_list("batch_sizes", "1", "Prompts decoded together, 
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Whose prompts.")
 _DATA = flags.DEFINE_string("data_path", None, "Where the files are now; default: as trained.")
 _QUESTIONS = flags.DEFINE_string("questions", "", "Prompts from this file instead of a split.")
-_NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 100, "Prompts, at most.", lower_bound=1)
+_NUM_PROMPTS = cli.define_count("num_prompts", 100, "Prompts, at most.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", None, "Longest output; default: the run's."
 )
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "0: greedy; default: the run's.")
-_JSON = flags.DEFINE_string("json", "", "Also write the result to this file.")
-_PLOT = flags.DEFINE_string("plot", "", "Also draw it to this PNG file; needs matplotlib.")
-_MARKDOWN = flags.DEFINE_string("markdown", "", "Also write the table to this file.")
+_JSON = cli.define_output("json", "Also write the result to this file.")
+_PLOT = cli.define_output("plot", "Also draw it to this PNG file; needs matplotlib.")
+_MARKDOWN = cli.define_output("markdown", "Also write the table to this file.")
 flags.adopt_module_key_flags(cli)
 
 
@@ -76,17 +76,17 @@ def main() -> int:
         if not _PLOT.value.endswith(".png"):
             raise UserError(f"--plot={_PLOT.value} must end in .png; no other form is drawn")
         require_matplotlib()
+    batch_sizes = cli.counts(_BATCH_SIZES)
+    changes = cli.given({"max_new_tokens": _MAX_NEW_TOKENS, "temperature": _TEMPERATURE})
     run = load_run(_WORKDIR.value, _CHECKPOINT.value, base=_BASE.value)
     names = [name for name in dict.fromkeys(_DRAFTERS.value) if name != "plain"]
-    changes = {"max_new_tokens": _MAX_NEW_TOKENS.value, "temperature": _TEMPERATURE.value}
-    changes = {key: value for key, value in changes.items() if value is not None}
     decode = run.decode_config(**changes)
     entries = {"plain": Entry(run.decoder, Way(PlainDrafter(), True))}
     for name in names:
         entries[name] = entries["plain"] if name == "calibrated" else open_entry(run, name)
     prompts = read_questions(run, _QUESTIONS.value) if _QUESTIONS.value else read_split(run)
     rows = []
-    for batch_size in _batch_sizes():
+    for batch_size in batch_sizes:
         if "calibrated" in entries:
             entries["calibrated"] = Entry(run.decoder, run.way({}, batch_size))
         batches = speed.time_ways(
@@ -124,14 +124,6 @@ def main() -> int:
         write_atomic(Path(_PLOT.value), benchmark_picture.png(rows, title))
     print(markdown(result), end="")
     return 0
-
-
-def _batch_sizes() -> list[int]:
-    if not all(text.isdigit() and int(text) > 0 for text in _BATCH_SIZES.value):
-        raise UserError(
-            f"--batch_sizes {','.join(_BATCH_SIZES.value)} must be positive whole numbers"
-        )
-    return [int(text) for text in _BATCH_SIZES.value]
 
 
 def read_split(run: Run) -> Prompts:

@@ -38,10 +38,10 @@ _ADAPTER = flags.DEFINE_string(
 )
 _BASE = flags.DEFINE_string("base", None, "Where the base weights are now; default: as trained.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", "1,4", "Prompts decoded together.")
-_NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 50, "Prompts, at most.", lower_bound=1)
+_NUM_PROMPTS = cli.define_count("num_prompts", 50, "Prompts, at most.")
 _NODES = flags.DEFINE_list("nodes", "2,4,8,16,32", "Draft nodes per pass, the root not counted.")
-_JSON = flags.DEFINE_string("json", "", "Also write the result to this file.")
-_PLOT = flags.DEFINE_string("plot", "", "Also draw it to this PNG file; needs matplotlib.")
+_JSON = cli.define_output("json", "Also write the result to this file.")
+_PLOT = cli.define_output("plot", "Also draw it to this PNG file; needs matplotlib.")
 flags.adopt_module_key_flags(cli)
 
 _SHOWN_RANKS = 4
@@ -49,8 +49,7 @@ _SHOWN_RANKS = 4
 
 def main() -> int:
     """Calibrates the run of the command line; returns the exit code."""
-    batch_sizes = _sizes("batch_sizes", _BATCH_SIZES.value)
-    node_counts = _sizes("nodes", _NODES.value)
+    batch_sizes, node_counts = cli.counts(_BATCH_SIZES), cli.counts(_NODES)
     if _PLOT.value:
         if not _PLOT.value.endswith(".png"):
             raise UserError(f"--plot={_PLOT.value} must end in .png; no other form is drawn")
@@ -85,13 +84,6 @@ def main() -> int:
     show(run, acceptance, calibrations)
     print(f"kept in {path}")
     return 0
-
-
-def _sizes(name: str, values: list[str]) -> list[int]:
-    """Positive whole numbers, each once, in rising order."""
-    if not values or not all(value.strip().isdecimal() and int(value) > 0 for value in values):
-        raise UserError(f"--{name}={','.join(values)} must be positive whole numbers, such as 1,4")
-    return sorted({int(value) for value in values})
 
 
 def read_prompts(run: Run, limit: int) -> list[tuple[int, ...]]:

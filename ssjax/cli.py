@@ -9,40 +9,81 @@ nothing to save.
 import dataclasses
 import faulthandler
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import jax
 from absl import app, flags, logging
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from ssjax import experiment as experiment_lib
 from ssjax import partitioning
-from ssjax.config import MeshConfig
+from ssjax.config import Config, DecodeConfig, MeshConfig
 from ssjax.errors import UserError
-from ssjax.files import to_json, write_atomic
+from ssjax.files import check_directory, check_file, to_json, write_atomic
 from ssjax.messages import say
+from ssjax.ranges import INT32_MAX, checked, hints
 
 EXIT_BAD_INPUT = 2
 EXIT_RESUMABLE = 42
 EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Parses the flags, runs `main` and exits with its code."""
+    """Parses the flags, checks where results go, runs `main` and exits with its code."""
 
     def guarded(argv):
         logging.set_verbosity(logging.WARNING)  # libraries; ours goes through `say`
         if len(argv) > 1:
             return fail(f"unexpected argument {argv[1]!r}; options are written --name=value")
-        try:
-            return main()
-        except UserError as error:
-            return fail(str(error), error.exit_code)
-        except KeyboardInterrupt:
-            say("interrupted")
-            return EXIT_INTERRUPTED
+        return guard(main)
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def guard(main: Callable[[], int | None]) -> int | None:
+    """Runs `main`; whatever a user can mend ends in one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal may not have every character
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        _check_outputs()
+        code = main()
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        return fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        say("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Who read our output has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_CLOSED_PIPE
+    except OSError as error:
+        return fail(f"{_place_of(error)}{error.strerror or error}; free it or give another place")
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        reason = str(error).strip().splitlines()
+        return fail(
+            f"not enough memory ({reason[0][:160] if reason else 'of the host'}); lower the batch "
+            "size or the lengths, or divide the model over more devices"
+        )
+    except (RuntimeError, AssertionError) as error:
+        if partitioning.has_backend():
+            raise
+        reason = (str(error).strip() or "JAX finds none").splitlines()[0]
+        return fail(
+            f"no device to compute on (JAX_PLATFORMS={jax.config.jax_platforms or ''}): "
+            f"{reason[:200]}; set JAX_PLATFORMS=cpu, or install JAX for the accelerator"
+        )
+
+
+def _place_of(error: OSError) -> str:
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return f"{' and '.join(names)}: " if names else ""
 
 
 def outlive(main: Callable[[], int], died: str) -> int:
@@ -96,20 +137,46 @@ def write_json(path: str, value) -> None:
         write_atomic(path, to_json(value))
 
 
-def experiment(holder: flags.FlagHolder) -> ConfigDict:
-    """The config of a `DEFINE_config_file` flag.
+_outputs: list[tuple[str, Callable]] = []
+
+
+def define_output(name: str, help_text: str, *, directory: bool = False) -> flags.FlagHolder:
+    """A flag that names what the verb writes; checked before the work begins.
+
+    Args:
+      name: of the flag.
+      help_text: for --help.
+      directory: it is a directory that must be new, not a file.
+    """
+    _outputs.append((name, check_directory if directory else check_file))
+    return flags.DEFINE_string(name, "", help_text)
+
+
+def _check_outputs() -> None:
+    for name, check in _outputs:
+        if flags.FLAGS[name].value:
+            check(flags.FLAGS[name].value)
+
+
+_overrides: dict[str, str] = {}
+
+
+def define_experiment_flag() -> flags.FlagHolder:
+    """Flag that names the experiment, beside which --config.KEY=VALUE changes a key."""
+    return flags.DEFINE_string(
+        "config", None, "Experiment file, optionally with :variant; --config.KEY=VALUE changes it."
+    )
+
+
+def experiment(holder: flags.FlagHolder) -> Config:
+    """The config of the command line.
 
     Raises:
-      UserError: not given, or no such file.
+      UserError: not given, no such file, an error in it, or a value that cannot work.
     """
-    if holder.value is None:
+    if not holder.value:
         raise UserError("no experiment; give one with --config experiments/NAME.py")
-    try:
-        holder.value.to_dict()  # a file that could not be loaded says so on first use
-    except OSError as error:
-        path = str(error).splitlines()[2].strip(": ")
-        raise UserError(f"cannot read the experiment {path}; see experiments/") from None
-    return holder.value
+    return experiment_lib.load(holder.value, _overrides)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,8 +255,9 @@ def open_mesh(holder: flags.FlagHolder) -> Mesh | None:
     sizes = holder.value
     if not sizes:
         return None
-    if len(sizes) != 3 or not all(size.lstrip("-").isdigit() for size in sizes):
-        raise UserError(f"--mesh={','.join(sizes)} must be three sizes, such as 1,1,4")
+    fit = all(_SIZE.fullmatch(size.strip()) for size in sizes)
+    if len(sizes) != 3 or not fit or sizes.count("-1") > 1:
+        raise UserError(f"--mesh={','.join(sizes)} must be three sizes, such as 1,1,4 or 1,1,-1")
     return partitioning.make_mesh(MeshConfig(*map(int, sizes)))
 
 
@@ -262,9 +330,44 @@ def define_calibration_flag() -> flags.FlagHolder:
     )  # fmt: skip
 
 
-def given(holders: dict[str, flags.FlagHolder]) -> dict:
-    """The flags that the command line set, by name."""
-    return {name: holder.value for name, holder in holders.items() if holder.value is not None}
+def given(holders: Mapping[str, flags.FlagHolder]) -> dict:
+    """The flags that the command line set, by name.
+
+    Args:
+      holders: by field of `DecodeConfig`.
+
+    Raises:
+      UserError: a value out of the field's range.
+    """
+    values = {name: holder.value for name, holder in holders.items() if holder.value is not None}
+    return {
+        name: checked(value, hints(DecodeConfig)[name], f"decode.{name}")
+        for name, value in values.items()
+    }
+
+
+def define_count(name: str, default: int | None, help_text: str, *, least: int = 1):
+    """A flag for a whole number."""
+    return flags.DEFINE_integer(name, default, help_text, lower_bound=least, upper_bound=INT32_MAX)
+
+
+def counts(holder: flags.FlagHolder) -> list[int]:
+    """The positive whole numbers of a list flag, each once, in rising order.
+
+    Raises:
+      UserError: something else is among them.
+    """
+    texts = [text.strip() for text in holder.value]
+    if not texts or not all(_COUNT.fullmatch(text) and int(text) > 0 for text in texts):
+        raise UserError(
+            f"--{holder.name}={','.join(texts)} must be positive whole numbers, such as 1,4"
+        )
+    return sorted({int(text) for text in texts})
+
+
+# Digits of other scripts are digits to `str.isdigit`, and some of them no numbers to `int`.
+_COUNT = re.compile(r"[0-9]{1,9}")
+_SIZE = re.compile(r"-1|[1-9][0-9]{0,8}")
 
 
 def _underscored(argument: str) -> str:
@@ -279,15 +382,19 @@ def _underscored(argument: str) -> str:
 def _parse_flags(argv):
     argv = [_underscored(argument) for argument in argv]
     try:
+        if "config" in flags.FLAGS:
+            argv, overrides = experiment_lib.split_overrides(argv)
+            _overrides.update(overrides)
         return app.parse_flags_with_usage(argv) if "--help" in argv else flags.FLAGS(argv)
     except flags.Error as error:
-        sys.exit(fail(str(error)))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        # ml_collections: an unknown --config key or a value of the wrong type. It quotes its
-        # message twice, with the line break written out.
-        text = str(error.args[0] if error.args else error).replace("\\n", " ")
-        sys.exit(fail(f"command line: {text}"))
-    except (SyntaxError, ImportError) as error:
-        sys.exit(fail(f"the experiment file is not valid Python: {error}"))
+        sys.exit(fail(_flag_problem(error)))
     except UserError as error:
         sys.exit(fail(str(error)))
+
+
+def _flag_problem(error: flags.Error) -> str:
+    """What absl says of a command line; of a missing flag in plainer words."""
+    for name in flags.FLAGS:
+        if flags.FLAGS[name].value is None and f"Flag --{name} must have a value" in str(error):
+            return f"--{name} is missing: {flags.FLAGS[name].help}"
+    return str(error)

@@ -17,19 +17,23 @@ from absl import flags
 from ssjax import cli, huggingface
 from ssjax import config as config_lib
 from ssjax.data.tokenizer import open_tokenizer
+from ssjax.errors import UserError
 from ssjax.files import new_directory, write_atomic
 from ssjax.models.parameters import count
 from ssjax.trained import untouched_config
 from ssjax.training import checkpoint
 
 _SOURCE = flags.DEFINE_string("source", None, "Model directory or hub id.", required=True)
-_TARGET = flags.DEFINE_string("target", None, "Directory to write; must be new.", required=True)
+_TARGET = cli.define_output("target", "Directory to write; must be new.", directory=True)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the written weights.")
-_JSON = flags.DEFINE_string("json", "", "Also write the result to this file.")
+_JSON = cli.define_output("json", "Also write the result to this file.")
+flags.adopt_module_key_flags(cli)  # so that --help lists them
 
 
 def main() -> int:
     """Converts the model of the command line; returns the exit code."""
+    if not _TARGET.value:
+        raise UserError("--target is missing: the directory to write")
     with new_directory(_TARGET.value) as target:
         source = huggingface.open_source(_SOURCE.value)
         model = source.model_config(_DTYPE.value)

@@ -17,9 +17,9 @@ _ADAPTER = flags.DEFINE_string(
 )
 _BASE = flags.DEFINE_string("base", None, "Where the base weights are now; default: as trained.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "What to decode.")
-_MAX_RECORDS = flags.DEFINE_integer("max_records", 0, "Stop after so many; 0: all.", lower_bound=0)
+_MAX_RECORDS = cli.define_count("max_records", 0, "Stop after so many; 0: all.", least=0)
 _DATA = flags.DEFINE_string("data_path", None, "Where the files are now; default: as trained.")
-_JSON = flags.DEFINE_string("json", "", "Also write the result to this file.")
+_JSON = cli.define_output("json", "Also write the result to this file.")
 _CHANGES = cli.define_decode_flags()
 _CALIBRATION = cli.define_calibration_flag()
 _MESH = cli.define_mesh_flag()
@@ -28,6 +28,7 @@ flags.adopt_module_key_flags(cli)  # so that --help lists them
 
 def main() -> int:
     """Evaluates the run of the command line; returns the exit code."""
+    changes = cli.given(_CHANGES)
     run = load_run(
         _WORKDIR.value,
         _CHECKPOINT.value,
@@ -40,7 +41,7 @@ def main() -> int:
         run = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
     evaluation = report.evaluate(
         run, _SPLIT.value, _MAX_RECORDS.value,
-        calibration=_CALIBRATION.value, **cli.given(_CHANGES),
+        calibration=_CALIBRATION.value, **changes,
     )  # fmt: skip
     cli.write_json(_JSON.value, evaluation)
     report.show(evaluation)

@@ -24,11 +24,14 @@ from ssjax.trained import load_trained
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
 _FORMAT = flags.DEFINE_enum("format", None, ["hf", "orbax", "adapter"], "See above.", required=True)
-_TARGET = flags.DEFINE_string("target", "", "Directory to write; default: RUN/export/FORMAT.")
+_TARGET = cli.define_output(
+    "target", "Directory to write; default: RUN/export/FORMAT.", directory=True
+)
 _BASE = flags.DEFINE_string("base", None, "Where the base weights are now; default: as trained.")
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16"], "Of hf weights; default: the compute dtype."
 )
+flags.adopt_module_key_flags(cli)  # so that --help lists them
 
 
 def main() -> int:

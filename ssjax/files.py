@@ -114,9 +114,8 @@ def new_directory(path: str | os.PathLike) -> Iterator[Path]:
       UserError: something is there already, or it cannot be made.
     """
     path = Path(path)
+    _check_new(path)
     with _one_line(path):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"{path} exists and is not empty; give another --target or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
@@ -140,13 +139,14 @@ def make_directory(path: str | os.PathLike) -> Path:
     path = Path(path)
     with _one_line(path):
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"x")  # a full disk makes files, but empty ones
+            file.flush()
     return path
 
 
 def check_file(path: str | os.PathLike) -> None:
-    """Checks before long work that a file can be written there in the end; makes its directory.
+    """Checks before long work that a file can be written in the end; leaves nothing behind.
 
     Raises:
       UserError: it cannot.
@@ -154,7 +154,37 @@ def check_file(path: str | os.PathLike) -> None:
     path = Path(path)
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a directory; give the name of a file")
-    make_directory(path.parent)
+    _check_place(path)
+
+
+def check_directory(path: str | os.PathLike) -> None:
+    """The same for a directory that must be new or empty, as `new_directory` wants it."""
+    path = Path(path)
+    _check_new(path)
+    _check_place(path)
+
+
+def _check_new(path: Path) -> None:
+    with _one_line(path):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} exists and is not empty; give another --target or remove it")
+
+
+def _check_place(path: Path) -> None:
+    with _one_line(path):
+        missing = [parent for parent in path.parents if not parent.exists()]
+    try:
+        with _one_line(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                dir=path.parent, prefix=f".{path.name[:100]}."
+            ) as file:
+                file.write(b"x")  # a full disk makes files, but empty ones
+                file.flush()
+    finally:
+        for parent in missing:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
 
 def write_atomic(path: str | os.PathLike, content: str | bytes) -> None:

@@ -25,7 +25,7 @@ _BASE = flags.DEFINE_string("base", None, "Where the base weights are now; defau
 _PROMPTS = cli.define_prompt_flags()
 _STREAM = flags.DEFINE_bool("stream", False, "Print text while it is decoded, prompt by prompt.")
 _SHOW_RUNS = flags.DEFINE_bool("show_runs", False, "Bracket what each pass emitted.")
-_JSON = flags.DEFINE_string("json", "", "Also write outputs and statistics to this file.")
+_JSON = cli.define_output("json", "Also write outputs and statistics to this file.")
 _LOG_PROBS = flags.DEFINE_bool(
     "log_probs", False, "Write the model's log-probability of every token to --json."
 )
@@ -41,6 +41,7 @@ def main() -> int:
         raise UserError("--stream shows the text alone; leave --log_probs and --show_runs out")
     if _LOG_PROBS.value and not _JSON.value:
         raise UserError("--log_probs writes to a file; give one with --json FILE")
+    changes = cli.given(_CHANGES)
     prompts = _PROMPTS.read()
     run = load_run(
         _WORKDIR.value,
@@ -49,7 +50,6 @@ def main() -> int:
         base=_BASE.value,
         mesh=cli.open_mesh(_MESH),
     )
-    changes = cli.given(_CHANGES)
     if _STREAM.value:
         answers = [_streamed(run, i, prompt, changes) for i, prompt in enumerate(prompts)]
         cli.write_json(_JSON.value, [_record(answer) for answer in answers])

@@ -59,6 +59,14 @@ def make_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
     return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def has_backend() -> bool:
+    """Whether JAX finds anything to compute on, of what JAX_PLATFORMS asks for."""
+    try:
+        return bool(jax.devices())
+    except Exception:  # RuntimeError first, from then on an AssertionError
+        return False
+
+
 def one_device() -> Mesh:
     """The mesh of the first device alone."""
     return make_mesh(MeshConfig(1, 1, 1), jax.local_devices()[:1])

@@ -14,7 +14,6 @@ import dataclasses
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
@@ -28,18 +27,19 @@ from ssjax.pretrained import read_model_config
 from ssjax.programs import TrainPrograms, make_train_programs
 from ssjax.topologies import GIB, Topology, open_topology
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment file, optionally with :variant.", lock_config=True
-)
+_CONFIG = cli.define_experiment_flag()
 _TOPOLOGY = flags.DEFINE_string("topology", "", "TPU to compile for, such as v5e:4x4 or v5p:4x4x4.")
-_DEVICES = flags.DEFINE_integer("devices", 0, "Without a topology: simulated CPU devices.")
+_DEVICES = flags.DEFINE_integer(
+    "devices", 0, "Without a topology: simulated CPU devices.", lower_bound=0, upper_bound=4096
+)
 _SHOW = flags.DEFINE_bool("show_shardings", False, "Print where every leaf lies; compile nothing.")
-_JSON = flags.DEFINE_string("json", "", "Also write the plan to this file.")
+_JSON = cli.define_output("json", "Also write the plan to this file.")
+flags.adopt_module_key_flags(cli)  # so that --help lists them
 
 
 def main() -> int:
     """Plans the experiment of the command line; returns the exit code."""
-    config = config_lib.from_config_dict(cli.experiment(_CONFIG))
+    config = cli.experiment(_CONFIG)
     jax.config.update("jax_platforms", "cpu")
     topology = None
     if _TOPOLOGY.value:

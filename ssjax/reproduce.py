@@ -36,8 +36,8 @@ _SUITE = flags.DEFINE_enum("suite", None, list(study.SUITES), "What is run.", re
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept.", required=True)
 _DATA = flags.DEFINE_string("data_path", "", "Holds a directory for each task.")
 _TASKS = flags.DEFINE_list("tasks", [], "Only these; default: all of the suite.")
-_REPORT = flags.DEFINE_string(
-    "report", "", "Markdown file to write; its JSON and pictures go to a directory of its name. "
+_REPORT = cli.define_output(
+    "report", "Markdown file to write; its JSON and pictures go to a directory of its name. "
     "Default: docs/results.md for the suite small, results.md in the work directory for others.",
 )  # fmt: skip
 _ONLY_REPORT = flags.DEFINE_bool("only_report", False, "Run nothing, report what there is.")

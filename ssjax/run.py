@@ -19,6 +19,14 @@ from ssjax.decoding.drafters import Drafter, Way, make_drafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.verify import RULES
 from ssjax.errors import UserError
+from ssjax.inputs import (
+    Prompt,
+    read_changes,
+    read_count,
+    read_path,
+    read_prompts,
+    read_seeds,
+)
 from ssjax.messages import say_once
 from ssjax.models.lora import merge_lora
 from ssjax.trained import Trained, load_trained, make_model
@@ -28,7 +36,7 @@ from ssjax.trained import Trained, load_trained, make_model
 class Answer:
     """What a prompt became."""
 
-    prompt: str  # as given
+    prompt: Prompt  # as given
     text: str
     completion: Completion
     acceptance: str = RULES["exact"]  # the rule that kept drafts
@@ -52,7 +60,7 @@ class Run:
 
     def generate(
         self,
-        inputs: Sequence[str],
+        inputs: str | Sequence[int] | Sequence[str | Sequence[int]],
         *,
         raw: bool = False,
         seeds: Sequence[int] | None = None,
@@ -63,19 +71,25 @@ class Run:
         """Decodes inputs; every output is what plain decoding would give, unless accept="typical".
 
         Args:
-          inputs: for this task, e.g. a dialogue; with raw, whole prompts.
-          raw: inputs are used as they are, without the task's prompt format.
+          inputs: one prompt or several: a text for this task, e.g. a dialogue (with raw, a whole
+            prompt), or token ids, which are used as they are.
+          raw: texts are used as they are, without the task's prompt format.
           seeds: one for each input, in place of the config's for all; an input then has the
             same samples whatever the others are.
           log_probs: also keep the log-probabilities of the tokens, see `Completion`.
           calibration: see `way`.
-          **changes: fields of `DecodeConfig`, e.g. max_new_tokens=20, drafter="plain".
+          **changes: fields of `DecodeConfig`, e.g. max_new_tokens=20, drafter="plain", stop="END".
+
+        Returns:
+          An answer for each prompt, in their order; a list of one for one prompt.
 
         Raises:
-          UserError: an empty input, or a setting that cannot work.
+          UserError: an empty input, or an argument that cannot work, by its name.
         """
+        changes = read_changes(changes)
         decode = self.decode_config(**changes)
-        _check_inputs(inputs)
+        inputs = self.read_prompts(inputs, "inputs")
+        seeds = read_seeds(seeds, len(inputs))
         batch_size = min(decode.batch_size, max(len(inputs), 1))
         way = self.way(changes, batch_size, calibration=calibration)
         completions = self.decoder.generate(
@@ -97,7 +111,7 @@ class Run:
 
     def stream(
         self,
-        text: str,
+        text: str | Sequence[int],
         *,
         raw: bool = False,
         number: int = 0,
@@ -112,6 +126,7 @@ class Run:
         the beginning of a stop string. Nothing is decoded behind a stop string.
 
         Args:
+          text: one prompt, or its token ids.
           number: place among the inputs of `generate`, which samples depend on.
           passes: decode passes between two answers.
           the others: as in `generate`.
@@ -119,8 +134,16 @@ class Run:
         Raises:
           UserError: an empty input, or a setting that cannot work.
         """
+        changes = read_changes(changes)
         decode = self.decode_config(**changes)
-        _check_inputs([text])
+        prompts = self.read_prompts(text, "text")
+        if len(prompts) != 1:
+            raise UserError(f"text holds {len(prompts)} prompts; stream decodes one at a time")
+        (text,) = prompts
+        number, passes = (
+            read_count(number, "number", least=0),
+            read_count(passes, "passes", least=1),
+        )
         way = self.way(changes, 1, calibration=calibration)
         for completion in self.decoder.stream(
             self.encode_prompt(text, raw=raw),
@@ -198,8 +221,26 @@ class Run:
             num_streams=self.config.streams.num_streams,
         )
 
-    def encode_prompt(self, text: str, *, raw: bool) -> list[int]:
+    def read_prompts(self, inputs, name: str) -> list[Prompt]:
+        """Prompts in one form, none of them empty.
+
+        Args:
+          inputs: as in `generate`.
+          name: of the argument, for messages.
+
+        Raises:
+          UserError: no prompts of any form, or an empty one.
+        """
+        prompts = read_prompts(inputs, self.decoder.model.config.vocab_size, name)
+        for number, prompt in enumerate(prompts, start=1):
+            if not (prompt.strip() if isinstance(prompt, str) else prompt):
+                raise UserError(f"prompt {number} is empty; give at least one word")
+        return prompts
+
+    def encode_prompt(self, text: Prompt, *, raw: bool) -> list[int]:
         """Prompt ids of an input as in training; nothing is cut."""
+        if not isinstance(text, str):
+            return list(text)
         if raw:
             return [*self.tokenizer.prefix_ids, *self.tokenizer.encode(text)]
         return self.task.prompt_ids(self.task.record_from_input(text), self.tokenizer)
@@ -235,7 +276,9 @@ def load_run(
     Raises:
       UserError: nothing there that can be decoded.
     """
-    trained = load_trained(workdir, checkpoint_name, adapter=adapter, base=base, mesh=mesh)
+    workdir = read_path(workdir, "workdir")
+    adapter = None if adapter is None else read_path(adapter, "adapter")
+    trained = load_trained(workdir, str(checkpoint_name), adapter=adapter, base=base, mesh=mesh)
     return open_run(trained, mesh)
 
 
@@ -275,12 +318,6 @@ def settled(text: str, stops: Sequence[str]) -> str:
         length for stop in stops for length in range(1, len(stop)) if text.endswith(stop[:length])
     ]
     return text[: len(text) - max(begun, default=0)]
-
-
-def _check_inputs(inputs: Sequence[str]) -> None:
-    for number, text in enumerate(inputs, start=1):
-        if not text.strip():
-            raise UserError(f"prompt {number} is empty; give at least one word")
 
 
 def cut_at_stop(

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from jax.sharding import Mesh
-from ml_collections import config_flags
 
 from ssjax import cli, distributed, messages, partitioning, report
 from ssjax import config as config_lib
@@ -44,11 +43,10 @@ from ssjax.training.checkpoint import Checkpoints
 from ssjax.training.losses import output_names
 from ssjax.training.reporting import Reporter
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment file, optionally with :variant.", lock_config=True
-)
-_JSON = flags.DEFINE_string("json", "", "Also write the evaluation to this file.")
+_CONFIG = cli.define_experiment_flag()
+_JSON = cli.define_output("json", "Also write the evaluation to this file.")
 _DISTRIBUTED = distributed.define_flag()
+flags.adopt_module_key_flags(cli)  # so that --help lists them
 
 # Groups of the config that decide the weights; a run continues only with the same ones. The
 # base may have moved: its digest is compared instead.
@@ -68,7 +66,7 @@ _MAY_CHANGE = (
 
 def main() -> int:
     """Runs the experiment of the command line; returns the exit code."""
-    config = config_lib.from_config_dict(cli.experiment(_CONFIG))
+    config = cli.experiment(_CONFIG)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     distributed.initialize(_DISTRIBUTED.value)

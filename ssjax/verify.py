@@ -31,22 +31,26 @@ _BASE = flags.DEFINE_string("base", None, "Where the base weights are now; defau
 _SPLIT = flags.DEFINE_enum(
     "split", "test", ["train", "validation", "test"], "Whose prompts, unless given."
 )
-_NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 50, "Prompts, at most.", lower_bound=1)
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "Samples per prompt.", lower_bound=1)
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the samples.", lower_bound=0.01)
+_NUM_PROMPTS = cli.define_count("num_prompts", 50, "Prompts, at most.")
+_NUM_SAMPLES = cli.define_count("num_samples", 4, "Samples per prompt.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the samples.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", None, "Longest output; default: the run's."
 )
 _ACCEPT = flags.DEFINE_enum(
     "accept", None, ["exact", "typical"], "In place of the run's; only exact can be certified."
 )
-_JSON = flags.DEFINE_string("json", "", "Also write the certificate to this file.")
+_JSON = cli.define_output("json", "Also write the certificate to this file.")
 _PROMPTS = cli.define_prompt_flags()
 flags.adopt_module_key_flags(cli)
 
 
 def main() -> int:
     """Certifies the run of the command line; returns the exit code."""
+    changes = cli.given({"max_new_tokens": _MAX_NEW_TOKENS, "accept": _ACCEPT})
+    temperature = cli.given({"temperature": _TEMPERATURE})["temperature"]
+    if temperature == 0:
+        raise UserError("--temperature must be above 0: samples are checked besides greedy output")
     trained = load_trained(
         _WORKDIR.value, _CHECKPOINT.value, adapter=_ADAPTER.value, base=_BASE.value
     )
@@ -55,13 +59,12 @@ def main() -> int:
         raise UserError(
             f"{_WORKDIR.value} has no streams: it decodes plainly, with nothing to check"
         )
-    changes = cli.given({"max_new_tokens": _MAX_NEW_TOKENS, "accept": _ACCEPT})
     run = open_run(certify.in_float32(trained))
     result = certify.certify(
         trained,
         read_prompts(run),
         run.decode_config(**changes),
-        temperature=_TEMPERATURE.value,
+        temperature=temperature,
         num_samples=_NUM_SAMPLES.value,
         base_name=_BASE.value,
     )

@@ -321,8 +321,8 @@ def describe(
 
 
 def tokenizer_texts(source: Sequence[Record], task: Task, limit: int) -> Iterator[str]:
-    """Prompts and targets to train a tokenizer on, of up to `limit` evenly spread records."""
-    for index in _spread(len(source), limit):
+    """Prompts and targets to train a tokenizer on, of `limit` evenly spread records; 0: of all."""
+    for index in _spread(len(source), limit or len(source)):
         record = source[index]
         yield task.prompt(record)
         yield task.references(record)[0]

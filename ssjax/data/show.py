@@ -15,26 +15,23 @@ import itertools
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from ssjax import cli, messages
-from ssjax import config as config_lib
 from ssjax.data import builders
 from ssjax.data.choice import choose_tokenizer
 from ssjax.data.shown import batches, check, sequences, show, values
 from ssjax.pretrained import open_base
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment file, optionally with :variant.", lock_config=True
-)
+_CONFIG = cli.define_experiment_flag()
 _SPLIT = flags.DEFINE_enum("split", "train", list(builders.SPLITS), "Whose records.")
-_NUM_RECORDS = flags.DEFINE_integer("num_records", 3, "How many.", lower_bound=1)
-_JSON = flags.DEFINE_string("json", "", "Also write the records to this file.")
+_NUM_RECORDS = cli.define_count("num_records", 3, "How many.")
+_JSON = cli.define_output("json", "Also write the records to this file.")
+flags.adopt_module_key_flags(cli)  # so that --help lists them
 
 
 def main() -> int:
     """Shows the records of the command line; returns the exit code."""
-    config = config_lib.from_config_dict(cli.experiment(_CONFIG))
+    config = cli.experiment(_CONFIG)
     split = _SPLIT.value
     base = config.model.pretrained
     directory = open_base(base, config.model.dtype).directory if base else None

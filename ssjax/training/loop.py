@@ -98,7 +98,8 @@ def train(
             validate_every = config.train.eval_every
             validate = last or (validate_every and step % validate_every == 0)
             stop = vote.decide(interruption.requested) and not last
-            if not (validate or stop or step % config.checkpoint.save_every == 0):
+            save_every = config.checkpoint.save_every
+            if not (validate or stop or (save_every and step % save_every == 0)):
                 continue
             report_pending()
             validation_loss = None

@@ -29,8 +29,9 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
     """The optimizer of a run of `num_steps` steps."""
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        clip,
         optax.adamw(
             make_schedule(config, num_steps),
             b1=config.beta1,

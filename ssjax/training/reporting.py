@@ -49,7 +49,7 @@ class Reporter:
       start_step: records behind this step, left by a run that was killed after its last
         checkpoint, are removed.
       num_steps: of the whole run.
-      log_every: steps per record.
+      log_every: steps per record; 0: one at the end.
       schedule: learning rate by step.
       names: of the outputs, from `losses.output_names`.
       quiet: write and say nothing; for all but the first process of a run.
@@ -129,7 +129,8 @@ class Reporter:
             rate = self._num_tokens / max(time.perf_counter() - self._since, 1e-9)
             state = f"loss {loss:.3f}  {rate:,.0f} tokens/s"
             self._bar.update(self._task, completed=step, state=state)
-        if step % self._log_every == 0 or step == self._num_steps:
+        regular = self._log_every and step % self._log_every == 0
+        if regular or step == self._num_steps:
             self._write_training_record(step, grad_norm)
 
     def add_validation(self, step: int, loss: float, sums: LossSums) -> None:
