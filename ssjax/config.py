@@ -18,6 +18,9 @@ from ssjax.ranges import Range
 Count = Annotated[int, Range(0)]
 Size = Annotated[int, Range(1)]
 Id = Annotated[int, Range(0)]
+# Of what a program holds a copy each, or a square of: more would compile for hours.
+Few = Annotated[int, Range(0, 256)]
+Some = Annotated[int, Range(1, 256)]
 Weight = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(above=0)]
 
@@ -34,7 +37,7 @@ class ModelConfig:
 
     vocab_size: Count = 0  # 0: as many as the tokenizer has
     embed_dim: Size = 192  # D
-    num_layers: Size = 6  # L, trunk and stream layers together
+    num_layers: Annotated[int, Range(1, 10000)] = 6  # L, trunk and stream layers together
     num_heads: Size = 6  # N
     num_kv_heads: Size = 2  # K, divides num_heads
     head_dim: Size = 32  # H, even (rotary halves)
@@ -81,7 +84,7 @@ class ModelConfig:
 class StreamsConfig:
     """Speculative streams (the paper's gamma and N_s)."""
 
-    num_streams: Count = 4  # J; 0 trains an ordinary language model
+    num_streams: Few = 4  # J; 0 trains an ordinary language model
     num_stream_layers: Size = 2  # N_s top layers that run the streams
     # The form of the PMLR paper: the main stream also reads its own streams. J is then part of
     # the model, which cannot be decoded without its streams. False: arXiv v1 and lossless.
@@ -97,7 +100,7 @@ class StreamsConfig:
     # which is added to the identity; 0: the identity alone, as in all reported runs.
     init_rank: Count = 0
     exit_rank: Count = 0  # rank of the early-exit adapter that prunes drafts; 0: none, paper: 8
-    medusa_heads: Count = 0  # extra heads in place of streams; set by drafter.kind=medusa
+    medusa_heads: Few = 0  # extra heads in place of streams; set by drafter.kind=medusa
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +114,7 @@ class DrafterConfig:
     """
 
     kind: Literal["streams", "medusa"] = "streams"
-    num_heads: Size = 4  # of medusa
+    num_heads: Some = 4  # of medusa
 
 
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -237,16 +240,16 @@ class DecodeConfig:
     # explicit (any shape, filled with the token of the given rank).
     tree: Literal["best_first", "static", "explicit"] = "best_first"
     # Draft nodes per pass, the root not counted, of best_first, prompt_lookup and draft_model.
-    num_nodes: Size = 8
+    num_nodes: Some = 8
     branching: tuple[Size, ...] = (2, 1, 1)  # children per node at depth 1, 2, ... for static
     parents: tuple[Annotated[int, Range(-1)], ...] = (-1,)  # of every node, for explicit
     ranks: tuple[Id, ...] = (0,)  # of every node, 0 the best token of its stream, for explicit
-    num_streams: Count = 0  # streams or Medusa heads used for drafting; 0: all that were trained
-    lookup_nodes: Count = 0  # draft nodes that prompt lookup adds to the tree of the streams
-    lookup_match: Size = 3  # last tokens that prompt lookup looks for, at most
+    num_streams: Few = 0  # streams or Medusa heads used for drafting; 0: all that were trained
+    lookup_nodes: Few = 0  # draft nodes that prompt lookup adds to the tree of the streams
+    lookup_match: Some = 3  # last tokens that prompt lookup looks for, at most
     # Draft nodes that go on into the stream layers, the likeliest by the early exit (it needs
     # streams.exit_rank above 0); 0: all.
-    kept_nodes: Count = 0
+    kept_nodes: Few = 0
     # Of those, nodes that the early exit gives a smaller chance behind their parent are dropped
     # with all below them: the paper's form, which saves no time here; 0: none.
     exit_threshold: Annotated[float, Range(0, below=1)] = 0.0
