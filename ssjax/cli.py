@@ -28,6 +28,7 @@ from ssjax.ranges import INT32_MAX, checked, hints
 EXIT_BAD_INPUT = 2
 EXIT_RESUMABLE = 42
 EXIT_INTERRUPTED = 130
+_LONGEST_LINE = 1000  # characters; what a damaged file holds may be quoted in it
 EXIT_CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 
@@ -127,7 +128,9 @@ def restart_with_huge_pages() -> None:
 
 def fail(message: str, code: int = EXIT_BAD_INPUT) -> int:
     """Prints the one line of a failure and returns the exit code for it."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    line = " ".join(message.split())
+    line = line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."
+    print(f"error: {line}", file=sys.stderr, flush=True)
     return code
 
 

@@ -31,15 +31,28 @@ def load(name: str, overrides: Mapping[str, str]) -> Config:
     Raises:
       UserError: no such file, an error in it, or a value that cannot work.
     """
-    changes = {key: _value(key, text) for key, text in overrides.items()}
-    config = _get_config(*_path_and_variant(name))
-    for key, value in changes.items():
-        *groups, last = key.split(".")
-        group = config
-        for each in groups:
-            group = group[each]
-        group[last] = value
-    return config_lib.from_config_dict(config)
+    changes = {
+        key: ranges.parse(text, ranges.hint_of(Config, key), key) for key, text in overrides.items()
+    }
+    path, colon, variant = name.partition(":")
+    path = Path(path)
+    if not path.is_file():
+        problem = "is a directory" if path.is_dir() else "does not exist"
+        raise UserError(f"cannot read the experiment {path}: it {problem}; see experiments/")
+    try:
+        config = _get_config(path, variant if colon else None)
+        for key, value in changes.items():  # before what the file derives from them is computed
+            *groups, last = key.split(".")
+            group = config
+            for each in groups:
+                group = group[each]
+            group[last] = value
+        values = config.to_dict()
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # a file of the user may raise anything
+        raise UserError(f"the experiment {_place(path, error)}: {_reason(error)}") from error
+    return config_lib.from_dict(values)
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -78,40 +91,37 @@ def _is_switch(key: str, following: list[str]) -> bool:
     return key in ranges.keys(Config) and ranges.hint_of(Config, key) is bool and not follows
 
 
-def _value(key: str, text: str):
-    return ranges.parse(text, ranges.hint_of(Config, key), key)
-
-
-def _path_and_variant(name: str) -> tuple[Path, str | None]:
-    path, colon, variant = name.partition(":")
-    return Path(path), variant if colon else None
-
-
 def _get_config(path: Path, variant: str | None) -> ConfigDict:
-    """Runs the file. Raises: UserError with the line in it that failed."""
-    if not path.is_file():
-        problem = "is a directory" if path.is_dir() else "does not exist"
-        raise UserError(f"cannot read the experiment {path}: it {problem}; see experiments/")
-    try:
-        spec = importlib.util.spec_from_file_location("ssjax_experiment", path.absolute())
-        if spec is None or spec.loader is None:
-            raise UserError(f"the experiment {path} is no Python file; its name must end in .py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # where dataclasses of the file look for themselves
-        spec.loader.exec_module(module)
-        if not callable(getattr(module, "get_config", None)):
-            raise UserError(f"the experiment {path} defines no function get_config")
-        config = module.get_config() if variant is None else module.get_config(variant)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # a file of the user may raise anything
-        raise UserError(f"the experiment {_place(path, error)}: {_reason(error)}") from error
+    """Runs the file. Raises: UserError, or what the file raises."""
+    spec = importlib.util.spec_from_file_location("ssjax_experiment", path.absolute())
+    if spec is None or spec.loader is None:
+        raise UserError(f"the experiment {path} is no Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses of the file look for themselves
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "get_config", None)):
+        raise UserError(f"the experiment {path} defines no function get_config")
+    config = module.get_config() if variant is None else module.get_config(variant)
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"the experiment {path}: get_config must return what ssjax.config.default_config() "
             f"gave, changed; it returns {type(config).__name__}"
         )
+    missing = sorted({*ranges.keys(Config)} - {*_keys(config)})
+    if missing:
+        raise UserError(
+            f"the experiment {path}: get_config returns a config without {missing[0]}; begin with "
+            "ssjax.config.default_config()"
+        )
     return config
+
+
+def _keys(config: ConfigDict, group: str = "") -> list[str]:
+    found = []
+    for name, value in config.items():
+        nested = isinstance(value, ConfigDict)
+        found += _keys(value, f"{group}{name}.") if nested else [f"{group}{name}"]
+    return found
 
 
 def _place(path: Path, error: BaseException) -> str:

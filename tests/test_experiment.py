@@ -72,16 +72,26 @@ def test_a_key_without_a_value():
             "line 4: TypeError",
         ),
         (
-            "from ml_collections import ConfigDict\ndef get_config():\n"
-            "    return ConfigDict({'nope': 1})\n",
+            "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n",
+            "get_config returns a config without adaptation.alpha; begin with",
+        ),
+        (
+            f"{HEAD}def get_config():\n    c = config_lib.default_config()\n"
+            "    with c.unlocked():\n        c.nope = 1\n    return c\n",
             "unknown key nope",
         ),
         (
-            "from ml_collections import ConfigDict\ndef get_config():\n"
-            "    return ConfigDict({'seed': 'x'})\n",
+            f"{HEAD}def get_config():\n    c = config_lib.default_config()\n"
+            "    with c.ignore_type():\n        c.seed = 'x'\n    return c\n",
             "seed must be a whole number",
         ),
         ("\0", "null bytes"),
+        (
+            f"{HEAD}from ml_collections import config_dict\ndef get_config():\n"
+            "    c = config_lib.default_config()\n    with c.unlocked():\n"
+            "        c.seed = config_dict.required_placeholder(int)\n    return c\n",
+            "RequiredValueError",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_names_the_place(tmp_path, text, said):
@@ -89,6 +99,15 @@ def test_a_file_that_cannot_be_used_names_the_place(tmp_path, text, said):
     with pytest.raises(UserError, match=re.escape(said)) as error:
         experiment.load(str(path), {})
     assert "\n" not in str(error.value)
+
+
+def test_what_a_file_derives_follows_the_command_line(tmp_path):
+    derived = (
+        f"{HEAD}def get_config():\n    c = config_lib.default_config()\n"
+        "    c.decode.max_new_tokens = c.data.get_oneway_ref('max_target_length')\n    return c\n"
+    )
+    config = experiment.load(str(written(tmp_path, derived)), {"data.max_target_length": "7"})
+    assert config.decode.max_new_tokens == 7
 
 
 def test_what_is_no_experiment_file(tmp_path):
