@@ -2,14 +2,14 @@
 
     python -m ssjax.convert --source DIR_OR_HUB_ID --target DIR
 
-The target holds config.json, base_config.json (Hugging Face's), the tokenizer files and
-params/ (Orbax). Give it to `--config.model.pretrained`, or decode with it:
+The target holds config.json, base_config.json (Hugging Face's), base.json (name, revision and
+digest of the source), the tokenizer files and params/ (Orbax). Give it to
+`--config.model.pretrained`, or decode with it:
 
     python -m ssjax.generate --workdir DIR --prompt "Once upon a time"
 """
 
 import dataclasses
-import json
 
 import jax.numpy as jnp
 from absl import flags
@@ -18,8 +18,9 @@ from ssjax import cli, huggingface
 from ssjax import config as config_lib
 from ssjax.data.tokenizer import open_tokenizer
 from ssjax.errors import UserError
-from ssjax.files import new_directory, write_atomic
-from ssjax.models.parameters import count
+from ssjax.files import new_directory, to_json, write_atomic
+from ssjax.models.parameters import count, fingerprint
+from ssjax.pretrained import title, write_origin
 from ssjax.trained import untouched_config
 from ssjax.training import checkpoint
 
@@ -44,11 +45,14 @@ def main() -> int:
         )
         checkpoint.save_model(target / "params", params)
         tokenizer.save(target)
-        write_atomic(target / "base_config.json", json.dumps(dict(source.values), indent=2) + "\n")
-        text = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
-        write_atomic(target / "config.json", text)
+        write_atomic(target / "base_config.json", to_json(dict(source.values)))
+        write_atomic(target / "config.json", to_json(config_lib.to_dict(config)))
+        digest = fingerprint(params)
+        write_origin(target, source.name, source.revision, digest)
     result = {
         "source": source.name,
+        "revision": source.revision,
+        "fingerprint": digest,
         "target": _TARGET.value,
         "family": source.family.name,
         "parameters": count(params),
@@ -66,7 +70,8 @@ def main() -> int:
         f"{result['family']}: {result['parameters']:,} parameters, {model.num_layers} layers of "
         f"width {model.embed_dim}, {model.num_heads} heads ({model.num_kv_heads} for keys and "
         f"values), vocabulary {model.vocab_size:,} (tokenizer {tokenizer.vocab_size:,}); "
-        f"{source.stored_dtype} -> {_DTYPE.value}; written to {_TARGET.value}"
+        f"{source.stored_dtype} -> {_DTYPE.value}; {title(source.name, source.revision)} with "
+        f"digest {digest} written to {_TARGET.value}"
     )
     return 0
 

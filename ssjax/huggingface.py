@@ -7,43 +7,41 @@ at a time beside the arrays being filled.
 """
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
-import safetensors
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
 from ssjax import config as config_lib
-from ssjax import partitioning
+from ssjax import hub, partitioning, tensor_files
 from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.errors import UserError
-from ssjax.files import write_atomic
+from ssjax.files import read_json_object, to_json, write_atomic
+from ssjax.messages import say_once
 from ssjax.models import families
+from ssjax.models.attention import rotary_frequencies
 from ssjax.models.axes import param_shardings
 from ssjax.models.families import Family, Tensor
 from ssjax.models.parameters import Params, flatten, unflatten
 from ssjax.models.transformer import Transformer, abstract_params
+from ssjax.tensor_files import StoredTensor
 
-# Buffers that old files carry beside the weights.
-_BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
-_HUB_FILES = ("model*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+# The stored dtypes that are read.
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+}
+_DEEPEST = 50  # objects and lists within each other in a config.json
 # Bytes of one file when writing; a larger model is split into several, as published ones are.
 _SHARD_BYTES = 5 * 10**9
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies and what it is."""
-
-    path: Path
-    shape: tuple[int, ...]
-    dtype: str  # as safetensors says it: F32, BF16, F16, ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +50,7 @@ class Source:
 
     name: str  # as the user gave it
     directory: Path
+    revision: str  # commit of the hub's repository; empty: a directory of the user
     values: Mapping[str, Any]  # config.json
     family: Family
     tensors: Mapping[str, StoredTensor]
@@ -62,15 +61,7 @@ class Source:
         Raises:
           UserError: the config asks for something that we do not compute, naming the file.
         """
-        where = self.directory / "config.json"
-        try:
-            fields = self.family.model_fields(self.values)
-            model = ModelConfig(pretrained=self.name, dtype=dtype, **fields)
-            config_lib.validate_model(model)
-        except (UserError, KeyError, TypeError, ValueError) as error:
-            problem = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise UserError(f"{where}: {problem}") from None
-        return model
+        return _model_config(self.name, self.directory, self.family, self.values, dtype)
 
     @property
     def stored_dtype(self) -> str:
@@ -84,32 +75,81 @@ class Source:
 def open_source(name: str | Path) -> Source:
     """Opens a directory, or fetches a repository of the Hugging Face hub and opens that.
 
+    A head that is stored beside a config that ties it to the embedding is compared with it. If it
+    is another one, `values` say that they are not tied, as transformers then has it.
+
     Args:
-      name: a directory, or an id such as "facebook/opt-125m".
+      name: a directory, or an id such as "facebook/opt-125m" or "facebook/opt-125m@main".
 
     Raises:
       UserError: not there, not readable, not a model that we know; one line.
     """
     name = str(name)
-    directory = Path(name) if Path(name).exists() else _fetch(name)
+    place = hub.locate(name)
+    values, family = _read_config(place.directory)
+    tensors = tensor_files.find_tensors(place.directory)
+    source = Source(name, place.directory, place.revision, values, family, tensors)
+    head, table = _find(source, "lm_head"), _find(source, "embedder")
+    if not head or not table or not source.model_config("float32").tie_embeddings:
+        return source
+    for tensor in (head, table):
+        _check_dtype(tensor)
+    if tensor_files.equal(head, table):
+        return source
+    say_once(
+        f"{place.directory}: {head.name} differs from {table.name}, so they are not tied as "
+        'config.json says; set "tie_word_embeddings" to false there'
+    )
+    return dataclasses.replace(source, values=values | {"tie_word_embeddings": False})
+
+
+def read_model_config(name: str, dtype: str) -> ModelConfig:
+    """The config of a model from its config.json alone; no weights are needed.
+
+    Args:
+      name: a directory or a hub id.
+      dtype: compute dtype.
+
+    Raises:
+      UserError: as `open_source` and `Source.model_config`.
+    """
+    directory = hub.locate(name, ["config.json"]).directory
+    values, family = _read_config(directory)
+    return _model_config(name, directory, family, values, dtype)
+
+
+def _read_config(directory: Path) -> tuple[dict[str, Any], Family]:
     values = read_config_json(directory)
-    family = families.find_family(values, str(directory / "config.json"))
-    return Source(name, directory, values, family, _tensors_of(directory))
+    return values, families.find_family(values, str(directory / "config.json"))
+
+
+def _model_config(name, directory, family, values, dtype) -> ModelConfig:
+    try:
+        model = ModelConfig(pretrained=name, dtype=dtype, **family.model_fields(values))
+        config_lib.validate_model(model)
+    except UserError as error:
+        raise UserError(f"{directory / 'config.json'}: {error}") from None
+    return model
 
 
 def read_config_json(directory: Path) -> dict[str, Any]:
-    """The config.json of a model directory. Raises: UserError: missing or not JSON."""
+    """The config.json of a model directory.
+
+    Raises:
+      UserError: missing, not a JSON object, or one that could not be written again.
+    """
     path = directory / "config.json"
+    values = read_json_object(path, "give a Hugging Face model directory or a hub id")
+    level = [values]
+    for _ in range(_DEEPEST):
+        inner = [entry.values() if isinstance(entry, dict) else entry for entry in level]
+        level = [value for part in inner for value in part if isinstance(value, dict | list)]
+    if level:
+        raise UserError(f"{path}: JSON nested too deeply; it is no model's config")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; give a Hugging Face model directory or a hub id"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: not a JSON object")
+        to_json(values).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: a text in it has half of a character; correct it") from None
     return values
 
 
@@ -138,11 +178,12 @@ def read_params(
       mesh: each device reads its own slices only; None: the first device.
 
     Raises:
-      UserError: a tensor is missing, has another shape, or is not known.
+      UserError: a tensor is missing, has another shape or dtype, is not known, or holds a value
+        that is not finite.
     """
     structs = _base_structs(config, num_stream_layers)
     places = {
-        name: _places(source, name, leaf.shape, config.num_layers - num_stream_layers)
+        name: _places(source, config, name, leaf.shape, config.num_layers - num_stream_layers)
         for name, leaf in flatten(structs).items()
     }
     _check_nothing_left(source, config, places)
@@ -181,8 +222,8 @@ def write_params(
     if len(shards) > 1:
         size = sum(size for shard in shards for _, _, size in shard)
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        write_atomic(directory / "model.safetensors.index.json", _json(index))
-    write_atomic(directory / "config.json", _json(config_json))
+        write_atomic(directory / "model.safetensors.index.json", to_json(index))
+    write_atomic(directory / "config.json", to_json(config_json))
 
 
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -226,65 +267,6 @@ def llama_config_json(config: ModelConfig) -> dict[str, Any]:
     return values
 
 
-def _json(values) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-
-
-def fetch_config_json(name: str) -> dict[str, Any]:
-    """Downloads config.json alone of a hub repository."""
-    return read_config_json(_fetch(name, ["config.json"]))
-
-
-def _fetch(name: str, patterns: Sequence[str] = _HUB_FILES) -> Path:
-    """Downloads files of a hub repository; by default config, tokenizer and weights."""
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise UserError(f"{name} is neither a directory nor a hub id such as facebook/opt-125m")
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
-    except Exception as error:  # the hub client raises some twenty kinds, of four libraries
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"cannot fetch {name!r} from the Hugging Face hub: {reason[:300]}; check the id "
-            "and the network (HF_TOKEN for gated models), or give a directory"
-        ) from None
-
-
-def _tensors_of(directory: Path) -> dict[str, StoredTensor]:
-    """The headers of all safetensors files."""
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            files = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise UserError(f"{index}: not an index of tensors; fetch the file again") from None
-        paths = [directory / file for file in files]
-    else:
-        # Not every *.safetensors: adapters, or the same weights in another form, may lie there.
-        paths = [path for path in [directory / "model.safetensors"] if path.exists()]
-    if not paths:
-        raise UserError(
-            f"{directory} holds no model.safetensors; convert other weights with transformers: "
-            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)"
-        )
-    tensors = {}
-    for path in paths:
-        try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                for name in file.keys():  # noqa: SIM118, not a dict
-                    part = file.get_slice(name)
-                    shape = tuple(part.get_shape())
-                    tensors[name] = StoredTensor(path, shape, part.get_dtype())
-        except FileNotFoundError:
-            raise UserError(f"{path} is missing; fetch the model again") from None
-        except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a safetensors file ({error}); fetch it again") from None
-    return tensors
-
-
 def _base_structs(config: ModelConfig, num_stream_layers: int) -> Params:
     streams = StreamsConfig(num_streams=0, num_stream_layers=num_stream_layers)
     model = Transformer(config, streams, scan=True)
@@ -296,7 +278,6 @@ class _Place:
     """One parameter of one layer in a file."""
 
     stored: StoredTensor
-    name: str
     tensor: Tensor
 
 
@@ -306,7 +287,20 @@ def _table_name(name: str) -> tuple[str, str | None]:
     return (f"layer/{rest}", stack) if rest else (name, None)
 
 
-def _places(source: Source, name: str, shape, num_trunk: int) -> list[_Place]:
+def _full_name(family: Family, name: str) -> str:
+    """Of a tensor, with the prefix; the head stands beside the model that has it."""
+    return name if name.startswith("lm_head") else family.prefix + name
+
+
+def _find(source: Source, table_name: str, layer: int | None = None) -> StoredTensor | None:
+    """The tensor that a parameter lies in; some files leave the prefix of the names out."""
+    if table_name not in source.family.tensors:
+        return None
+    name = source.family.tensors[table_name].name.format(layer)
+    return source.tensors.get(name) or source.tensors.get(source.family.prefix + name)
+
+
+def _places(source: Source, config: ModelConfig, name: str, shape, num_trunk: int) -> list[_Place]:
     """Where a parameter comes from, one place a layer; a single one outside the stacks."""
     table_name, stack = _table_name(name)
     if table_name not in source.family.tensors:
@@ -316,35 +310,95 @@ def _places(source: Source, name: str, shape, num_trunk: int) -> list[_Place]:
     own_shape, count = (shape[1:], shape[0]) if stack else (shape, 1)
     places = []
     for layer in range(first, first + count):
-        wanted = tensor.name.format(layer)
-        found = [n for n in (wanted, source.family.prefix + wanted) if n in source.tensors]
-        if not found:
+        stored = _find(source, table_name, layer)
+        if stored is None and table_name == "embedder" and config.tie_embeddings:
+            stored = _find(source, "lm_head")  # of two equal tensors the file holds this one
+        if stored is None:
+            missing = _full_name(source.family, tensor.name.format(layer))
             raise UserError(
-                f"{source.directory}: tensor {source.family.prefix}{wanted} is missing; the files "
-                "do not hold the whole model that config.json describes"
+                f"{source.directory}: tensor {missing} is missing; the files do not hold the "
+                "whole model that config.json describes"
             )
-        stored = source.tensors[found[0]]
         expected = (tensor.num_parts * own_shape[0], *own_shape[1:])
         expected = expected[::-1] if tensor.transposed else expected
         if stored.shape != expected:
             raise UserError(
-                f"{stored.path}: tensor {found[0]} has shape {list(stored.shape)}, but config.json "
-                f"asks for {list(expected)}"
+                f"{stored.path}: tensor {stored.name} has shape {list(stored.shape)}, but "
+                f"config.json asks for {list(expected)}"
             )
-        places.append(_Place(stored, found[0], tensor))
+        _check_dtype(stored)
+        places.append(_Place(stored, tensor))
     return places
 
 
+def _check_dtype(stored: StoredTensor) -> None:
+    if stored.dtype not in _DTYPES:
+        raise UserError(
+            f"{stored.path}: tensor {stored.name} is stored as {stored.dtype}, and only "
+            f"{', '.join(_DTYPES)} are read; {families.DEQUANTISE}"
+        )
+
+
 def _check_nothing_left(source, config, places) -> None:
-    """A tensor that nothing reads would be mathematics that we leave out."""
-    read = {place.name for found in places.values() for place in found}
-    tied = ("lm_head.weight",) if config.tie_embeddings else ()
-    for name in source.tensors:
-        if name not in read and not name.endswith((*_BUFFERS, *tied)):
+    """A tensor that nothing reads must say no more than what is computed without it."""
+    read = {place.stored.name for found in places.values() for place in found}
+    head = _find(source, "lm_head") if config.tie_embeddings else None
+    if head is not None:  # equal to the embedding, see `open_source`
+        read.add(head.name)
+    for name, tensor in source.tensors.items():
+        if name in read:
+            continue
+        holds_what_is_computed = next(
+            (check for end, check in _BUFFERS.items() if f".{name}".endswith(end)), None
+        )
+        if holds_what_is_computed is None:
             raise UserError(
-                f"{source.tensors[name].path}: tensor {name} has no place in a "
-                f"{source.family.name} model as config.json describes it"
+                f"{tensor.path}: tensor {name} has no place in a {source.family.name} model as "
+                "config.json describes it"
             )
+        if not holds_what_is_computed(tensor, config):
+            raise UserError(
+                f"{tensor.path}: tensor {name} is not what config.json says, and nothing else is "
+                "computed; correct config.json, or take the tensor out of the file"
+            )
+
+
+def _are_frequencies(stored: StoredTensor, config: ModelConfig) -> bool:
+    """Of rotary positions; before transformers 4.38 they were stored before they were scaled."""
+    if config.positions != "rotary" or stored.dtype not in _DTYPES:
+        return False
+    unscaled = rotary_frequencies(dataclasses.replace(config, rope_scaling="none"), False)
+    found = stored.read_whole().astype(np.float32)
+    # As exact as the dtype; small ones of float16 are subnormal.
+    tolerance = max(1e-5, 2 * float(ml_dtypes.finfo(_DTYPES[stored.dtype]).eps))
+    return any(
+        found.shape == wanted.shape and np.allclose(found, wanted, rtol=tolerance, atol=1e-7)
+        for wanted in (unscaled, rotary_frequencies(config, False))
+    )
+
+
+def _is_causal_mask(stored: StoredTensor, config: ModelConfig) -> bool:
+    """1 where a position sees another, [1, 1, T, T]."""
+    del config
+    shape = stored.shape
+    if len(shape) != 4 or shape != (1, 1, shape[-1], shape[-1]):
+        return False
+    return np.array_equal(stored.read_whole()[0, 0] != 0, np.tri(shape[-1], dtype=bool))
+
+
+def _is_mask_value(stored: StoredTensor, config: ModelConfig) -> bool:
+    """What was added in place of a masked score."""
+    del config
+    return stored.shape == () and float(stored.read_whole()) <= -1e4
+
+
+# Buffers that old files carry beside the weights: by the end of their name, whether they hold
+# what is computed here.
+_BUFFERS = {
+    ".rotary_emb.inv_freq": _are_frequencies,
+    ".attn.bias": _is_causal_mask,
+    ".attn.masked_bias": _is_mask_value,
+}
 
 
 def _reader(places, shape, dtype):
@@ -358,13 +412,37 @@ def _reader(places, shape, dtype):
         out = _empty_aligned([stop - start for start, stop in bounds], dtype)
         for row, layer in enumerate(layers):
             part = _read_part(places[layer], shape[1:] if stacked else shape, own)
-            if stacked:
-                out[row] = part
-            else:
-                out[...] = part
+            target = out[row] if stacked else out
+            with np.errstate(over="ignore", invalid="ignore"):  # found below
+                target[...] = part
+            if not _all_finite(target):
+                raise _not_finite(places[layer].stored, part, target)
         return out
 
     return read
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite; float32, or bfloat16 by its bits, which is faster."""
+    if array.dtype != ml_dtypes.bfloat16:
+        return bool(np.isfinite(array).all())
+    exponent = np.uint16(0x7F80)
+    return not ((array.view(np.uint16) & exponent) == exponent).any()
+
+
+def _not_finite(stored: StoredTensor, part, cast) -> UserError:
+    """The error for a tensor of which this part is not finite, as stored or once cast."""
+    wrong = ~np.isfinite(cast.astype(np.float32))
+    value = part.astype(np.float64)[wrong][0]
+    if np.isfinite(value):
+        return UserError(
+            f"{stored.path}: tensor {stored.name} holds {value:g}, which {cast.dtype} cannot hold; "
+            "scale the model, or take another one"
+        )
+    return UserError(
+        f"{stored.path}: tensor {stored.name} holds {value:g}, which is not a finite number; the "
+        "file is damaged or its training diverged, take another one"
+    )
 
 
 def _empty_aligned(shape, dtype):
@@ -385,10 +463,7 @@ def _read_part(place: _Place, shape, bounds):
     bounds[0] = (first + bounds[0][0], first + bounds[0][1])
     flipped = tensor.transposed and len(shape) == 2
     slices = tuple(slice(*bound) for bound in (bounds[::-1] if flipped else bounds))
-    # Opened anew for each tensor: the pages of a file that stays mapped would add up to the
-    # size of the whole model.
-    with safetensors.safe_open(place.stored.path, framework="numpy") as file:
-        part = file.get_slice(place.name)[slices]
+    part = place.stored.read(slices)
     return part.T if flipped else part
 
 
@@ -402,9 +477,7 @@ def _stored_tensors(params: Params, config: ModelConfig, family: Family):
         tensor = family.tensors[table_name]
         first = num_trunk if stack == "stream_layers" else 0
         for row in range(leaf.shape[0] if stack else 1):
-            stored = tensor.name.format(first + row)
-            if not stored.startswith("lm_head"):
-                stored = family.prefix + stored
+            stored = _full_name(family, tensor.name.format(first + row))
             by_name.setdefault(stored, []).append((tensor, leaf, row if stack else None))
     for stored in sorted(by_name, key=_natural):
         parts = sorted(by_name[stored], key=lambda part: part[0].part)

@@ -6,11 +6,12 @@ A base is a Hugging Face directory (or hub id), or a directory that `ssjax.conve
     config.json        our resolved config
     params/            Orbax: the whole parameter tree, scanned form
     base_config.json   config.json of the Hugging Face model that it came from, if it did
+    base.json          which model that was: name, revision on the hub, digest of the weights
     tokenizer files
 """
 
 import dataclasses
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from ssjax import config as config_lib
 from ssjax import huggingface
 from ssjax.config import Config, ModelConfig
 from ssjax.errors import UserError
+from ssjax.files import read_json_object, to_json, write_atomic
 from ssjax.models import lora
 from ssjax.models.axes import placed
-from ssjax.models.parameters import Params, resplit_layers, split
+from ssjax.models.parameters import Params, check_finite, resplit_layers, split
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.training import checkpoint
 
@@ -40,6 +42,16 @@ class Base:
     config_json: Mapping[str, Any] | None  # of Hugging Face, for exporting
     source: huggingface.Source | None  # None: our own directory
 
+    @property
+    def revision(self) -> str:
+        """The commit of the hub's repository; empty: a directory of the user."""
+        return "" if self.source is None else self.source.revision
+
+    @property
+    def title(self) -> str:
+        """The name with the revision."""
+        return title(self.name, self.revision)
+
     def read_params(
         self, num_stream_layers: int, dtype: jnp.dtype, mesh: Mesh | None = None
     ) -> Params:
@@ -51,7 +63,8 @@ class Base:
           mesh: each device gets its own slices only; None: the first device.
 
         Raises:
-          UserError: the files do not hold the model that their config describes.
+          UserError: the files do not hold the model that their config describes, or a value
+            that is not finite.
         """
         if self.source is not None:
             return huggingface.read_params(self.source, self.model, num_stream_layers, dtype, mesh)
@@ -61,6 +74,7 @@ class Base:
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
         params = placed(params, self.model, mesh)
         params = checkpoint.load_model(self.directory / "params", params)
+        check_finite(params, str(self.directory / "params"))
         if config.streams.num_stream_layers != num_stream_layers:
             params = resplit_layers(params, num_stream_layers)
         return params
@@ -78,11 +92,11 @@ def open_base(name: str | Path, dtype: str) -> Base:
     """
     name = str(name)
     directory = Path(name)
-    if (directory / "params").is_dir():
+    if _is_ours(directory):
         model = dataclasses.replace(read_config(directory).model, pretrained=name, dtype=dtype)
         config_json = read_base_config(directory)
         return Base(name, directory, model, config_json, None)
-    if (directory / "checkpoints").is_dir():
+    if os.path.isdir(directory / "checkpoints"):
         raise UserError(
             f"{name} is the run directory of a training; make a base of it with "
             f"python -m ssjax.export --workdir {name} --format orbax --target DIR"
@@ -101,13 +115,31 @@ def read_model_config(name: str, dtype: str) -> ModelConfig:
     Raises:
       UserError: none there, or not one that we know.
     """
-    directory = Path(name)
-    if (directory / "params").is_dir():
+    if _is_ours(Path(name)):
         return open_base(name, dtype).model
-    values = huggingface.read_config_json(directory) if directory.is_dir() else None
-    values = values or huggingface.fetch_config_json(name)
-    fields = huggingface.families.find_family(values, name).model_fields(values)
-    return ModelConfig(pretrained=name, dtype=dtype, **fields)
+    return huggingface.read_model_config(name, dtype)
+
+
+def _is_ours(directory: Path) -> bool:
+    return os.path.isdir(directory / "params")
+
+
+def title(name: str, revision: str) -> str:
+    """A model's name with its revision on the hub, if it has one."""
+    return f"{name.partition('@')[0]}@{revision}" if revision else name
+
+
+def write_origin(directory: Path, name: str, revision: str, fingerprint: str) -> None:
+    """Writes base.json: where the weights of a directory of ours come from.
+
+    Args:
+      directory: a run, or a model of ours.
+      name: of the source, as the user gave it.
+      revision: its commit on the hub; empty: none.
+      fingerprint: of the weights as they were read.
+    """
+    origin = {"source": name, "revision": revision, "fingerprint": fingerprint}
+    write_atomic(directory / "base.json", to_json(origin))
 
 
 def resolve(config: Config, base: Base | None) -> Config:
@@ -129,17 +161,15 @@ def read_config(directory: Path) -> Config:
       UserError: missing, not JSON, or not a config of this version.
     """
     path = directory / "config.json"
-    try:
-        return config_lib.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist; give the workdir of a run made by python -m ssjax.train"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    values = read_json_object(path, "give the workdir of a run made by python -m ssjax.train")
+    return config_lib.from_dict(values)
 
 
 def read_base_config(directory: Path) -> dict[str, Any] | None:
-    """The Hugging Face config.json that a directory of ours keeps, None if it has none."""
+    """The Hugging Face config.json that a directory of ours keeps, None if it has none.
+
+    Raises:
+      UserError: it cannot be read.
+    """
     path = directory / "base_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json_object(path) if path.is_file() else None

@@ -8,7 +8,7 @@ portable             ssjax.json, streams.safetensors, tokenizer files: beside Hu
 """
 
 import dataclasses
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from ssjax import huggingface, partitioning, portable, pretrained
 from ssjax.config import Config, ModelConfig
 from ssjax.data.tokenizer import Tokenizer, open_tokenizer
 from ssjax.errors import UserError
-from ssjax.files import write_atomic
+from ssjax.files import read_json_object, to_json, write_atomic
 from ssjax.models import lora
 from ssjax.models.axes import param_shardings, placed
 from ssjax.models.families import Family
-from ssjax.models.parameters import Params, fingerprint, merge, split
+from ssjax.models.parameters import Params, check_finite, fingerprint, merge, split
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.pretrained import Base, open_base, read_config
 from ssjax.training import checkpoint
@@ -79,6 +79,8 @@ def load_trained(
     path = Path(directory)
     if adapter is not None:
         return _load_portable(Path(adapter), base or _base_of(path), mesh)
+    if not os.path.isdir(path):
+        return _load_base(directory, mesh)
     if portable.is_portable(path):
         has_weights = huggingface.is_model_directory(path)
         return _load_portable(path, path if has_weights else base, mesh)
@@ -86,7 +88,7 @@ def load_trained(
         return _load_run(path, checkpoint_name, base, mesh)
     if (path / "params").is_dir():
         return _load_model_directory(path, mesh)
-    if path.is_dir() and not huggingface.is_model_directory(path):
+    if not huggingface.is_model_directory(path):
         read_config(path)  # says what is missing
         raise UserError(f"{path} holds no checkpoints; is it the workdir of a run?")
     return _load_base(directory, mesh)
@@ -139,10 +141,10 @@ def read_base(
     found = fingerprint(params)
     path = workdir / "base.json"
     if not path.exists():
-        write_atomic(path, json.dumps({"source": base.name, "fingerprint": found}, indent=2) + "\n")
-    _check_fingerprint(json.loads(path.read_text())["fingerprint"], found, base.name)
+        pretrained.write_origin(workdir, base.name, base.revision, found)
+    _check_fingerprint(read_json_object(path).get("fingerprint"), found, base.title)
     if base.config_json is not None and not (workdir / "base_config.json").exists():
-        write_atomic(workdir / "base_config.json", json.dumps(base.config_json, indent=2) + "\n")
+        write_atomic(workdir / "base_config.json", to_json(base.config_json))
     return params, base
 
 
@@ -179,6 +181,7 @@ def _load_model_directory(path, mesh) -> Trained:
     frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), frozen)
     wanted = placed(merge(trainable, frozen), config.model, mesh)
     params = checkpoint.load_model(path / "params", wanted)
+    check_finite(params, str(path / "params"))
     trainable, frozen = lora.split_trainable(params, config.adaptation)
     base_config = pretrained.read_base_config(path)
     return Trained(path, 0, config, tokenizer, trainable, frozen, base_config)
@@ -206,12 +209,14 @@ def untouched_config(model: ModelConfig, tokenizer: Tokenizer) -> Config:
 
 
 def _load_portable(path, base_name, mesh) -> Trained:
-    values = huggingface.read_config_json(path) if huggingface.is_model_directory(path) else None
     config = portable.read_config(path)
     base = open_base(base_name or config.model.pretrained, config.model.dtype)
-    values = values or base.config_json
+    values = base.config_json
+    if values is None and huggingface.is_model_directory(path):
+        values = huggingface.read_config_json(path)
     family = huggingface.families.find_family(values, str(path)) if values else None
     addition = portable.read_addition(path, family)
+    check_finite(addition.leaves, str(path))
     full = config.adaptation.mode == "full"
     dtype = jnp.float32 if full else jnp.dtype(config.model.dtype)
     weights = base.read_params(config.streams.num_stream_layers, dtype, mesh)

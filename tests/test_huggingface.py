@@ -7,18 +7,22 @@ import dataclasses
 import json
 import shutil
 
+import family_cases
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import oracles
 import pytest
+import tiny_models
 from safetensors.numpy import load_file, save_file
 
-from ssjax import huggingface, portable
-from ssjax.config import AdaptationConfig, Config, ModelConfig
+from ssjax import huggingface, partitioning, portable, tensor_files
+from ssjax.config import AdaptationConfig, Config, MeshConfig, ModelConfig
 from ssjax.errors import UserError
 from ssjax.models.lora import split_trainable
 from ssjax.models.parameters import flatten, merge, resplit_layers
+from ssjax.pretrained import open_base
 
 CONFIG = ModelConfig(
     vocab_size=13, embed_dim=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=40,
@@ -89,13 +93,13 @@ def test_a_device_reads_its_own_slices(directory, params, monkeypatch):
     """Rows of a part of the layers: just those are asked from the file."""
     source = huggingface.open_source(directory)
     name, shape = "trunk/layers/mlp/up_proj/weight", (2, 40, 24)
-    places = huggingface._places(source, name, shape, 2)
+    places = huggingface._places(source, CONFIG, name, shape, 2)
     asked = []
     original = huggingface._read_part
 
     def recording(place, shape, bounds):
         part = original(place, shape, bounds)
-        asked.append((place.name, part.shape))
+        asked.append((place.stored.name, part.shape))
         return part
 
     monkeypatch.setattr(huggingface, "_read_part", recording)
@@ -129,7 +133,8 @@ def with_index(content):
     return change
 
 
-DOWN = "model.layers.2.mlp.down_proj.weight"
+DOWN, EMBED = "model.layers.2.mlp.down_proj.weight", "model.embed_tokens.weight"
+HEAD, INVERSE = "lm_head.weight", "model.layers.1.self_attn.rotary_emb.inv_freq"
 WRONG = {
     "no directory": (lambda d: shutil.rmtree(d), "neither a directory nor a hub id"),
     "no config": (lambda d: (d / "config.json").unlink(), "config.json: No such file"),
@@ -142,13 +147,16 @@ WRONG = {
     "missing key": (change_config(hidden_size=None), 'config.json: "hidden_size" is missing'),
     "rope": (
         change_config(rope_scaling={"rope_type": "yarn", "factor": 2.0}),
-        "rope scaling 'yarn' is not supported, only linear and llama3",
+        "\"rope_scaling.rope_type\" is 'yarn', but must be default, linear or llama3",
     ),
     "rope without factor": (
         change_config(rope_scaling={"rope_type": "linear"}),
-        "config.json: 'factor' is missing",
+        'config.json: "rope_scaling.factor" is missing',
     ),
-    "activation": (change_config(hidden_act="mish"), "activation 'mish' is not supported"),
+    "activation": (
+        change_config(hidden_act="mish"),
+        "\"hidden_act\" is 'mish', but must be an act",
+    ),
     "no weights": (
         lambda d: (d / "model.safetensors").unlink(),
         "holds no model.safetensors; convert other weights with transformers",
@@ -172,10 +180,42 @@ WRONG = {
         change_tensors(lambda t: t.update({DOWN.replace("weight", "bias"): np.ones(24)})),
         "down_proj.bias has no place in a Llama model",
     ),
-    "index": (with_index("[]"), "not an index of tensors"),
-    "missing shard": (
-        with_index('{"weight_map": {"a": "model-7.safetensors"}}'),
-        "model-7.safetensors is missing; fetch the model again",
+    "no tensors": (change_tensors(lambda t: t.clear()), "embed_tokens.weight is missing"),
+    "8 bits": (
+        change_tensors(lambda t: t.update({DOWN: t[DOWN].astype(np.int8)})),
+        f"tensor {DOWN} is stored as I8, and only F64, F32, F16, BF16 are read; .*dequantise them",
+    ),
+    "8 bits of a kind of float": (
+        change_tensors(lambda t: t.update({DOWN: t[DOWN].astype(ml_dtypes.float8_e4m3fn)})),
+        f"tensor {DOWN} is stored as F8_E4M3, and only F64",
+    ),
+    "bits": (
+        change_tensors(lambda t: t.update({DOWN: t[DOWN] > 0})),
+        f"tensor {DOWN} is stored as BOOL, and only F64",
+    ),
+    "not a number": (
+        change_tensors(lambda t: t[DOWN].__setitem__((3, 5), np.nan)),
+        f"tensor {DOWN} holds nan, which is not a finite number; the file is damaged or",
+    ),
+    "infinite": (
+        change_tensors(lambda t: t[EMBED].__setitem__((12, 0), -np.inf)),
+        f"tensor {EMBED} holds -inf, which is not a finite number",
+    ),
+    "too large": (
+        change_tensors(lambda t: t.update({EMBED: t[EMBED] * np.float64(1e39)})),
+        f"tensor {EMBED} holds .*e\\+3[89], which float32 cannot hold",
+    ),
+    "rotary buffer": (
+        change_tensors(lambda t: t.update({INVERSE: np.float32([1, 0.1, 0.01, 0.0011])})),
+        f"tensor {INVERSE} is not what config.json says, and nothing else is computed",
+    ),
+    "rotary buffer of another width": (
+        change_tensors(lambda t: t.update({INVERSE: np.float32([1, 0.01])})),
+        f"tensor {INVERSE} is not what config.json says",
+    ),
+    "bias that is no buffer": (
+        change_tensors(lambda t: t.update({"model.layers.0.self_attn.bias": np.ones(4)})),
+        "tensor model.layers.0.self_attn.bias has no place",
     ),
 }
 
@@ -188,22 +228,105 @@ def test_what_is_wrong_is_one_line(directory, change, message):
     assert "\n" not in str(caught.value) and str(directory) in str(caught.value)
 
 
-def test_buffers_of_old_files_are_passed_over(directory, params):
-    change_tensors(
-        lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4)})
-    )(directory)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_buffers_of_old_files_that_say_the_same_are_passed_over(directory, params, dtype):
+    frequencies = (1e4 ** -np.linspace(0, 0.75, 4)).astype(dtype)
+    added = {INVERSE: frequencies, "model.rotary_emb.inv_freq": frequencies}
+    change_tensors(lambda t: t.update(added))(directory)
     assert_equal(read(directory), params)
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
-    huggingface_hub = pytest.importorskip("huggingface_hub")
+@pytest.mark.parametrize(
+    "name, values, passes",
+    [
+        ("attn.bias", np.tri(6, dtype=np.uint8)[None, None], True),
+        ("attn.bias", np.tri(6, dtype=bool)[None, None], True),
+        ("attn.bias", np.tri(6, k=1, dtype=np.float32)[None, None], False),
+        ("attn.bias", np.ones(96, np.float32), False),
+        ("attn.masked_bias", np.array(-1e4, np.float32), True),
+        ("attn.masked_bias", np.array(0, np.float32), False),
+    ],
+)
+def test_masks_in_old_files_are_those_that_are_computed(tmp_path, name, values, passes):
+    case = family_cases.golden_case(tiny_models.find("gpt2"))
+    huggingface.write_params(tmp_path, case.config, case.base_params, dict(case.source.values))
+    change_tensors(lambda t: t.update({f"transformer.h.2.{name}": values}))(tmp_path)
+    source = huggingface.open_source(tmp_path)
+    if passes:
+        assert_equal(huggingface.read_params(source, case.config, 2), case.base_params)
+        return
+    with pytest.raises(UserError, match=f"h.2.{name} is not what config.json says"):
+        huggingface.read_params(source, case.config, 2)
 
-    def unreachable(*_, **__):
-        raise OSError("no route to host\nand more")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(UserError, match="cannot fetch 'a/b' .* no route to host; check the id"):
-        huggingface.open_source("a/b")
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("value, fits", [(3.3e38, True), (3.4e38, False), (3.5e38, False)])
+def test_what_a_dtype_cannot_hold_is_named(directory, dtype, value, fits):
+    """bfloat16 rounds 3.4e38 to infinity, float32 holds it."""
+    change_tensors(lambda t: t.update({DOWN: np.full((24, 40), value)}))(directory)
+    if fits or (dtype == jnp.float32 and value < 3.41e38):
+        assert (
+            flatten(read(directory, dtype=dtype))["stream_layers/layers/mlp/down_proj/weight"].max()
+            > 3e38
+        )
+        return
+    with pytest.raises(UserError, match=f"{DOWN} holds 3.*e.38, which {jnp.dtype(dtype)} cannot"):
+        read(directory, dtype=dtype)
+
+
+def test_a_device_checks_what_it_reads(directory):
+    """On a mesh no device sees the whole tensor; that of the wrong value names it."""
+    change_tensors(lambda t: t[EMBED].__setitem__((11, 23), np.nan))(directory)
+    source = huggingface.open_source(directory)
+    mesh = partitioning.make_mesh(MeshConfig(1, 2, 4), jax.devices()[:8])
+    with pytest.raises(UserError, match=f"{EMBED} holds nan"):
+        huggingface.read_params(source, source.model_config("float32"), 1, mesh=mesh)
+
+
+@pytest.fixture
+def tied(tmp_path):
+    """A whole model whose head is its embedding; it stands in the file once."""
+    config = dataclasses.replace(CONFIG, tie_embeddings=True)
+    params = oracles.random_params(oracles.make_model(num_streams=0, num_stream_layers=1), seed=3)
+    huggingface.write_params(tmp_path, config, params, huggingface.llama_config_json(config))
+    return tmp_path, params
+
+
+def test_a_head_that_is_the_embedding_is_passed_over(tied, capsys, monkeypatch):
+    """In whatever dtype, and whichever of the two is there; compared a few rows at a time."""
+    monkeypatch.setattr(tensor_files, "_CHUNK", 5 * 24)
+    directory, params = tied
+
+    def add(dtype):
+        return change_tensors(lambda t: t.update({HEAD: t[EMBED].astype(dtype)}))
+
+    add(np.float64)(directory)
+    assert_equal(read(directory), params)
+    change_tensors(lambda t: t.update({HEAD: t.pop(EMBED)}))(directory)
+    assert_equal(read(directory), params)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("row", [0, 7, 12])
+def test_a_head_that_is_not_the_embedding_is_kept(tied, row, capsys, monkeypatch):
+    """One value of it differs. What the config then says is what an export says."""
+    monkeypatch.setattr(tensor_files, "_CHUNK", 5 * 24)
+    directory, params = tied
+    head = np.array(params["embedder"])
+    head[row, 3] += 0.5
+    change_tensors(lambda t: t.update({HEAD: head}))(directory)
+    base = open_base(directory, "float32")
+    assert not base.model.tie_embeddings and base.config_json["tie_word_embeddings"] is False
+    assert_equal(base.read_params(1, jnp.float32), params | {"lm_head": head})
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{HEAD} differs from {EMBED}, so they are not tied" in said
+
+
+def test_a_head_of_another_size_is_one_line(tied):
+    directory, _ = tied
+    change_tensors(lambda t: t.update({HEAD: t[EMBED][:9]}))(directory)
+    with pytest.raises(UserError, match=rf"{HEAD} has shape \[9, 24\], but config.json asks for"):
+        read(directory)
 
 
 def test_only_models_of_llamas_form_get_a_config_of_their_own():

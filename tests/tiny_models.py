@@ -34,7 +34,7 @@ class TinyModel:
       num_stream_layers: Ns; the border lies so that both stacks hold both kinds of layers, where
         a family has two kinds and the order of its layers allows it.
       strip: a prefix of the tensor names that the published files lack.
-      extra: shapes of tensors in the published files that no model reads.
+      extra: buffers in the published files, by name; they hold what every model computes.
       tied_head: whether the file repeats the tied table as lm_head.weight.
       num_files: the weights are split over so many.
     """
@@ -44,7 +44,7 @@ class TinyModel:
     config_json: dict[str, Any]
     num_stream_layers: int = 2
     strip: str = ""
-    extra: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    extra: tuple[tuple[str, list], ...] = ()
     tied_head: bool = False
     num_files: int = 1
 
@@ -181,7 +181,8 @@ TINY_MODELS = (
             "num_key_value_heads", "rope_theta",
         ),
         extra=tuple(
-            (f"model.layers.{i}.self_attn.rotary_emb.inv_freq", (4,)) for i in range(4)
+            (f"model.layers.{i}.self_attn.rotary_emb.inv_freq", [1.0, 0.1, 0.01, 0.001])
+            for i in range(4)
         ),
     ),
     TinyModel(
@@ -224,7 +225,7 @@ TINY_MODELS = (
             "resid_pdrop": 0.1,
         },
         strip="transformer.",
-        extra=tuple((f"h.{i}.attn.bias", (1, 1, 4, 4)) for i in range(4)),
+        extra=tuple((f"h.{i}.attn.bias", np.tri(4)[None, None].tolist()) for i in range(4)),
     ),
 )  # fmt: skip
 

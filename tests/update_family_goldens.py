@@ -56,7 +56,7 @@ def write_weights(tiny, model, directory: Path) -> None:
     if tiny.tied_head:
         tensors["lm_head.weight"] = model.get_input_embeddings().weight.detach().clone()
     tensors = {name.removeprefix(tiny.strip): tensor for name, tensor in tensors.items()}
-    tensors |= {name: torch.ones(shape) for name, shape in tiny.extra}
+    tensors |= {name: torch.tensor(values) for name, values in tiny.extra}
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
     count = tiny.num_files
     files = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ssjax.errors import UserError
+
 Params = dict[str, Any]
 
 _STACKS = ("trunk", "stream_layers")
@@ -166,6 +168,29 @@ def _bit_sums(leaves):
         return total
 
     return {name: bit_sum(leaf) for name, leaf in leaves.items()}
+
+
+def check_finite(params: Params, where: str) -> None:
+    """Checks that no value is NaN or infinite, on the devices that hold them.
+
+    Args:
+      params: any tree of floating-point arrays.
+      where: they come from, for the message.
+
+    Raises:
+      UserError: names the first leaf that holds one.
+    """
+    finite = jax.device_get(jax.jit(_all_finite)(flatten(params)))
+    wrong = next((name for name, holds in sorted(finite.items()) if not holds), None)
+    if wrong is not None:
+        raise UserError(
+            f"{where}: parameter {wrong} holds a value that is not a finite number; the files are "
+            "damaged or the training diverged, take another model"
+        )
+
+
+def _all_finite(leaves):
+    return {name: jnp.isfinite(leaf).all() for name, leaf in leaves.items()}
 
 
 def cast(params: Params, dtype) -> Params:

@@ -23,7 +23,7 @@ def published(request, shared):
     directory = shared("hf_configs", request.param)
     values = huggingface.read_config_json(directory)
     family = families.find_family(values, str(directory))
-    source = huggingface.Source(request.param, directory, values, family, {})
+    source = huggingface.Source(request.param, directory, "", values, family, {})
     return request.param, values, source.model_config("float32")
 
 
