@@ -20,7 +20,7 @@ from ssjax.data.tokenizer import open_tokenizer
 from ssjax.errors import UserError
 from ssjax.files import new_directory, to_json, write_atomic
 from ssjax.models.parameters import count, fingerprint
-from ssjax.pretrained import title, write_origin
+from ssjax.pretrained import keep_origin, title
 from ssjax.trained import untouched_config
 from ssjax.training import checkpoint
 
@@ -48,7 +48,7 @@ def main() -> int:
         write_atomic(target / "base_config.json", to_json(dict(source.values)))
         write_atomic(target / "config.json", to_json(config_lib.to_dict(config)))
         digest = fingerprint(params)
-        write_origin(target, source.name, source.revision, digest)
+        keep_origin(target, source.name, source.revision, digest)
     result = {
         "source": source.name,
         "revision": source.revision,

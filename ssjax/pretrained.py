@@ -129,8 +129,8 @@ def title(name: str, revision: str) -> str:
     return f"{name.partition('@')[0]}@{revision}" if revision else name
 
 
-def write_origin(directory: Path, name: str, revision: str, fingerprint: str) -> None:
-    """Writes base.json: where the weights of a directory of ours come from.
+def keep_origin(directory: Path, name: str, revision: str, fingerprint: str) -> None:
+    """Writes base.json, unless it is there: where the weights of a directory of ours come from.
 
     Args:
       directory: a run, or a model of ours.
@@ -138,8 +138,10 @@ def write_origin(directory: Path, name: str, revision: str, fingerprint: str) ->
       revision: its commit on the hub; empty: none.
       fingerprint: of the weights as they were read.
     """
-    origin = {"source": name, "revision": revision, "fingerprint": fingerprint}
-    write_atomic(directory / "base.json", to_json(origin))
+    path = directory / "base.json"
+    if not path.exists():
+        origin = {"source": name, "revision": revision, "fingerprint": fingerprint}
+        write_atomic(path, to_json(origin))
 
 
 def resolve(config: Config, base: Base | None) -> Config:

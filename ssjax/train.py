@@ -33,9 +33,16 @@ from ssjax.errors import UserError
 from ssjax.files import write_atomic
 from ssjax.models import lora
 from ssjax.models.axes import param_shardings
-from ssjax.models.parameters import Params, count, flatten, merge, split
+from ssjax.models.parameters import Params, count, fingerprint, flatten, merge, split
 from ssjax.models.transformer import Transformer, init_params
-from ssjax.pretrained import Base, open_base, read_base_config, read_config, resolve
+from ssjax.pretrained import (
+    Base,
+    keep_origin,
+    open_base,
+    read_base_config,
+    read_config,
+    resolve,
+)
 from ssjax.programs import make_train_programs
 from ssjax.trained import Trained
 from ssjax.training import loop, optimizer
@@ -75,7 +82,7 @@ def main() -> int:
     base = None
     if config.model.pretrained:
         base = open_base(config.model.pretrained, config.model.dtype)
-        messages.say(f"base model: {base.name}")
+        messages.say(f"base model: {base.title}")
     elif config.adaptation.mode != "full":
         raise UserError(
             f"adaptation.mode {config.adaptation.mode} adapts a base model; give one with "
@@ -163,6 +170,8 @@ def starting_params(
         if base.config_json is not None:
             text = json.dumps(base.config_json, indent=2) + "\n"
             distributed.first(lambda: write_atomic(workdir / "base_config.json", text))
+        digest = fingerprint(weights)
+        distributed.first(lambda: keep_origin(workdir, base.name, base.revision, digest))
         return merge(begun_heads(new_leaves(), weights), weights), {}
     frozen, _ = trained_lib.read_base(workdir, config, mesh=mesh)
     return begun_heads(new_leaves(), frozen), frozen

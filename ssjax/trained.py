@@ -139,20 +139,20 @@ def read_base(
     dtype = jnp.dtype(config.model.dtype)
     params = base.read_params(config.streams.num_stream_layers, dtype, mesh)
     found = fingerprint(params)
-    path = workdir / "base.json"
-    if not path.exists():
-        pretrained.write_origin(workdir, base.name, base.revision, found)
-    _check_fingerprint(read_json_object(path).get("fingerprint"), found, base.title)
+    pretrained.keep_origin(workdir, base.name, base.revision, found)
+    origin = read_json_object(workdir / "base.json")
+    right = pretrained.title(str(origin.get("source")), origin.get("revision"))
+    _check_fingerprint(origin.get("fingerprint"), found, base.title, f", {right},")
     if base.config_json is not None and not (workdir / "base_config.json").exists():
         write_atomic(workdir / "base_config.json", to_json(base.config_json))
     return params, base
 
 
-def _check_fingerprint(expected: str, found: str, name: str) -> None:
+def _check_fingerprint(expected: str, found: str, name: str, right: str = "") -> None:
     if expected and found != expected:
         raise UserError(
             f"{name}: these base weights are not the ones that the run was trained on (digest "
-            f"{found}, not {expected}); give the right ones with --base DIR"
+            f"{found}, not {expected}); give the right ones{right} with --base DIR"
         )
 
 

@@ -26,7 +26,7 @@ from ssjax.decoding.drafters import PlainDrafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
 from ssjax.files import new_directory
-from ssjax.models.parameters import cast, flatten
+from ssjax.models.parameters import cast, fingerprint, flatten
 from ssjax.partitioning import one_device
 from ssjax.pretrained import open_base, resolve
 from ssjax.run import load_run, open_run
@@ -321,9 +321,15 @@ def test_a_broken_promise_is_found(runs):
 
 def test_convert(base, tmp_path):
     target = tmp_path / "converted"
-    done = call("convert", f"--source={base}", f"--target={target}")
+    said = tmp_path / "said.json"
+    done = call("convert", f"--source={base}", f"--target={target}", f"--json={said}")
     assert done.returncode == 0, done.stderr
     assert "Llama: " in done.stdout and "F32 -> float32" in done.stdout
+    origin = json.loads((target / "base.json").read_text())
+    read = open_base(base, "float32").read_params(1, jnp.float32)
+    assert origin == {"source": str(base), "revision": "", "fingerprint": fingerprint(read)}
+    assert origin.items() <= json.loads(said.read_text()).items()
+    assert f"digest {origin['fingerprint']}" in done.stdout
     for num_stream_layers in (1, 2):
         ours = open_base(target, "float32").read_params(num_stream_layers, jnp.float32)
         theirs = open_base(base, "float32").read_params(num_stream_layers, jnp.float32)

@@ -18,11 +18,12 @@ import tiny_models
 from safetensors.numpy import load_file, save_file
 
 from ssjax import huggingface, partitioning, portable, tensor_files
-from ssjax.config import AdaptationConfig, Config, MeshConfig, ModelConfig
+from ssjax.config import AdaptationConfig, Config, MeshConfig, ModelConfig, StreamsConfig, to_dict
 from ssjax.errors import UserError
 from ssjax.models.lora import split_trainable
-from ssjax.models.parameters import flatten, merge, resplit_layers
+from ssjax.models.parameters import flatten, merge, resplit_layers, unflatten
 from ssjax.pretrained import open_base
+from ssjax.training import checkpoint
 
 CONFIG = ModelConfig(
     vocab_size=13, embed_dim=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=40,
@@ -236,27 +237,29 @@ def test_buffers_of_old_files_that_say_the_same_are_passed_over(directory, param
     assert_equal(read(directory), params)
 
 
-@pytest.mark.parametrize(
-    "name, values, passes",
-    [
-        ("attn.bias", np.tri(6, dtype=np.uint8)[None, None], True),
-        ("attn.bias", np.tri(6, dtype=bool)[None, None], True),
-        ("attn.bias", np.tri(6, k=1, dtype=np.float32)[None, None], False),
-        ("attn.bias", np.ones(96, np.float32), False),
-        ("attn.masked_bias", np.array(-1e4, np.float32), True),
-        ("attn.masked_bias", np.array(0, np.float32), False),
-    ],
-)
-def test_masks_in_old_files_are_those_that_are_computed(tmp_path, name, values, passes):
+MASKS = [  # the buffer, its values, whether that is what is computed
+    ("attn.bias", np.tri(6, dtype=np.uint8)[None, None], True),
+    ("attn.bias", np.tri(7, dtype=bool)[None, None], True),
+    ("attn.masked_bias", np.array(-1e4, np.float32), True),
+    ("attn.bias", np.tri(6, k=1, dtype=np.float32)[None, None], False),
+    ("attn.bias", np.ones(96, np.float32), False),
+    ("attn.masked_bias", np.array(0, np.float32), False),
+]
+
+
+def test_masks_in_old_files_are_those_that_are_computed(tmp_path):
+    """All of the right ones are passed over, each of the wrong ones is named."""
     case = family_cases.golden_case(tiny_models.find("gpt2"))
     huggingface.write_params(tmp_path, case.config, case.base_params, dict(case.source.values))
-    change_tensors(lambda t: t.update({f"transformer.h.2.{name}": values}))(tmp_path)
+    right = {f"h.{i}.{name}": value for i, (name, value, passes) in enumerate(MASKS) if passes}
+    change_tensors(lambda t: t.update(right))(tmp_path)
     source = huggingface.open_source(tmp_path)
-    if passes:
-        assert_equal(huggingface.read_params(source, case.config, 2), case.base_params)
-        return
-    with pytest.raises(UserError, match=f"h.2.{name} is not what config.json says"):
-        huggingface.read_params(source, case.config, 2)
+    assert_equal(huggingface.read_params(source, case.config, 2), case.base_params)
+    for name, value in [mask[:2] for mask in MASKS if not mask[2]]:
+        change_tensors(lambda t, n=name, v=value: t.update({f"h.3.{n}": v}))(tmp_path)
+        with pytest.raises(UserError, match=f"h.3.{name} is not what config.json says"):
+            huggingface.read_params(huggingface.open_source(tmp_path), case.config, 2)
+        change_tensors(lambda t, n=name: t.pop(f"h.3.{n}"))(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -320,6 +323,25 @@ def test_a_head_that_is_not_the_embedding_is_kept(tied, row, capsys, monkeypatch
     assert_equal(base.read_params(1, jnp.float32), params | {"lm_head": head})
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and f"{HEAD} differs from {EMBED}, so they are not tied" in said
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring")
+@pytest.mark.parametrize("value", [1.0, np.nan])
+def test_a_model_directory_of_ours_is_checked_too(tmp_path, params, value):
+    """As `convert` writes it; the weights of the top layer are read as trunk or as stream layer."""
+    name = "stream_layers/layers/mlp/down_proj/weight"
+    leaves = flatten(params)
+    leaves[name] = leaves[name].at[0, 3, 4].set(value)
+    checkpoint.save_model(tmp_path / "params", unflatten(leaves))
+    streams = StreamsConfig(num_streams=0, num_stream_layers=1)
+    config = dataclasses.replace(Config(), model=CONFIG, streams=streams)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    base = open_base(tmp_path, "float32")
+    if np.isfinite(value):
+        assert_equal(base.read_params(1, jnp.float32), unflatten(leaves))
+        return
+    with pytest.raises(UserError, match=f"{tmp_path}/params: parameter {name} holds a value"):
+        base.read_params(2, jnp.float32)
 
 
 def test_a_head_of_another_size_is_one_line(tied):

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from ssjax.config import AdaptationConfig, ModelConfig, StreamsConfig
+from ssjax.errors import UserError
 from ssjax.models.execution import Execution
 from ssjax.models.parameters import (
     cast,
+    check_finite,
     count,
     join_projections,
     merge,
@@ -185,3 +187,16 @@ def test_the_head_is_tied_unless_it_has_a_table():
     tied, untied = filled(shapes_of(0)), filled(shapes_of(0, tie_embeddings=False))
     assert make_head(tied, ModelConfig()).table is tied["embedder"]
     assert make_head(untied, ModelConfig(tie_embeddings=False)).table is untied["lm_head"]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3.4e38])
+def test_a_leaf_with_a_value_that_is_not_finite_is_named(dtype, value):
+    """3.4e38 is finite until it is rounded to bfloat16."""
+    tree = {"a": {"b": jnp.ones((2, 3))}, "c": jnp.ones(4).at[1].set(value)}
+    check_finite(tree["a"], "DIR")
+    if value == 3.4e38 and dtype == jnp.float32:
+        check_finite(cast(tree, dtype), "DIR")
+        return
+    with pytest.raises(UserError, match="DIR: parameter c holds a value that is not a finite num"):
+        check_finite(cast(tree, dtype), "DIR")
