@@ -257,7 +257,7 @@ def _llama(values: ConfigJson) -> dict[str, Any]:
 
 
 def _mistral(values: ConfigJson) -> dict[str, Any]:
-    values = values.with_defaults(sliding_window=4096)
+    values = values.with_defaults(sliding_window=4096, num_key_value_heads=8)
     every = values.has("sliding_window")
     fields = _llama_like(values) | _windows(values, lambda layer: every)
     if len(fields.get("local_layers", ())) != every * fields["num_layers"]:
@@ -266,7 +266,7 @@ def _mistral(values: ConfigJson) -> dict[str, Any]:
 
 
 def _qwen(values: ConfigJson, head_dim: int | None = None) -> dict[str, Any]:
-    values = values.with_defaults(sliding_window=4096)
+    values = values.with_defaults(sliding_window=4096, num_key_value_heads=32)
     first_local = values.whole("max_window_layers", 28, least=0)
     used = values.flag("use_sliding_window", False) and values.has("sliding_window")
     windows = _windows(values, lambda layer: used and layer >= first_local)
@@ -302,17 +302,17 @@ def _gemma(values: ConfigJson) -> dict[str, Any]:
     key = "hidden_activation"
     if values.has(key) and _activation(values, key, "") != activation:
         raise values.wrong(key, 'left out, or that of "hidden_act"')
-    return _gemma_like(values) | _whole_rope(values) | {"activation": activation}
+    sizes = values.with_defaults(num_key_value_heads=16)
+    return _gemma_like(sizes) | _whole_rope(values) | {"activation": activation}
 
 
 def _gemma2_like(values: ConfigJson) -> dict[str, Any]:
     """What Gemma 2 and 3 have in common."""
     return {
-        **_gemma_like(values),
+        **_gemma_like(values.with_defaults(num_key_value_heads=4)),
         "activation": _activation(values, "hidden_activation", "gelu_pytorch_tanh"),
         "block": "sandwich",
         "query_scale": values.number("query_pre_attn_scalar", 256.0) ** -0.5,
-        "attention_softcap": values.number("attn_logit_softcapping", 0.0),
         "logit_softcap": values.number("final_logit_softcapping", 0.0),
     }
 
@@ -321,12 +321,20 @@ def _gemma2(values: ConfigJson) -> dict[str, Any]:
     values = values.with_defaults(
         sliding_window=4096, attn_logit_softcapping=50.0, final_logit_softcapping=30.0
     )
-    windows = _windows(values, lambda layer: layer % 2 == 0)
-    return _gemma2_like(values) | _whole_rope(values) | windows
+    return {
+        **_gemma2_like(values),
+        **_whole_rope(values),
+        **_windows(values, lambda layer: layer % 2 == 0),
+        "attention_softcap": values.number("attn_logit_softcapping", 0.0),
+    }
 
 
 def _gemma3(values: ConfigJson) -> dict[str, Any]:
     values = values.with_defaults(sliding_window=4096)
+    if values.has("attn_logit_softcapping"):
+        raise values.wrong("attn_logit_softcapping", "null: Gemma 3 has no such cap")
+    if values.group("rope_scaling").has("type"):
+        raise values.group("rope_scaling").wrong("type", 'left out: "rope_type" says it')
     period = values.whole("sliding_window_pattern", 6)
     rope = values.group("rope_parameters")
     for key in rope.content:
