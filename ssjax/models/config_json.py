@@ -14,7 +14,7 @@ from typing import Any
 from ssjax.errors import UserError
 from ssjax.ranges import INT32_MAX
 
-_LARGEST = 3.4e38  # of float32
+_SMALLEST, _LARGEST = 1.2e-38, 3.4e38  # of float32
 
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 80
@@ -59,8 +59,8 @@ class ConfigJson:
     def number(self, key: str, default: float | None = None, most: float = _LARGEST) -> float:
         """A number above 0, `most` at most. Raises: UserError, as `whole`."""
         value = self._value(key, default)
-        right = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= most
-        if not right and self.has(key):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number and _SMALLEST <= value <= most) and self.has(key):
             limit = "" if most == _LARGEST else f" and at most {most:g}"
             raise self.wrong(key, f"a number above 0{limit}")
         return float(value)

@@ -206,11 +206,15 @@ def _head_dim(values: ConfigJson, heads: str, width: str) -> int:
     return head_dim
 
 
+def _epsilon(values: ConfigJson, key: str, default: float) -> float:
+    return values.number(key, default, most=0.5)
+
+
 def _rotary_sizes(values: ConfigJson, head_dim: int | None = None) -> dict[str, Any]:
     """Sizes of a decoder with rotary positions, RMS norms and a gated MLP."""
     return _sizes(values, head_dim) | {
         "mlp_dim": values.whole("intermediate_size"),
-        "norm_epsilon": values.number("rms_norm_eps", 1e-6),
+        "norm_epsilon": _epsilon(values, "rms_norm_eps", 1e-6),
     }
 
 
@@ -404,7 +408,7 @@ def _phi(values: ConfigJson) -> dict[str, Any]:
         "mlp_dim": values.whole("intermediate_size"),
         "rotary_dim": rotary_dim,
         "norm": "layer",
-        "norm_epsilon": values.number("layer_norm_eps", 1e-5),
+        "norm_epsilon": _epsilon(values, "layer_norm_eps", 1e-5),
         "block": "parallel",
         "activation": _activation(values, "hidden_act", "gelu_new"),
         "gated_mlp": False,
@@ -432,7 +436,7 @@ def _gpt2(values: ConfigJson) -> dict[str, Any]:
         "positions": "learned",
         "max_positions": values.whole("n_positions"),
         "norm": "layer",
-        "norm_epsilon": values.number("layer_norm_epsilon", 1e-5),
+        "norm_epsilon": _epsilon(values, "layer_norm_epsilon", 1e-5),
         "activation": _activation(values, "activation_function", "gelu_new"),
         "gated_mlp": False,
         "tie_embeddings": values.flag("tie_word_embeddings", True),
