@@ -88,6 +88,11 @@ def open_source(name: str | Path) -> Source:
     place = hub.locate(name)
     values, family = _read_config(place.directory)
     tensors = tensor_files.find_tensors(place.directory)
+    if (place.directory / "adapter_config.json").exists():
+        say_once(
+            f"{place.directory}: the adapter of adapter_config.json is not applied; merge it into "
+            "the weights with peft if it belongs to the model"
+        )
     source = Source(name, place.directory, place.revision, values, family, tensors)
     head, table = _find(source, "lm_head"), _find(source, "embedder")
     if not head or not table or not source.model_config("float32").tie_embeddings:

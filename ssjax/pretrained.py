@@ -27,7 +27,7 @@ from ssjax.errors import UserError
 from ssjax.files import read_json_object, to_json, write_atomic
 from ssjax.models import lora
 from ssjax.models.axes import placed
-from ssjax.models.parameters import Params, check_finite, resplit_layers, split
+from ssjax.models.parameters import Params, check_finite, flatten, resplit_layers, split
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.training import checkpoint
 
@@ -70,11 +70,10 @@ class Base:
             return huggingface.read_params(self.source, self.model, num_stream_layers, dtype, mesh)
         config = read_config(self.directory)
         model = Transformer(self.model, config.streams, True, config.adaptation)
-        params, _ = split(abstract_params(model), lambda path: not lora.is_new(path))
+        params, new = split(abstract_params(model), lambda path: not lora.is_new(path))
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
         params = placed(params, self.model, mesh)
-        params = checkpoint.load_model(self.directory / "params", params)
-        check_finite(params, str(self.directory / "params"))
+        params = load_params(self.directory, params, unused=new)
         if config.streams.num_stream_layers != num_stream_layers:
             params = resplit_layers(params, num_stream_layers)
         return params
@@ -154,6 +153,29 @@ def resolve(config: Config, base: Base | None) -> Config:
         config = dataclasses.replace(config, model=base.model)
     config_lib.check_stream_layers(config)
     return config
+
+
+def load_params(directory: Path, params: Params, unused: Params) -> Params:
+    """Reads params/ of a model directory of ours, all leaves or those of the base.
+
+    Args:
+      directory: which has it.
+      params: shape structs of the leaves wanted, with their shardings.
+      unused: the leaves of the model that may be there beside them.
+
+    Raises:
+      UserError: the leaves are not there, there are others, or a value is not finite.
+    """
+    path = directory / "params"
+    loaded = checkpoint.load_model(path, params)
+    extra = checkpoint.stored_names(path) - set(flatten(params)) - set(flatten(unused))
+    if extra:
+        raise UserError(
+            f"{path}: parameter {min(extra)} has no place in the model that "
+            f"{directory / 'config.json'} describes; write the directory again"
+        )
+    check_finite(loaded, str(path))
+    return loaded
 
 
 def read_config(directory: Path) -> Config:

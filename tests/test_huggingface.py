@@ -326,21 +326,29 @@ def test_a_head_that_is_not_the_embedding_is_kept(tied, row, capsys, monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring")
-@pytest.mark.parametrize("value", [1.0, np.nan])
-def test_a_model_directory_of_ours_is_checked_too(tmp_path, params, value):
+@pytest.mark.parametrize(
+    "value, tied, message",
+    [
+        (1.0, False, None),
+        (np.nan, False, "parameter stream_layers/layers/mlp/down_proj/weight holds a value"),
+        (1.0, True, "parameter lm_head has no place in the model that .*config.json describes"),
+    ],
+)
+def test_a_model_directory_of_ours_is_checked_too(tmp_path, params, value, tied, message):
     """As `convert` writes it; the weights of the top layer are read as trunk or as stream layer."""
-    name = "stream_layers/layers/mlp/down_proj/weight"
     leaves = flatten(params)
+    name = "stream_layers/layers/mlp/down_proj/weight"
     leaves[name] = leaves[name].at[0, 3, 4].set(value)
     checkpoint.save_model(tmp_path / "params", unflatten(leaves))
     streams = StreamsConfig(num_streams=0, num_stream_layers=1)
-    config = dataclasses.replace(Config(), model=CONFIG, streams=streams)
+    model = dataclasses.replace(CONFIG, tie_embeddings=tied)
+    config = dataclasses.replace(Config(), model=model, streams=streams)
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     base = open_base(tmp_path, "float32")
-    if np.isfinite(value):
+    if message is None:
         assert_equal(base.read_params(1, jnp.float32), unflatten(leaves))
         return
-    with pytest.raises(UserError, match=f"{tmp_path}/params: parameter {name} holds a value"):
+    with pytest.raises(UserError, match=f"{tmp_path}/params: {message}"):
         base.read_params(2, jnp.float32)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from ssjax.errors import UserError
-from ssjax.models.parameters import Params
+from ssjax.models.parameters import Params, flatten
 from ssjax.training.step import TrainState
 
 _BEST_METRIC = "validation_loss"
@@ -192,6 +192,11 @@ def load_model(path: Path, params: Params) -> Params:
             return ocp.load(path.absolute(), _abstract(params))
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise UserError(f"{path} does not hold this model ({_first_line(error)})") from error
+
+
+def stored_names(path: Path) -> set[str]:
+    """Names of the leaves that `save_model` wrote there, as of `parameters.flatten`."""
+    return set(flatten(ocp.metadata(path.absolute()).metadata))
 
 
 def _abstract(tree):
