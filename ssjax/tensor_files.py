@@ -97,11 +97,12 @@ def _indexed_tensors(index: Path) -> dict[str, StoredTensor]:
                     f"{directory / file}: tensor {name} is not in {INDEX}; fetch the model again, "
                     "or load it with transformers and save_pretrained(NEW)"
                 )
-            if weight_map[name] != file:
-                say_once(
-                    f"{directory}: tensor {name} lies in {file} too; read from {weight_map[name]}, "
-                    f"as {INDEX} says"
-                )
+        others = [name for name in tensors if weight_map[name] != file]
+        if others:
+            say_once(
+                f"{directory / file}: {len(others)} tensors, {others[0]} the first, are not read; "
+                f"{INDEX} names other files for them"
+            )
     if _SINGLE not in headers and (directory / _SINGLE).exists():
         say_once(f"{directory}: {_SINGLE} is not read; {INDEX} names other files")
     return {name: headers[file][name] for name, file in weight_map.items()}

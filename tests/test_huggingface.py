@@ -277,8 +277,9 @@ def test_what_a_dtype_cannot_hold_is_named(directory, dtype, value, fits):
         read(directory, dtype=dtype)
 
 
-def test_a_device_checks_what_it_reads(directory):
+def test_a_device_checks_what_it_reads(directory, monkeypatch):
     """On a mesh no device sees the whole tensor; that of the wrong value names it."""
+    monkeypatch.setattr(huggingface, "_CHUNK", 7)
     change_tensors(lambda t: t[EMBED].__setitem__((11, 23), np.nan))(directory)
     source = huggingface.open_source(directory)
     mesh = partitioning.make_mesh(MeshConfig(1, 2, 4), jax.devices()[:8])
