@@ -15,6 +15,7 @@ from ssjax.errors import UserError
 from ssjax.messages import say_once
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
+_REVISION = re.compile(r"[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9_./+-]*")  # as Git allows, no way upwards
 _MODEL_FILES = ("model*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
@@ -44,7 +45,7 @@ def locate(name: str, files: Sequence[str] = _MODEL_FILES) -> Location:
     if os.path.exists(name):
         return Location(Path(name))
     repository, at, revision = name.partition("@")
-    if not _HUB_ID.fullmatch(repository) or (at and not revision):
+    if not _HUB_ID.fullmatch(repository) or (at and not _REVISION.fullmatch(revision)):
         raise UserError(
             f"{name} is neither a directory nor a hub id such as facebook/opt-125m or "
             "facebook/opt-125m@main"
