@@ -70,8 +70,10 @@ def test_the_origin_of_a_directory_is_kept(tmp_path):
     pretrained.keep_origin(tmp_path, "org/tiny@v1", OLDER, "00ff")
     pretrained.keep_origin(tmp_path, "elsewhere", "", "ff00")
     assert json.loads((tmp_path / "base.json").read_text()) == {
-        "source": "org/tiny@v1", "revision": OLDER, "fingerprint": "00ff",
-    }  # fmt: skip
+        "source": "org/tiny@v1",
+        "revision": OLDER,
+        "fingerprint": "00ff",
+    }
 
 
 PATHS = {

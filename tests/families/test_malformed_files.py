@@ -21,80 +21,65 @@ from ssjax.models import families
 NAN, INF = float("nan"), float("inf")
 HUGE = 10**400
 # By kind of key, values that a JSON file can hold and that are of no use for it.
+NOT_WHOLE = [64.0, 8.5, "8", "", True, False, [], [8], {}, {"a": 8}, -1, 2**31, HUGE, NAN, INF]
+NOT_ABOVE_0 = [-1, -0.5, 0, 0.0, 1e-39, 1e39, HUGE, NAN, INF, -INF]  # or not in float32
 USELESS = {
-    "whole": [64.0, 8.5, "8", "", True, False, [], [8], {}, {"a": 8}, -1, 0, 2**31, HUGE, NAN, INF],
-    "from 0": [64.0, 8.5, "8", "", True, False, [], [8], {}, {"a": 8}, -1, 2**31, HUGE, NAN, INF],
-    "number": [
-        "1e-5",
-        "",
-        True,
-        False,
-        [],
-        [1.0],
-        {},
-        -1,
-        -0.5,
-        0,
-        0.0,
-        1e-39,
-        1e39,
-        HUGE,
-        NAN,
-        INF,
-        -INF,
-    ],
+    "whole": [*NOT_WHOLE, 0],
+    "from 0": NOT_WHOLE,
+    "number": ["1e-5", "", True, False, [], {}, *NOT_ABOVE_0],
     "flag": [0, 1, 1.0, 0.0, "true", "False", "", [], [True], {}, NAN],
     "activation": ["tanh", "SILU", "", "gelu_10", "silu\n", 1, 1.0, True, False, [], ["silu"], {}],
     "object": ["linear", "", 1, 0, 2.0, True, False, [], ["linear"], [{"factor": 2.0}], NAN],
     "fixed": [1, 0, 1.0, "false", "", [], {}],
 }
-SIZES = {
-    key: "whole"
-    for key in (
-        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"
-    )
-}  # fmt: skip
-ROTARY = {
-    **SIZES, "num_key_value_heads": "whole", "rope_theta": "number", "rope_scaling": "object",
-    "rope_parameters": "object", "tie_word_embeddings": "flag",
-}  # fmt: skip
-LLAMA = {**ROTARY, "head_dim": "whole", "rms_norm_eps": "number", "hidden_act": "activation"}
-GEMMA2 = {
-    **LLAMA, "hidden_activation": "activation", "query_pre_attn_scalar": "number",
-    "attn_logit_softcapping": "number", "final_logit_softcapping": "number",
-    "sliding_window": "whole", "use_bidirectional_attention": "fixed",
-}  # fmt: skip
-del GEMMA2["hidden_act"]
-QWEN = {**LLAMA, "use_sliding_window": "flag", "max_window_layers": "from 0"}
-# What a family reads. partial_rotary_factor may be 1 where it is not read.
+
+
+def keys(**by_kind):
+    """The kind of each key, from the keys of each kind; underscores in a kind are spaces."""
+    return {key: kind.replace("_", " ") for kind, names in by_kind.items() for key in names.split()}
+
+
+LLAMA = keys(
+    whole="vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size "
+    "num_key_value_heads head_dim",
+    number="rope_theta rms_norm_eps",
+    object="rope_scaling rope_parameters",
+    flag="tie_word_embeddings",
+    activation="hidden_act",
+)
+QWEN = LLAMA | keys(flag="use_sliding_window", from_0="max_window_layers")
+GEMMA2 = {key: kind for key, kind in LLAMA.items() if key != "hidden_act"} | keys(
+    whole="sliding_window",
+    number="query_pre_attn_scalar final_logit_softcapping",
+    activation="hidden_activation",
+    fixed="use_bidirectional_attention",
+)
+# What a family reads.
 KEYS = {
-    "llama3": LLAMA | {"attention_bias": "flag", "mlp_bias": "flag"},
-    "mistral": LLAMA | {"sliding_window": "whole"},
-    "qwen2_window": QWEN | {"sliding_window": "whole"},
-    "qwen3": QWEN | {"attention_bias": "flag"},
-    "gemma": LLAMA | {"attention_bias": "flag"},
-    "gemma2": GEMMA2,
-    "gemma3": {k: kind for k, kind in GEMMA2.items() if k != "attn_logit_softcapping"} | {
-        "rope_local_base_freq": "number", "sliding_window_pattern": "whole"},
-    "opt": {
-        key: kind for key, kind in SIZES.items() if key != "intermediate_size"
-    } | {
-        "ffn_dim": "whole", "max_position_embeddings": "whole", "word_embed_proj_dim": "whole",
-        "do_layer_norm_before": "flag", "_remove_final_layer_norm": "flag", "enable_bias": "flag",
-        "layer_norm_elementwise_affine": "fixed", "activation_function": "activation",
-        "tie_word_embeddings": "flag",
-    },
-    "phi": ROTARY | {
-        "layer_norm_eps": "number", "partial_rotary_factor": "number", "qk_layernorm": "fixed",
-        "hidden_act": "activation", "head_dim": "whole",
-    },
-    "gpt2": {
-        "vocab_size": "whole", "n_embd": "whole", "n_layer": "whole", "n_head": "whole",
-        "n_positions": "whole", "n_inner": "whole", "layer_norm_epsilon": "number",
-        "activation_function": "activation", "tie_word_embeddings": "flag",
-        "scale_attn_by_inverse_layer_idx": "fixed", "add_cross_attention": "fixed",
-    },
-}  # fmt: skip
+    "llama3": LLAMA | keys(flag="attention_bias mlp_bias"),
+    "mistral": LLAMA | keys(whole="sliding_window"),
+    "qwen2_window": QWEN | keys(whole="sliding_window"),
+    "qwen3": QWEN | keys(flag="attention_bias"),
+    "gemma": LLAMA | keys(flag="attention_bias"),
+    "gemma2": GEMMA2 | keys(number="attn_logit_softcapping"),
+    "gemma3": GEMMA2 | keys(number="rope_local_base_freq", whole="sliding_window_pattern"),
+    "opt": keys(
+        whole="vocab_size hidden_size num_hidden_layers num_attention_heads ffn_dim "
+        "max_position_embeddings word_embed_proj_dim",
+        flag="do_layer_norm_before _remove_final_layer_norm enable_bias tie_word_embeddings",
+        activation="activation_function",
+        fixed="layer_norm_elementwise_affine",
+    ),
+    "phi": {key: kind for key, kind in LLAMA.items() if key != "rms_norm_eps"}
+    | keys(number="layer_norm_eps partial_rotary_factor", fixed="qk_layernorm"),
+    "gpt2": keys(
+        whole="vocab_size n_embd n_layer n_head n_positions n_inner",
+        number="layer_norm_epsilon",
+        flag="tie_word_embeddings",
+        activation="activation_function",
+        fixed="scale_attn_by_inverse_layer_idx add_cross_attention",
+    ),
+}
 
 
 def read_fields(values):
@@ -136,14 +121,17 @@ def test_null_is_left_out(name):
 
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 40,
-}  # fmt: skip
+}
 SLIDING, FULL = "sliding_attention", "full_attention"
 ODD = [  # name of the model, changes, what the line says
     ("llama", {"hidden_size": 64.0}, '"hidden_size" is 64.0, but must be a whole number from 1 to'),
     ("llama", {"rope_scaling": "linear"}, "\"rope_scaling\" is 'linear', but must be an object"),
-    ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "\"rope_scaling.type\" is 'dy"),
+    ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, '"rope_scaling.type" is \'dy'),
     ("llama", {"rope_scaling": {"rope_type": "yarn"}}, "\"rope_scaling.rope_type\" is 'yarn'"),
     ("llama", {"rope_scaling": {"rope_type": ["linear"]}}, '"rope_scaling.rope_type" is'),
     ("llama", {"rope_scaling": {"rope_type": "linear"}}, '"rope_scaling.factor" is missing'),
@@ -182,14 +170,24 @@ ODD = [  # name of the model, changes, what the line says
     ("llama", {"architectures": ["MambaForCausalLM"]}, "'MambaForCausalLM' is not known; these"),
     ("llama", {"model_type": 7}, '"model_type" is 7, but must be a text'),
     ("llama", {"model_type": "mistral"}, "\"model_type\" is 'mistral', which is not that of"),
-    ("llama", {"model_type": "x" * 10**6}, "\"model_type\" is 'xxx"),
+    ("llama", {"model_type": "x" * 10**6}, '"model_type" is \'xxx'),
     ("mistral", {"layer_types": [FULL] * 4}, '"layer_types" is'),
     ("mistral", {"layer_types": [SLIDING, FULL] * 2}, '"layer_types" is'),
     ("qwen2", {"layer_types": [FULL, SLIDING] * 2}, '"use_sliding_window" is off'),
     *(
         ("qwen2_window", {"layer_types": types}, '"layer_types" is ')
-        for types in ("full", FULL, [FULL] * 3, [FULL] * 5, [FULL] * 3 + ["chunked_attention"],
-                      [FULL] * 3 + [None], [0] * 4, {}, 4, True)
+        for types in (
+            "full",
+            FULL,
+            [FULL] * 3,
+            [FULL] * 5,
+            [FULL] * 3 + ["chunked_attention"],
+            [FULL] * 3 + [None],
+            [0] * 4,
+            {},
+            4,
+            True,
+        )
     ),
     ("gemma2", {"sliding_window": None}, '"sliding_window" is missing'),
     ("gemma3", {"sliding_window": None}, '"sliding_window" is missing'),
@@ -203,8 +201,13 @@ ODD = [  # name of the model, changes, what the line says
         ("phi", {"partial_rotary_factor": share}, '"partial_rotary_factor" is ')
         for share in (0.1, 1.5, 0.2, "0.5", 2)
     ),
+    ("phi", {"qk_layernorm": True}, '"qk_layernorm" is true, but must be false: nothing else is'),
+    ("opt", {"layer_norm_elementwise_affine": False}, "is false, but must be true"),
+    ("gemma2", {"use_bidirectional_attention": True}, '"use_bidirectional_attention" is true'),
+    ("gpt2", {"scale_attn_weights": False}, '"scale_attn_weights" is false, but must be true'),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "is true, but must be false"),
     ("phi", {"rope_parameters": {"partial_rotary_factor": 0.05}}, '"rope_parameters.partial_rot'),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -297,7 +300,7 @@ INDEXES = {
     "left out": (None, '"weight_map" is null, but must be an object'),
     "names": ([FIRST, SECOND], '"weight_map" is .*, but must be an object'),
     "one name": (FIRST, '"weight_map" is .*, but must be an object'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("weight_map, message", INDEXES.values(), ids=INDEXES.keys())

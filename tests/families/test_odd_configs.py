@@ -19,93 +19,213 @@ from ssjax.models.transformer import Transformer
 
 LINEAR = {"rope_type": "linear", "factor": 3.0}
 LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 40,
-}  # fmt: skip
+}
 SLIDING, FULL = "sliding_attention", "full_attention"
 LEFT_OUT = object()
 NO_ROPE = {"rope_theta": LEFT_OUT, "rope_scaling": LEFT_OUT, "partial_rotary_factor": LEFT_OUT}
 ODD = {
-    "phi, heads of their own": ("phi", NO_ROPE | {
-        "hidden_size": 34, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12,
-        "rope_parameters": LLAMA3 | {"rope_theta": 200.0, "partial_rotary_factor": 0.5},
-        "tie_word_embeddings": True, "eos_token_id": [3, 4, 5],
-    }),
-    "phi, old scaling": ("phi", {
-        "hidden_size": 34, "num_attention_heads": 4, "num_key_value_heads": 1,
-        "partial_rotary_factor": LEFT_OUT, "rope_scaling": {"type": "linear", "factor": 3.0},
-        "hidden_act": "gelu", "layer_norm_eps": 1e-3,
-    }),
-    "phi, whole heads": ("phi", {
-        "partial_rotary_factor": 1.0, "rope_theta": LEFT_OUT, "hidden_act": "relu",
-        "rope_parameters": {"rope_theta": 50.0}, "attention_bias": False,
-    }),
-    "phi, a part that is rounded": ("phi", {
-        "head_dim": 20, "partial_rotary_factor": 0.43,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 30.0},
-    }),
-    "qwen2, heads of their own": ("qwen2", {
-        "hidden_size": 30, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 20,
-        "rope_theta": LEFT_OUT, "rope_parameters": LLAMA3 | {"rope_theta": 77.0},
-        "tie_word_embeddings": False, "attention_bias": False, "eos_token_id": [7, 8],
-    }),
-    "qwen2, windows by layer": ("qwen2", {
-        "use_sliding_window": True, "layer_types": [SLIDING, FULL, FULL, SLIDING],
-        "sliding_window": 5, "max_window_layers": 0, "attention_bias": True, "rope_scaling": LINEAR,
-    }),
-    "qwen2, the usual window": ("qwen2", {
-        "use_sliding_window": True, "sliding_window": LEFT_OUT, "num_key_value_heads": None,
-        "rope_theta": 5.0, "mlp_bias": True, "rope_parameters": {"rope_type": "default"},
-        "hidden_act": "gelu_pytorch_tanh", "rms_norm_eps": 0.01,
-    }),
-    "qwen2, a window of one": ("qwen2", {
-        "use_sliding_window": True, "sliding_window": 1, "max_window_layers": 3,
-    }),
-    "qwen3, heads of their own": ("qwen3", {
-        "head_dim": 20, "attention_bias": False, "tie_word_embeddings": False,
-        "use_sliding_window": True, "sliding_window": 5, "rope_theta": LEFT_OUT,
-        "layer_types": [FULL, SLIDING, SLIDING, FULL],
-        "rope_parameters": LINEAR | {"rope_theta": 90.0},
-    }),
-    "qwen3, no width of heads": ("qwen3", {
-        "head_dim": LEFT_OUT, "hidden_size": 30, "eos_token_id": [1, 2, 3], "mlp_bias": True,
-        "max_position_embeddings": 48,
-        "rope_scaling": {k: v for k, v in LLAMA3.items() if not k.startswith("original")},
-    }),
-    "qwen3, heads of one pair": ("qwen3", {
-        "head_dim": 2, "num_attention_heads": 6, "num_key_value_heads": 3,
-        "rope_scaling": LLAMA3, "original_max_position_embeddings": 20,
-    }),
-    "mistral": ("mistral", {
-        "num_attention_heads": 8, "num_key_value_heads": LEFT_OUT, "head_dim": 6,
-        "attention_bias": True, "mlp_bias": True, "layer_types": [SLIDING] * 4,
-    }),
-    "gemma2": ("gemma2", {
-        "hidden_act": "relu", "hidden_activation": "gelu", "attn_logit_softcapping": None,
-        "final_logit_softcapping": None, "layer_types": [FULL, SLIDING, SLIDING, FULL],
-        "attention_bias": True, "num_attention_heads": 4, "num_key_value_heads": LEFT_OUT,
-    }),
-    "gemma3": ("gemma3", {
-        "rope_scaling": LEFT_OUT, "rope_local_base_freq": LEFT_OUT, "rope_theta": 900.0,
-        "layer_types": [FULL, SLIDING, SLIDING, FULL], "final_logit_softcapping": 5.0,
-        "rope_parameters": {FULL: LINEAR, SLIDING: {"rope_type": "default", "rope_theta": 40.0}},
-    }),
-    "opt": ("opt", {
-        "tie_word_embeddings": False, "_remove_final_layer_norm": True, "enable_bias": False,
-        "head_dim": 12, "num_key_value_heads": 2, "word_embed_proj_dim": None,
-    }),
-    "gpt2": ("gpt2", {
-        "tie_word_embeddings": False, "n_inner": 40, "layer_norm_epsilon": 0.01,
-        "activation_function": "relu", "head_dim": 12,
-    }),
-}  # fmt: skip
+    "phi, heads of their own": (
+        "phi",
+        NO_ROPE
+        | {
+            "hidden_size": 34,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 12,
+            "rope_parameters": LLAMA3 | {"rope_theta": 200.0, "partial_rotary_factor": 0.5},
+            "tie_word_embeddings": True,
+            "eos_token_id": [3, 4, 5],
+        },
+    ),
+    "phi, old scaling": (
+        "phi",
+        {
+            "hidden_size": 34,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "partial_rotary_factor": LEFT_OUT,
+            "rope_scaling": {"type": "linear", "factor": 3.0},
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-3,
+        },
+    ),
+    "phi, whole heads": (
+        "phi",
+        {
+            "partial_rotary_factor": 1.0,
+            "rope_theta": LEFT_OUT,
+            "hidden_act": "relu",
+            "rope_parameters": {"rope_theta": 50.0},
+            "attention_bias": False,
+        },
+    ),
+    "phi, a part that is rounded": (
+        "phi",
+        {
+            "head_dim": 20,
+            "partial_rotary_factor": 0.43,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 30.0},
+        },
+    ),
+    "qwen2, heads of their own": (
+        "qwen2",
+        {
+            "hidden_size": 30,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 20,
+            "rope_theta": LEFT_OUT,
+            "rope_parameters": LLAMA3 | {"rope_theta": 77.0},
+            "tie_word_embeddings": False,
+            "attention_bias": False,
+            "eos_token_id": [7, 8],
+        },
+    ),
+    "qwen2, windows by layer": (
+        "qwen2",
+        {
+            "use_sliding_window": True,
+            "layer_types": [SLIDING, FULL, FULL, SLIDING],
+            "sliding_window": 5,
+            "max_window_layers": 0,
+            "attention_bias": True,
+            "rope_scaling": LINEAR,
+        },
+    ),
+    "qwen2, the usual window": (
+        "qwen2",
+        {
+            "use_sliding_window": True,
+            "sliding_window": LEFT_OUT,
+            "num_key_value_heads": None,
+            "rope_theta": 5.0,
+            "mlp_bias": True,
+            "rope_parameters": {"rope_type": "default"},
+            "hidden_act": "gelu_pytorch_tanh",
+            "rms_norm_eps": 0.01,
+        },
+    ),
+    "qwen2, a window of one": (
+        "qwen2",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 1,
+            "max_window_layers": 3,
+        },
+    ),
+    "qwen3, heads of their own": (
+        "qwen3",
+        {
+            "head_dim": 20,
+            "attention_bias": False,
+            "tie_word_embeddings": False,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "rope_theta": LEFT_OUT,
+            "layer_types": [FULL, SLIDING, SLIDING, FULL],
+            "rope_parameters": LINEAR | {"rope_theta": 90.0},
+        },
+    ),
+    "qwen3, no width of heads": (
+        "qwen3",
+        {
+            "head_dim": LEFT_OUT,
+            "hidden_size": 30,
+            "eos_token_id": [1, 2, 3],
+            "mlp_bias": True,
+            "max_position_embeddings": 48,
+            "rope_scaling": {k: v for k, v in LLAMA3.items() if not k.startswith("original")},
+        },
+    ),
+    "qwen3, heads of one pair": (
+        "qwen3",
+        {
+            "head_dim": 2,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "rope_scaling": LLAMA3,
+            "original_max_position_embeddings": 20,
+        },
+    ),
+    "mistral": (
+        "mistral",
+        {
+            "num_attention_heads": 8,
+            "num_key_value_heads": LEFT_OUT,
+            "head_dim": 6,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "layer_types": [SLIDING] * 4,
+        },
+    ),
+    "gemma2": (
+        "gemma2",
+        {
+            "hidden_act": "relu",
+            "hidden_activation": "gelu",
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "layer_types": [FULL, SLIDING, SLIDING, FULL],
+            "attention_bias": True,
+            "num_attention_heads": 4,
+            "num_key_value_heads": LEFT_OUT,
+        },
+    ),
+    "gemma3": (
+        "gemma3",
+        {
+            "rope_scaling": LEFT_OUT,
+            "rope_local_base_freq": LEFT_OUT,
+            "rope_theta": 900.0,
+            "layer_types": [FULL, SLIDING, SLIDING, FULL],
+            "final_logit_softcapping": 5.0,
+            "rope_parameters": {
+                FULL: LINEAR,
+                SLIDING: {"rope_type": "default", "rope_theta": 40.0},
+            },
+        },
+    ),
+    "opt": (
+        "opt",
+        {
+            "tie_word_embeddings": False,
+            "_remove_final_layer_norm": True,
+            "enable_bias": False,
+            "head_dim": 12,
+            "num_key_value_heads": 2,
+            "word_embed_proj_dim": None,
+        },
+    ),
+    "gpt2": (
+        "gpt2",
+        {
+            "tie_word_embeddings": False,
+            "n_inner": 40,
+            "layer_norm_epsilon": 0.01,
+            "activation_function": "relu",
+            "head_dim": 12,
+        },
+    ),
+}
 
 
 # Compiled for 2 s each, so those that show the least are left to the stress tests.
 SLOW = (
-    "phi, whole heads", "phi, a part that is rounded", "qwen2, a window of one",
-    "qwen3, heads of one pair", "mistral", "gemma2", "gemma3", "opt", "gpt2",
-)  # fmt: skip
+    "phi, whole heads",
+    "phi, a part that is rounded",
+    "qwen2, a window of one",
+    "qwen3, heads of one pair",
+    "mistral",
+    "gemma2",
+    "gemma3",
+    "opt",
+    "gpt2",
+)
 
 
 @pytest.mark.parametrize(
