@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 
 from ssjax.data.pipeline import Example
+from ssjax.data.tokenizer import same_tokens
 from ssjax.decoding.draft_model import ModelDrafter
 from ssjax.errors import UserError
 from ssjax.evaluation import speed
@@ -40,7 +41,7 @@ def open_entry(run: Run, name: str) -> Entry:
         run = dataclasses.replace(run, decoder=copy.copy(run.decoder))
     elif directory:
         other = load_run(directory)
-        if other.tokenizer.files != run.tokenizer.files:
+        if not same_tokens(other.tokenizer, run.tokenizer):
             raise UserError(f"--drafters: {directory} has another tokenizer than {run.workdir}")
         run = other
     return Entry(run.decoder, run.way(changes, 1))

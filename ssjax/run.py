@@ -12,7 +12,7 @@ from ssjax.calibrated import Situation
 from ssjax.config import AdaptationConfig, Config, DecodeConfig
 from ssjax.data import pipeline
 from ssjax.data.tasks import Task, get_task
-from ssjax.data.tokenizer import Tokenizer
+from ssjax.data.tokenizer import Tokenizer, same_tokens
 from ssjax.decoding.decoder import Completion, Decoder
 from ssjax.decoding.draft_model import ModelDrafter
 from ssjax.decoding.drafters import Drafter, Way, make_drafter
@@ -178,7 +178,7 @@ class Run:
         if decode.drafter != "draft_model":
             return make_drafter(decode, self.config.streams)
         draft = load_run(decode.draft_model, mesh=self.decoder.mesh)
-        if draft.tokenizer.files != self.tokenizer.files:
+        if not same_tokens(draft.tokenizer, self.tokenizer):
             raise UserError(
                 f"{decode.draft_model} has another tokenizer than {self.workdir}; train the draft "
                 f"model with --config.data.tokenizer={self.workdir}"

@@ -14,11 +14,16 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import sentencepiece
 
-from ssjax.data import tokenizer_json, tokenizer_sentencepiece, tokenizer_settings
+from ssjax.data import (
+    tokenizer_json,
+    tokenizer_merges,
+    tokenizer_sentencepiece,
+    tokenizer_settings,
+)
 from ssjax.data.chat_template import Messages
 from ssjax.data.tokenizer_json import JsonTokenizer
 from ssjax.data.tokenizer_sentencepiece import SentencePieceTokenizer
@@ -28,6 +33,7 @@ __all__ = [
     "SentencePieceTokenizer",
     "Tokenizer",
     "open_tokenizer",
+    "same_tokens",
     "tokenizer_from_files",
     "train_tokenizer",
 ]
@@ -35,8 +41,8 @@ __all__ = [
 _TOKENIZER_FILES = (
     tokenizer_json.FILE,
     tokenizer_sentencepiece.FILE,
-    tokenizer_json.VOCAB_FILE,
-    tokenizer_json.MERGES_FILE,
+    tokenizer_merges.VOCAB_FILE,
+    tokenizer_merges.MERGES_FILE,
 )
 
 # Log level of SentencePiece that leaves errors alone; those arrive as exceptions anyway.
@@ -56,6 +62,8 @@ class Tokenizer(Protocol):
       eos_id: ends a training target.
       eos_ids: every id that ends a completion, eos_id first.
       pad_id: fills rows up; eos_id if the tokenizer has none of its own.
+      bos_id: what the files call the beginning of a text, in front of a prompt or not; or None.
+      special_tokens: special tokens by role ("eos_token"), those that the vocabulary has.
       files: names and contents of the files with which `open_tokenizer` opens it again.
       chat_template: Jinja text, None if the tokenizer has none.
     """
@@ -65,6 +73,8 @@ class Tokenizer(Protocol):
     eos_id: int
     eos_ids: tuple[int, ...]
     pad_id: int
+    bos_id: int | None
+    special_tokens: dict[str, str]
     files: dict[str, bytes]
     chat_template: str | None
 
@@ -96,6 +106,14 @@ class Tokenizer(Protocol):
 
     def token_bytes(self, token_id: int) -> bytes:
         """What one id adds to a text: UTF-8 or a part of it; nothing where decoding skips it."""
+        ...
+
+    def special_text(self, token_id: int | None) -> str | None:
+        """How a token is spelled that is looked for in a text before others; None: another one."""
+        ...
+
+    def describe(self) -> dict[str, Any] | None:
+        """The object of a tokenizer.json that gives the same ids; None: there is none."""
         ...
 
     def render_chat(self, messages: Messages, *, add_generation_prompt: bool) -> str:
@@ -155,11 +173,23 @@ def tokenizer_from_files(files: Mapping[str, bytes], where: str) -> Tokenizer:
         model_bytes = files[tokenizer_sentencepiece.FILE]
         place = f"{where}/{tokenizer_sentencepiece.FILE}"
         return SentencePieceTokenizer(model_bytes, settings, place)
-    if {tokenizer_json.VOCAB_FILE, tokenizer_json.MERGES_FILE} <= files.keys():
+    if {tokenizer_merges.VOCAB_FILE, tokenizer_merges.MERGES_FILE} <= files.keys():
         return JsonTokenizer.from_merges(files, settings, where)
     raise UserError(
         f"no tokenizer in {where}: it needs tokenizer.json, or tokenizer.model (SentencePiece), "
         "or vocab.json and merges.txt"
+    )
+
+
+def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether every id means the same in both, whatever files they were read from."""
+    return one.files == other.files or (
+        one.vocab_size == other.vocab_size
+        and all(
+            one.token_bytes(i) == other.token_bytes(i)
+            and one.special_text(i) == other.special_text(i)
+            for i in range(one.vocab_size)
+        )
     )
 
 

@@ -5,11 +5,15 @@ import functools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ssjax.data.chat_template import ChatTemplate, Messages
-from ssjax.data.tokenizer_settings import Settings, files_to_keep
+from ssjax.data.tokenizer_settings import HINT, Settings, files_to_keep
 from ssjax.errors import UserError
 from ssjax.files import write_atomic
+
+# More ids than any model has embeddings for; a damaged file can name any.
+_MAX_IDS = 2**24
 
 # What ends a text where no file says so, in this order.
 _EOS_NAMES = ("</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>", "<|im_end|>")
@@ -32,6 +36,7 @@ class BaseTokenizer(abc.ABC):
         vocab_size: int,
         own_tokens: Mapping[str, str],
         files: Mapping[str, bytes],
+        class_to_keep: str | None = None,
     ):
         """Finds the special ids.
 
@@ -42,32 +47,57 @@ class BaseTokenizer(abc.ABC):
           own_tokens: special tokens by role that the vocabulary names itself; the settings
             have precedence.
           files: what holds the vocabulary.
+          class_to_keep: see `tokenizer_settings.files_to_keep`.
 
         Raises:
           UserError: nothing says which token ends a text.
         """
+        if vocab_size > _MAX_IDS:
+            raise UserError(f"tokenizer {where} has a token with the id {vocab_size - 1}; {HINT}")
         self._where = where
         self.vocab_size = vocab_size
-        self._special_tokens = {**own_tokens, **settings.special_tokens}
+        named = {**own_tokens, **settings.special_tokens}
+        self.special_tokens = {role: t for role, t in named.items() if self._id_of(t) is not None}
         self.eos_ids = self._find_eos_ids(settings)
         self.eos_id = self.eos_ids[0]
         self.pad_id = self._existing(self._id_of_role("pad_token"), self.eos_id)
-        self._bos_id = self._existing(self._id_of_role("bos_token"), settings.bos_id)
+        self.bos_id = self._existing(self._id_of_role("bos_token"), settings.bos_id)
         self.chat_template = settings.chat_template
-        self.files = {**files, **files_to_keep(settings, self.eos_ids, where)}
-        named = {*self._special_tokens.values(), *settings.more_special}
-        ids = {self._id_of(token) for token in named} | set(self.eos_ids) | {self.pad_id}
-        self._special_ids = ids - {None}
+        self.files = {**files, **files_to_keep(settings, self.eos_ids, class_to_keep, where)}
+        self._named_ids = {self._id_of(t) for t in (*named.values(), *settings.more_special)}
+        self._named_ids -= {None}
+        self._special_ids = self._named_ids | {*self.eos_ids, self.pad_id}
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        return self._ids_of_text(text, continuation=False, special=special)
+
+    def encode_continuation(self, text: str, *, special: bool = False) -> list[int]:
+        return self._ids_of_text(text, continuation=True, special=special)
+
+    def _ids_of_text(self, text: str, *, continuation: bool, special: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"cannot encode the text {text[:40]!r}: it holds half of a surrogate pair, "
+                "which is no character; take it out"
+            ) from None
+        return self._encode(text, continuation=continuation, special=special)
 
     @abc.abstractmethod
-    def encode(self, text: str, *, special: bool = False) -> list[int]: ...
+    def _encode(self, text: str, *, continuation: bool, special: bool) -> list[int]:
+        """As `encode`; continuation: as `encode_continuation`."""
 
     @abc.abstractmethod
-    def encode_continuation(self, text: str, *, special: bool = False) -> list[int]: ...
+    def describe(self) -> dict[str, Any] | None:
+        """The object of a tokenizer.json that gives the same ids; None: there is none."""
 
     @abc.abstractmethod
     def _id_of(self, token: str) -> int | None:
         """Id of a token, by its text; None if there is no such token."""
+
+    @abc.abstractmethod
+    def special_text(self, token_id: int | None) -> str | None: ...
 
     @abc.abstractmethod
     def _bytes_of(self, token_id: int) -> bytes:
@@ -110,10 +140,10 @@ class BaseTokenizer(abc.ABC):
     def _template(self) -> ChatTemplate | None:
         if self.chat_template is None:
             return None
-        return ChatTemplate(self.chat_template, self._special_tokens, f"tokenizer {self._where}")
+        return ChatTemplate(self.chat_template, self.special_tokens, f"tokenizer {self._where}")
 
     def _id_of_role(self, role: str) -> int | None:
-        token = self._special_tokens.get(role)
+        token = self.special_tokens.get(role)
         return None if token is None else self._id_of(token)
 
     def _existing(self, *ids: int | None) -> int | None:

@@ -5,6 +5,7 @@ import json
 import pytest
 from small_tokenizers import (
     CHATML,
+    NASTY,
     as_json,
     byte_level,
     llama,
@@ -12,6 +13,7 @@ from small_tokenizers import (
     metaspace,
     published_path,
     sentencepiece,
+    small,
 )
 
 from ssjax.data.tokenizer import open_tokenizer, tokenizer_from_files
@@ -34,8 +36,8 @@ BOS_FIRST = {
 }  # fmt: skip
 
 
-def hf(**values):
-    return as_json({"architectures": ["SomeForCausalLM"], "model_type": "some", **values})
+def hf(model_type="some", **values):
+    return as_json({"architectures": ["SomeForCausalLM"], "model_type": model_type, **values})
 
 
 def config(**values):
@@ -68,13 +70,13 @@ FAMILIES = {
     "Llama 3": (byte_level(post_processor=BOS_FIRST) | config(eos_token="<|im_end|>")
                 | {"generation_config.json": as_json({"eos_token_id": [1, 2]})},
                 (0,), (2, 1), 2),
-    "GPT-2": (GPT2_LIKE | {"config.json": hf(bos_token_id=0, eos_token_id=0)}, (), (0,), 0),
+    "GPT-2": (GPT2_LIKE | {"config.json": hf("gpt2", bos_token_id=0, eos_token_id=0)}, (), (0,), 0),
     "GPT-2, bare": (GPT2_LIKE, (), (0,), 0),
     "Phi-1.5": (GPT2_LIKE | config(bos_token="<|endoftext|>", eos_token="<|endoftext|>")
-                | {"config.json": hf(bos_token_id=None, eos_token_id=None)}, (), (0,), 0),
+                | {"config.json": hf("phi", bos_token_id=None, eos_token_id=None)}, (), (0,), 0),
     "OPT": (OPT_LIKE | config(add_bos_token=True, bos_token="</s>", eos_token="</s>",
-                              pad_token="<pad>")
-            | {"config.json": hf(bos_token_id=334, eos_token_id=334)}, (334,), (334,), 333),
+                              pad_token="<pad>", tokenizer_class="GPT2Tokenizer")
+            | {"config.json": hf("opt", bos_token_id=334, eos_token_id=334)}, (334,), (334,), 333),
     "OPT, bare": (OPT_LIKE, (334,), (334,), 334),
     "Gemma": (sentencepiece() | config(add_bos_token=True, bos_token="<s>", eos_token="</s>")
               | {"generation_config.json": as_json({"eos_token_id": [3, 107]})}, (2,), (3, 107), 0),
@@ -255,39 +257,174 @@ def test_limits_in_a_tokenizer_json_do_not_cut_or_pad():
         assert limited.encode(text) == free.encode(text)
 
 
+NESTED = b"[" * 100_000
+
+
+def added(**tokens):
+    return config(added_tokens_decoder=tokens)
+
+
 @pytest.mark.parametrize(
     "files, message",
     [
-        ({"tokenizer.json": b"{"}, r"^tokenizer here: tokenizer.json is not valid JSON \(.*came"),
-        ({"tokenizer.json": b"[]"}, "^tokenizer here: tokenizer.json holds no JSON object; copy"),
-        ({"tokenizer.json": b"{}"}, r"^tokenizer here is malformed \(Model missing.*; copy it"),
-        ({"tokenizer.json": b'{"model": 1}'}, r"^tokenizer here is malformed \("),
-        (merges() | {"vocab.json": b"\xff"}, "vocab.json is not valid JSON"),
-        (merges() | {"vocab.json": b'{"a": "b"}'}, "^tokenizer here is malformed"),
-        (merges() | {"merges.txt": b"no"}, "^tokenizer here is malformed"),
-        (merges() | {"merges.txt": b"\xff \xff"}, "merges.txt is not UTF-8 text"),
-        (byte_level() | {"tokenizer_config.json": b"nonsense"}, "config.json is not valid JSON"),
-        (byte_level() | config(eos_token=3), "names 3 as a token; copy it anew"),
-        (byte_level() | config(eos_token={"text": "a"}), "names {'text': 'a'} as a token; copy it"),
+        ({"tokenizer.json": b"{"}, r"^here/tokenizer.json: not JSON \(.*; copy it anew"),
+        ({"tokenizer.json": b"[]"}, "^here/tokenizer.json: not a JSON object; copy"),
+        ({"tokenizer.json": NESTED}, "^here/tokenizer.json: JSON nested too deeply; copy"),
+        ({"tokenizer.json": b"{}"}, r"^tokenizer here: tokenizer.json malformed \(Model missing"),
+        ({"tokenizer.json": b'{"model": 1}'}, r"^tokenizer here: tokenizer.json malformed \("),
+        (byte_level(added_tokens={}), "^tokenizer here: added_tokens of tokenizer.json malformed"),
+        (byte_level(pre_tokenizer=[1]), "^tokenizer here: pre_tokenizer of tokenizer.json malf"),
+        (byte_level(normalizer=3), "^tokenizer here: normalizer of tokenizer.json malformed"),
+        (byte_level(post_processor="x"), "^tokenizer here: post_processor of tokenizer.json malf"),
+        (byte_level(padding=[]), "^tokenizer here: padding of tokenizer.json malformed"),
+        (byte_level(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+         r"^tokenizer here: normalizer of tokenizer.json malformed \(Precompiled"),
+        (merges() | {"vocab.json": b"\xff"}, "^here/vocab.json, line 1: not UTF-8"),
+        (merges() | {"vocab.json": b'{"<|endoftext|>": "b"}'}, "^here/vocab.json: '<.endof.*the i"),
+        (merges() | {"vocab.json": b'{"<|endoftext|>": 0, "b": 0}', "merges.txt": b""},
+         "'<.endoftext.>' has the id 0"),
+        (merges() | {"vocab.json": b'{"<|endoftext|>": -1}'}, "^here/vocab.json: '<.endof.*found"),
+        (merges() | {"vocab.json": b'{"<|endoftext|>": 4000000000}', "merges.txt": b""},
+         "has a token with the id 4000000000; copy"),
+        (merges() | {"merges.txt": b"no"}, "^tokenizer here: vocab.json and merges.txt malformed"),
+        (merges() | {"merges.txt": b"\n\xff \xff"}, "^here/merges.txt, line 2: not UTF-8"),
+        (byte_level() | {"tokenizer_config.json": b"nonsense"}, "^here/tokenizer_config.json: not"),
+        (byte_level() | {"generation_config.json": b"[3]"}, "generation_config.json: not a JSON o"),
+        (byte_level() | {"chat_template.jinja": b"a\n\xff"}, "^here/chat_template.jinja, line 2:"),
+        (byte_level() | config(eos_token=3),
+         "^here/tokenizer_config.json: eos_token should be a text, found 3; copy it anew"),
+        (byte_level() | config(eos_token={"text": "a"}), 'eos_token should be a token, found {"te'),
+        (byte_level() | config(eos_token={"content": 3}), "eos_token: content should be a text, f"),
+        (byte_level() | config(eos_token="\ud800"), "tokenizer_config.json: a text holds half of"),
         (byte_level() | config(eos_token="<e>"), "has no token '<e>', which tokenizer_config"),
         (sentencepiece() | config(eos_token="<e>"), "tokenizer.model has no token '<e>', which"),
-        (byte_level() | config(added_tokens_decoder={"a": 3}), "does not say which id has which"),
-        (byte_level() | config(added_tokens_decoder={"9999": {"content": "<e>"}}),
+        (byte_level() | config(add_bos_token="false"), 'add_bos_token should be true or false, fo'),
+        (byte_level() | config(legacy=0), "legacy should be true or false, found 0"),
+        (byte_level() | config(tokenizer_class=["X"]), "tokenizer_class should be a text, found"),
+        (byte_level() | config(additional_special_tokens=3), "tokens should be a list or an objec"),
+        (byte_level() | config(additional_special_tokens=["a", 3]), r"tokens\[1\] should be a tex"),
+        (byte_level() | config(extra_special_tokens={"a": 3}), "tokens.a should be a text, found"),
+        (byte_level() | config(added_tokens_decoder=[]), "added_tokens_decoder should be an objec"),
+        (byte_level() | added(a={"content": "<e>"}), "added_tokens_decoder: a should be a token u"),
+        (byte_level() | added(**{"-1": {"content": "<e>"}}), "decoder: -1 should be a token under"),
+        (byte_level() | added(**{"\u0661": {"content": "<e>"}}), "should be a token under its id"),
+        (byte_level() | added(**{"5": None}), "decoder: 5 should be a token under its id, found n"),
+        (byte_level() | added(**{"5": {"content": "<e>", "special": "yes"}}),
+         "decoder: 5: special should be true or false"),
+        (byte_level() | added(**{"5": {"content": "x"}, "6": {"content": "x"}}), "the ids 5 and 6"),
+        (byte_level() | added(**{"9999": {"content": "<e>"}}),
          "'<e>' cannot have the id 9999; copy all files"),
-        (byte_level() | config(chat_template=3), "neither a text nor a list of named texts"),
-        (byte_level() | config(chat_template=[{"name": "default"}, {}]) | {"config.json": b"{"},
-         "config.json is not valid JSON"),
+        (byte_level() | added(**{"334": {"content": "<|im_start|>"}}),
+         "'<.im_start.>' has the id 1 in tokenizer.json and 334 beside it; copy all"),
+        (sentencepiece() | added(**{"99999999": {"content": "<e>"}}), "has a token with the id 99"),
+        (byte_level() | {"added_tokens.json": b'{"<e>": "334"}'}, "added_tokens.json: <e> should"),
+        (byte_level() | {"added_tokens.json": b'{"<e>": [1, 2]}'}, "<e> should be the id of a tok"),
+        *((byte_level() | {name: as_json({"model_type": "gpt2", key: value})},
+           f"^here/{name}: {key} should be a whole number or a list of them, found")
+          for name in ("generation_config.json", "config.json")
+          for key, value in (("eos_token_id", "2"), ("eos_token_id", [1, "2"]),
+                             ("eos_token_id", True), ("bos_token_id", 1.5), ("eos_token_id", {}))),
+        (byte_level() | {"special_tokens_map.json": b'{"bos_token": [1]}'},
+         "^here/special_tokens_map.json: bos_token should be a text"),
+        (byte_level() | config(chat_template=3), "chat_template should be a text, found 3"),
+        (byte_level() | config(chat_template=["a"]), r"chat_template\[0\] should be an object"),
+        (byte_level() | config(chat_template=[{"template": 3}]), "template should be a text, foun"),
+        (byte_level() | {"config.json": b"{"}, "^here/config.json: not JSON"),
         (byte_level(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True}),
          "has the decoder WordPiece, which is not supported; use a model"),
         (byte_level(decoder=None), "has the decoder none, which is not supported"),
-        ({"vocab.json": b'{"a": 0}', "merges.txt": b""},
+        (byte_level(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True,
+                                   "trim_offsets": True}) | config(add_prefix_space=False),
+         "add_prefix_space is true in tokenizer.json, but false in tokenizer_config.json; write"),
+        ({"vocab.json": b'{"a": 0}', "merges.txt": b""} | config(tokenizer_class="GPT2Tokenizer"),
          r'^tokenizer here does not say which token ends a text; put {"eos_token"'),
     ],
 )  # fmt: skip
-def test_malformed_files(files, message):
+def test_malformed_files(files, message, capfd):
     with pytest.raises(UserError, match=message) as error:
         tokenizer_from_files(files, "here")
     assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""  # where the library panics it prints a stack
+
+
+TO_JSON = r"tokenizer.json, which AutoTokenizer.from_pretrained\(DIR\).save_pretrained\(NEW\)"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        merges() | config(tokenizer_class="CohereTokenizerFast"),
+        merges() | config(tokenizer_class="RobertaTokenizer"),
+        merges() | config(tokenizer_class="PreTrainedTokenizerFast"),
+        merges() | {"config.json": hf(tokenizer_class="HerbertTokenizer")},
+        merges() | {"config.json": hf("llama")},
+        merges() | {"config.json": hf("gemma2")},
+        # The end of text lies outside: not GPT-2's vocabulary.
+        merges() | added(**{"333": {"content": "<e>", "special": True}}),
+        sentencepiece() | config(tokenizer_class="XLNetTokenizer"),
+        sentencepiece() | config(tokenizer_class="XLMRobertaTokenizerFast"),
+        sentencepiece() | config(tokenizer_class="\n"),
+    ],
+)
+def test_a_tokenizer_of_unknown_rules_asks_for_a_tokenizer_json(files):
+    with pytest.raises(UserError, match=TO_JSON) as error:
+        tokenizer_from_files(files, "here")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "files, name",
+    [
+        (merges() | config(tokenizer_class="GPT2TokenizerFast"), "merges"),
+        (merges() | config(tokenizer_class="CodeGenTokenizer"), "merges"),
+        (merges() | {"config.json": hf("gpt2")}, "merges"),
+        (sentencepiece() | config(tokenizer_class="LlamaTokenizerFast"), "sentencepiece"),
+        (sentencepiece() | config(tokenizer_class="GemmaTokenizer"), "sentencepiece"),
+    ],
+)
+def test_classes_that_read_the_files_as_they_are(files, name):
+    tokenizer = tokenizer_from_files(files, "here")
+    for text in NASTY:
+        assert tokenizer.encode(text) == small(name).encode(text)
+
+
+def test_qwen2_cuts_digits_and_normalises(tmp_path):
+    files = merges("<|im_end|>", "12")
+    files["merges.txt"] += b"1 2\n"
+    end = config(eos_token="<|im_end|>")
+    gpt2 = tokenizer_from_files(files | config(tokenizer_class="GPT2Tokenizer"), "here")
+    by_class = tokenizer_from_files(
+        files | config(tokenizer_class="Qwen2TokenizerFast", eos_token="<|im_end|>"), "here"
+    )
+    by_type = tokenizer_from_files(files | end | {"config.json": hf("qwen3")}, "here")
+    assert len(gpt2.encode("12")) == 1
+    by_type.save(tmp_path)  # without the model's config.json
+    for qwen in (by_class, by_type, open_tokenizer(tmp_path)):
+        assert len(qwen.encode("12")) == 2
+        assert qwen.encode("e\u0301") == qwen.encode("\u00e9") != gpt2.encode("e\u0301")
+        assert qwen.encode("DON'T") == gpt2.encode("DON") + gpt2.encode("'T")
+
+
+def test_a_space_that_llama_files_say_is_not_added():
+    files = sentencepiece() | config(tokenizer_class="LlamaTokenizer", add_prefix_space=False)
+    tokenizer = tokenizer_from_files(files, "here")
+    assert tokenizer.encode("Anna") == small("sentencepiece").encode_continuation("Anna")
+    assert tokenizer.decode(tokenizer.encode(" Anna")) == " Anna"
+
+
+def test_merging_at_random_is_switched_off():
+    """`dropout` is for training a model: with it no two encodings are equal."""
+    model = json.loads(byte_level()["tokenizer.json"])["model"] | {"dropout": 0.5}
+    tokenizer = tokenizer_from_files(byte_level(model=model), "here")
+    text = "Anna wants tickets on Monday. " * 5
+    assert tokenizer.encode(text) == small("byte level").encode(text)
+
+
+def test_half_a_surrogate_pair_is_no_text():
+    for name in ("sentencepiece", "byte level"):
+        for encode in (small(name).encode, small(name).encode_continuation):
+            with pytest.raises(UserError, match="holds half of a surrogate pair.*; take it out"):
+                encode("a\ud800")
 
 
 def test_a_template_in_a_file_of_its_own_goes_first():
