@@ -41,7 +41,6 @@ def main() -> int:
     write = getattr(formats, f"write_{_FORMAT.value}")
     with new_directory(target) as directory:
         write(directory, trained, _DTYPE.value or trained.config.model.dtype)
-        trained.tokenizer.save(directory)
     print(f"{_FORMAT.value}: step {trained.step} of {_WORKDIR.value}, written to {target}")
     return 0
 

@@ -3,12 +3,15 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from ssjax import config as config_lib
-from ssjax import huggingface, portable
-from ssjax.config import AdaptationConfig, Config
+from ssjax import huggingface, messages, portable
+from ssjax.config import AdaptationConfig, Config, DecodeConfig
+from ssjax.data import tokenizer_export
+from ssjax.data.tokenizer_settings import GENERATION
 from ssjax.errors import UserError
-from ssjax.files import write_atomic
+from ssjax.files import parse_json_object, to_json, write_atomic
 from ssjax.models import lora
 from ssjax.models.parameters import Params, cast, fingerprint, split
 from ssjax.trained import Trained, make_model
@@ -16,7 +19,10 @@ from ssjax.training import checkpoint
 
 
 def write_hf(directory: Path, trained: Trained, dtype: str) -> None:
-    """Weights for transformers, and the streams beside them.
+    """Weights and tokenizer for transformers, and the streams beside them.
+
+    What ends an output, what begins a prompt and how to decode stand in every file that
+    transformers looks for it in: its own defaults are those of other models.
 
     Raises:
       UserError: there is no Hugging Face form of this model.
@@ -31,6 +37,15 @@ def write_hf(directory: Path, trained: Trained, dtype: str) -> None:
     model = config.model
     config_json = trained.base_config or huggingface.llama_config_json(model)
     config_json = dict(config_json) | {"torch_dtype": dtype, "dtype": dtype}
+    files, warning = tokenizer_export.exported_files(
+        trained.tokenizer, config_json.get("model_type", "")
+    )
+    messages.say_once(warning)
+    ids = parse_json_object(files[GENERATION], GENERATION)
+    config_json |= ids
+    files[GENERATION] = to_json(ids | _generation(config.decode)).encode()
+    for name, content in files.items():
+        write_atomic(directory / name, content)
     huggingface.write_params(directory, model, weights, config_json)
     # Read back in the compute dtype of its mode, which the digest is part of.
     kept = "float32" if config.adaptation.mode == "full" else model.dtype
@@ -38,10 +53,26 @@ def write_hf(directory: Path, trained: Trained, dtype: str) -> None:
     portable.write_addition(directory, addition, None)
 
 
+def _generation(decode: DecodeConfig) -> dict[str, Any]:
+    """What generation_config.json says about how to decode, beside ids."""
+    values = {"do_sample": decode.temperature > 0, "max_new_tokens": decode.max_new_tokens}
+    if decode.temperature > 0:
+        values |= {"temperature": decode.temperature, "top_k": decode.top_k, "top_p": decode.top_p}
+        values |= {"min_p": decode.min_p} if decode.min_p else {}
+    if decode.repetition_penalty != 1:
+        values["repetition_penalty"] = decode.repetition_penalty
+    if decode.banned_tokens:
+        values["suppress_tokens"] = list(decode.banned_tokens)
+    if decode.min_new_tokens:
+        values["min_new_tokens"] = decode.min_new_tokens
+    return values
+
+
 def write_orbax(directory: Path, trained: Trained, dtype: str) -> None:
     """All parameters, with config."""
     config, params = merged(trained)
     checkpoint.save_model(directory / "params", params)
+    trained.tokenizer.save(directory)
     write_atomic(directory / "config.json", json.dumps(config_lib.to_dict(config), indent=2) + "\n")
     if trained.base_config is not None:
         text = json.dumps(trained.base_config, indent=2) + "\n"
@@ -72,4 +103,5 @@ def write_adapter(directory: Path, trained: Trained, dtype: str) -> None:
             "this run trained all weights, so there is no adapter; use --format hf or orbax"
         )
     addition = portable.Addition(trained.config, trained.trainable, fingerprint(trained.frozen))
+    trained.tokenizer.save(directory)
     portable.write_addition(directory, addition, trained.family)
