@@ -10,7 +10,6 @@ PEFT reader would apply it to every row.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -21,13 +20,15 @@ from safetensors.numpy import load_file
 from ssjax import config as config_lib
 from ssjax.config import AdaptationConfig, Config
 from ssjax.errors import UserError
-from ssjax.files import write_atomic
+from ssjax.files import read_json_object, to_json, write_atomic
 from ssjax.huggingface import save_tensors
 from ssjax.models.families import Family, Tensor
 from ssjax.models.lora import is_lora
 from ssjax.models.parameters import Params, flatten, unflatten
+from ssjax.typed import Fields
 
 _FORMAT = 1
+_HINT = "give a directory that python -m ssjax.export --format adapter wrote"
 _PEFT_PREFIX = "base_model.model."
 _PEFT_LEAVES = {"lora_a": "lora_A", "lora_b": "lora_B"}
 
@@ -63,7 +64,7 @@ def write_addition(directory: Path, addition: Addition, family: Family | None) -
         tensors = _to_peft(in_peft, family, config)
         save_tensors(directory / "adapter_model.safetensors", tensors)
         described = _peft_config(config.adaptation, config.model.pretrained, tensors)
-        write_atomic(directory / "adapter_config.json", json.dumps(described, indent=2) + "\n")
+        write_atomic(directory / "adapter_config.json", to_json(described))
     rest = {
         name: np.ascontiguousarray(leaf) for name, leaf in leaves.items() if name not in in_peft
     }
@@ -73,7 +74,7 @@ def write_addition(directory: Path, addition: Addition, family: Family | None) -
         "base_fingerprint": addition.base_fingerprint,
         "config": config_lib.to_dict(config),
     }
-    write_atomic(directory / "ssjax.json", json.dumps(values, indent=2) + "\n")
+    write_atomic(directory / "ssjax.json", to_json(values))
 
 
 def read_config(directory: Path) -> Config:
@@ -82,16 +83,7 @@ def read_config(directory: Path) -> Config:
     Raises:
       UserError: not such a directory, or a damaged one.
     """
-    path = directory / "ssjax.json"
-    try:
-        return config_lib.from_dict(json.loads(path.read_text(encoding="utf-8"))["config"])
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist; give a directory that python -m ssjax.export --format adapter "
-            "wrote"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); export it again") from None
+    return _read_config(_read_values(directory))
 
 
 def read_addition(directory: Path, family: Family | None) -> Addition:
@@ -100,27 +92,42 @@ def read_addition(directory: Path, family: Family | None) -> Addition:
     Raises:
       UserError: not such a directory, or a damaged one.
     """
-    path = directory / "ssjax.json"
+    values = _read_values(directory)
+    config = _read_config(values)
+    base = values.text("base_fingerprint")
+    if values.values.get("format") != _FORMAT or base is None:
+        raise UserError(
+            f"{values.where}: not of format {_FORMAT}, which this version reads; export it again"
+        )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        config = config_lib.from_dict(values["config"])
-        if values["format"] != _FORMAT:
-            raise UserError(f"{path}: format {values['format']}, this version reads {_FORMAT}")
         leaves = load_file(directory / "streams.safetensors")
         peft = directory / "adapter_model.safetensors"
         if peft.is_file():
             if family is None:
                 raise UserError(f"{peft}: its base is not a Hugging Face model")
             leaves |= _from_peft(load_file(peft), family, config)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename or directory} does not exist; give a directory that "
-            "python -m ssjax.export --format adapter wrote"
-        ) from None
+    except OSError as error:
+        place = error.filename or directory / "streams.safetensors"
+        raise UserError(f"{place}: {error.strerror or error}; {_HINT}") from None
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise UserError(f"{directory}: a damaged adapter ({error}); export it again") from None
     params = unflatten({name: jnp.asarray(leaf) for name, leaf in leaves.items()})
-    return Addition(config, params, values["base_fingerprint"])
+    return Addition(config, params, base)
+
+
+def _read_values(directory: Path) -> Fields:
+    path = directory / "ssjax.json"
+    return Fields(read_json_object(path, _HINT), str(path), "export it again")
+
+
+def _read_config(values: Fields) -> Config:
+    config = values.object("config").values
+    if not config:
+        raise values.error("config", "an object", None)
+    try:
+        return config_lib.from_dict(config)
+    except UserError as error:
+        raise UserError(f"{values.where}: {error}") from None
 
 
 def _has_peft_form(family: Family) -> bool:

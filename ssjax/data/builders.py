@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from absl import logging
 from ssjax.data import sample
 from ssjax.data.tasks import CHAT, DIALOGSUM, E2E_NLG, PAIRS, SQL_CONTEXT, get_task
 from ssjax.errors import UserError
+from ssjax.files import decode_text, parse_json_object, read_bytes, split_lines
 
 SPLITS = ("train", "validation", "test")
 
@@ -40,13 +40,9 @@ class SourceFile:
         """One line that an editor can jump to."""
         return UserError(f"{self.name}:{line}: {problem}")
 
-    def text(self) -> str:
-        """The content. Raises: UserError with the line that is not UTF-8."""
-        try:
-            return self.data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = self.data.count(b"\n", 0, error.start) + 1
-            raise self.error(line, "not UTF-8; save the file with that encoding") from error
+    def lines(self) -> list[str]:
+        """The lines of the content. Raises: UserError with the line that is not UTF-8."""
+        return split_lines(decode_text(self.data, self.name))
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -271,21 +267,21 @@ def prepare(task_name: str, path: str, prepared_dir: str, seed: int) -> Path:
         digest.update(f" {split} {len(file.data)} ".encode() + file.data)
     parent = Path(prepared_dir)
     final = parent / f"{task_name}-{digest.hexdigest()[:16]}"
-    if not final.exists():
-        try:
+    try:
+        if not final.exists():
             parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=parent, prefix=".incomplete-"))
-        except OSError as error:
-            raise UserError(
-                f"cannot write prepared data to {prepared_dir}: {error.strerror}; "
-                "choose another directory with --config.data.prepared_dir=DIR"
-            ) from error
-        try:
-            _write(published.builder, files, temporary)
-            temporary.chmod(0o755)  # mkdtemp keeps others out, who may share prepared data
-            _rename(temporary, final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with tempfile.TemporaryDirectory(
+                dir=parent, prefix=".incomplete-", ignore_cleanup_errors=True
+            ) as temporary:
+                data_dir = Path(temporary) / "data"
+                data_dir.mkdir()  # the temporary one keeps others out, who may share the data
+                _write(published.builder, files, data_dir)
+                _rename(data_dir, final)
+    except OSError as error:
+        raise UserError(
+            f"cannot write prepared data to {prepared_dir}: {error.strerror or error}; "
+            "choose another directory with --config.data.prepared_dir=DIR"
+        ) from error
     return final / published.builder.name / str(version)
 
 
@@ -320,17 +316,13 @@ def _read_files(task_name: str, path: str, seed: int) -> dict[str, SourceFile]:
                 f"a directory with {expected}"
             )
         return published.make_sample(seed)
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):
         raise UserError(f"{path} is not a directory: --config.data.path should hold {expected}")
     files = {}
     for split, name in published.file_names.items():
         file = Path(path) / name
-        try:
-            files[split] = SourceFile(str(file), file.read_bytes())
-        except OSError as error:
-            raise UserError(
-                f"cannot read {file}: {error.strerror}; --config.data.path should hold {expected}"
-            ) from error
+        hint = f"--config.data.path should hold {expected}"
+        files[split] = SourceFile(str(file), read_bytes(file, hint))
     return files
 
 
@@ -382,20 +374,16 @@ def _dialogsum_records(file: SourceFile) -> Iterator[dict[str, Any]]:
 
 def _json_lines(file: SourceFile) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSON lines file with their line numbers; blank lines are passed over."""
-    # Not splitlines: a JSON string may hold characters that it takes for line ends.
-    for number, line in enumerate(file.text().split("\n"), start=1):
-        if not line.strip():
-            continue
+    lines = file.lines()
+    for number, line in enumerate(lines, start=1):
         if line.lstrip().startswith("["):  # an array may go on over many lines
             raise file.error(number, "expected a JSON object, found list; write one object a line")
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise file.error(number, f"not a JSON object: {error}") from error
-        if not isinstance(record, dict):
-            raise file.error(number, f"expected a JSON object, found {type(record).__name__}")
-        yield number, record
-    if not file.data.strip():
+        if line.strip():
+            yield (
+                number,
+                parse_json_object(line, f"{file.name}:{number}", "write one object a line"),
+            )
+    if not "".join(lines).strip():
         raise file.error(1, "the file is empty; expected one JSON object a line")
 
 
@@ -450,7 +438,16 @@ def _field(
 
 def _e2e_pairs(file: SourceFile) -> Iterator[tuple[str, str]]:
     """Parses the rows of an E2E CSV file into (mr, reference)."""
-    rows = csv.reader(io.StringIO(file.text(), newline=""), strict=True)
+    lines = [f"{line}\n" for line in file.lines()]
+    known = csv.field_size_limit(1 + sum(map(len, lines)))  # its own is 131,072 characters
+    try:
+        yield from _checked_rows(file, csv.reader(lines, strict=True))
+    finally:
+        csv.field_size_limit(known)
+
+
+def _checked_rows(file: SourceFile, rows) -> Iterator[tuple[str, str]]:
+    """rows: of `csv.reader`."""
     line = 1  # where the row at hand begins; a quoted text may span several
     num_rows = 0
     try:

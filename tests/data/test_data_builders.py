@@ -179,8 +179,11 @@ def without(name):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"fname": "x", ', "not a JSON object: "),
+        ('{"fname": "x", ', "not JSON (Expecting property name"),
+        ("3", "not a JSON object; write one object a line"),
         ("[1]", "expected a JSON object, found list"),
+        ('{"fname":' * 100_000, "JSON nested too deeply; write one object a line"),
+        (f'{{"fname": {"9" * 5000}}}', "not JSON (Exceeds the limit"),
         (without("summary"), 'field "summary" is missing; the line has fname, dialogue, topic'),
         (without("dialogue"), 'field "dialogue" is missing'),
         (without("fname"), 'field "fname" is missing'),
@@ -211,14 +214,38 @@ def test_malformed_dialogsum_lines(tmp_path, line, message):
         ('mr,ref\na,"b\nb"\n,c\n', '4: column "mr" is empty'),
         ('mr,ref\na,"b\nb"\na,"  "\n', '4: column "ref" is empty'),
         ('mr,ref\na,b\na,"open\n', "3: not a row of comma-separated values: "),
-        (b"mr,ref\na,b\na,caf\xe9\n", "3: not UTF-8"),
+        ("mr,ref\na\rb,c\n", "2: not a row of comma-separated values: "),
+        (b"mr,ref\na,b\na,caf\xe9\n", ", line 3: not UTF-8"),
     ],
 )
 def test_malformed_e2e_rows(tmp_path, text, message):
     path = write_e2e(tmp_path / "files", train=text)
     with pytest.raises(UserError) as error:
         prepare("e2e_nlg", path, str(tmp_path / "prepared"), 0)
-    assert str(error.value).startswith(f"{path}/trainset.csv:{message}")
+    colon = "" if message.startswith(",") else ":"
+    assert str(error.value).startswith(f"{path}/trainset.csv{colon}{message}")
+    assert "\n" not in str(error.value)
+
+
+# What other readers take for ends of lines, and a value longer than `csv` allows by itself.
+INSIDE = "a\u2028b\u0085c\x0cd\x1ce\x00f\ufeffg" + "x" * 140_000
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lines_end_at_lf_or_crlf_and_nowhere_else(tmp_path, mark, end):
+    rows = ["mr,ref", f"{INSIDE},b", "", f'"{INSIDE}\r,","b"', '"two', 'lines",b']
+    path = write_e2e(tmp_path / "e2e", train=mark + end.join([*rows, ""]).encode())
+    read = [record["mr"] for record in contents("e2e_nlg", path, tmp_path / "p", "train")]
+    assert read == [INSIDE, f"{INSIDE}\r,", "two\nlines"]
+    lines = [json.dumps(dialogue(i, dialogue=INSIDE), ensure_ascii=False) for i in range(2)]
+    lines = [line.replace("\\u0000", "\\u0041") for line in lines]
+    path = write_dialogsum(tmp_path / "files")
+    content = end.join(["", *lines[:1], "", " ", *lines[1:]]).encode()  # the last without an end
+    (tmp_path / "files" / "train.jsonl").write_bytes(mark + content)
+    read = contents("dialogsum", path, tmp_path / "p", "train")
+    assert [record["fname"] for record in read] == ["r0", "r1"]
+    assert {record["dialogue"] for record in read} == {INSIDE.replace("\x00", "A")}
 
 
 SQL = {"question": "How many?", "context": "CREATE TABLE t (a VARCHAR)", "answer": "SELECT 1"}
@@ -264,7 +291,7 @@ def test_an_empty_jsonl_file_and_one_that_is_not_utf8(tmp_path):
     with pytest.raises(UserError, match=r"train\.jsonl:1: the file is empty"):
         prepare("dialogsum", path, str(tmp_path / "prepared"), 0)
     (tmp_path / "files" / "train.jsonl").write_bytes(b"\n\n\xff")
-    with pytest.raises(UserError, match=r"train\.jsonl:3: not UTF-8"):
+    with pytest.raises(UserError, match=r"train\.jsonl, line 3: not UTF-8"):
         prepare("dialogsum", path, str(tmp_path / "prepared"), 0)
 
 
@@ -283,7 +310,7 @@ def test_missing_files_say_which_are_expected_and_where_to_get_them(tmp_path):
             assert part in str(error.value)
     path = write_dialogsum(tmp_path / "files")
     (tmp_path / "files" / "validation.jsonl").unlink()
-    with pytest.raises(UserError, match=r"cannot read .*validation\.jsonl: No such file"):
+    with pytest.raises(UserError, match=r"validation\.jsonl: No such file"):
         prepare("dialogsum", path, str(tmp_path), 0)
 
 

@@ -164,7 +164,7 @@ def test_share_gpt_is_the_same_conversation(tmp_path):
         ("sql_context", [{"question": "a"}], "2: expected a JSON object, found list"),
         ("sql_context", {"question": "a", "context": "b"}, '2: field "answer" is missing'),
         ("pairs", {"prompt": "a", "response": " "}, '2: field "response" is empty'),
-        ("pairs", "{", "2: not a JSON object"),
+        ("pairs", "{", "2: not JSON (Expecting property name"),
         ("chat", {"text": "a"}, '2: expected a list "messages"'),
         ("chat", {"messages": []}, '2: expected a list "messages"'),
         ("chat", {"messages": ["a"]}, "2: a turn should be an object, found str"),
