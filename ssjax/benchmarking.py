@@ -14,7 +14,7 @@ from ssjax.decoding.draft_model import ModelDrafter
 from ssjax.errors import UserError
 from ssjax.evaluation import speed
 from ssjax.evaluation.compare import measurement_of
-from ssjax.evaluation.quality import LABELS, score, shown_metrics
+from ssjax.evaluation.quality import LABELS, cell, score, shown_metrics
 from ssjax.evaluation.speed import Entry, TimedBatch
 from ssjax.markdown import table
 from ssjax.models.lora import is_lora
@@ -139,12 +139,5 @@ def markdown(result: dict) -> str:
         same = f"{row['identical']} of {result['prompts']}"
         cells = [str(row["batch_size"]), row["drafter"], str(row["draft_nodes"]), same]
         cells += [form(row) for form in _COLUMNS.values()]
-        rows.append([*cells, _quality_cell(row, metric)])
+        rows.append([*cells, cell(row, metric, with_interval=True)])
     return f"{title}.\n\n{table(heads, rows)}\n"
-
-
-def _quality_cell(row: dict, metric: str) -> str:
-    if metric not in row:
-        return "-"  # questions without references
-    low, high = row["intervals"][metric]
-    return f"{row[metric]:.2f} ({low:.2f}-{high:.2f})"

@@ -13,7 +13,7 @@ from ssjax.data import builders, pipeline
 from ssjax.decoding.verify import RULES
 from ssjax.errors import UserError
 from ssjax.evaluation.compare import Comparison, Measurement, compare, mark_runs
-from ssjax.evaluation.quality import LABELS, score, shown_metrics
+from ssjax.evaluation.quality import LABELS, cell, score, shown_metrics
 from ssjax.run import Run, make_sampling, visible_text
 
 
@@ -123,7 +123,7 @@ def show(evaluation: dict) -> None:
         table.add_row(name, f"{plain[key]:{form}}", f"{fast[key]:{form}}")
     table.add_row("speedup", "", f"{evaluation['speedup']:.2f}x")
     for name in shown_metrics(evaluation["task"]):
-        table.add_row(LABELS[name], f"{plain[name]:.2f}", f"{fast[name]:.2f}")
+        table.add_row(LABELS[name], cell(plain, name), cell(fast, name))
     console.print(table)
     depths = " ".join(f"{share:.2f}" for share in fast["acceptance_by_depth"])
     console.print(f"acceptance by depth: {depths or 'no drafts'}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ssjax import markdown, study
-from ssjax.evaluation.quality import LABELS, shown_metrics
+from ssjax.evaluation.quality import LABELS, cell, shown_metrics
 from ssjax.study import TaskStudy
 
 NOT_MEASURED = "not measured"
@@ -172,7 +172,7 @@ def quality_table(task: TaskStudy, results: Mapping[str, Any]) -> str:
     metrics = shown_metrics(task.task)
     targets = {"base, lossless": "lossless", "finetune": "finetune", "shared": "shared"}
     rows = [
-        [f"`{name}`", *(_measured(found[0], metric) for metric in metrics)]
+        [f"`{name}`", *(cell(found[0], metric, with_interval=True) for metric in metrics)]
         for name, target in targets.items()
         if (found := rows_of(results, f"benchmark-{target}"))
     ]
@@ -287,16 +287,11 @@ def short_name(drafter: str) -> str:
 def _quality(row: Mapping[str, Any]) -> str:
     """The metric of the paper's table with its interval."""
     name = _metric(row)
-    return f"{LABELS[name]} {_measured(row, name)}"
+    return f"{LABELS[name]} {cell(row, name, with_interval=True)}"
 
 
 def _metric(row: Mapping[str, Any]) -> str:
     return "exact_match" if "exact_match" in row else "rouge1"
-
-
-def _measured(row: Mapping[str, Any], metric: str) -> str:
-    low, high = row["intervals"][metric]
-    return f"{row[metric]:.2f} ({low:.2f}-{high:.2f})"
 
 
 def _per_million(row: Mapping[str, Any]) -> str:

@@ -5,9 +5,11 @@
     sql_context              execution match, exact match, and the shares of outputs that are
                              malformed, denied or stopped (see sql_database.py); those are misses
 
-All in percent.
+All in percent. A record that a metric says nothing about is left out of it and counted; a metric
+without any record is None.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -48,28 +50,58 @@ def score(task_name: str, outputs: Sequence[str], examples: Sequence[Example]) -
 
     Returns:
       The metrics by name, in percent; "intervals": for each [low, high], the 95 % bootstrap
-      interval over records.
+      interval over records. Both are None for a metric that no record has. Of text metrics also
+      "tokenizers", what each takes for a token, and "left_out", the number of records that each
+      says nothing about, where there are any.
     """
-    corpora: dict[str, text_metrics.CorpusScores] = {}
+    corpora: dict[str, text_metrics.CorpusScores | None] = {}
+    notes = {}
     if task_name == SQL_CONTEXT.name:
         values = _sql_values(outputs, examples)
     else:
         references = [example.references for example in examples]
+        texts = [*outputs, *itertools.chain(*references)]
         values = text_metrics.rouge(outputs, references)
+        notes["tokenizers"] = {"rouge": text_metrics.rouge_tokens(texts)}
+        left_out = {name: by_record.count(None) for name, by_record in values.items()}
+        notes |= {"left_out": left_out} if any(left_out.values()) else {}
         if task_name == E2E_NLG.name:
             corpora["bleu"] = text_metrics.bleu(outputs, references)
             corpora["chrf"] = text_metrics.chrf(outputs, references)
+            notes["tokenizers"] |= {"bleu": text_metrics.bleu_tokens(texts), "chrf": "characters"}
     corpora |= {name: _mean(by_record) for name, by_record in values.items()}
     return {
-        **{name: float(c.score(c.statistics.sum(axis=0))) for name, c in corpora.items()},
-        "intervals": {name: list(interval(c.statistics, c.score)) for name, c in corpora.items()},
+        **{name: c and float(c.score(c.statistics.sum(axis=0))) for name, c in corpora.items()},
+        "intervals": {
+            name: c and list(interval(c.statistics, c.score)) for name, c in corpora.items()
+        },
+        **notes,
     }
 
 
-def _mean(values: Sequence[float]) -> text_metrics.CorpusScores:
-    count = len(values)
+def cell(values: Mapping, metric: str, *, with_interval: bool = False) -> str:
+    """A cell of a table; "-" where there is no such score.
+
+    Args:
+      values: of `score`; may lack the metric, as for prompts without references.
+      metric: a key of it.
+      with_interval: 12.34 (11.11-13.57) in place of 12.34.
+    """
+    value = values.get(metric)
+    if value is None:
+        return "-"
+    if not with_interval:
+        return f"{value:.2f}"
+    low, high = values["intervals"][metric]
+    return f"{value:.2f} ({low:.2f}-{high:.2f})"
+
+
+def _mean(values: Sequence[float | None]) -> text_metrics.CorpusScores | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
     return text_metrics.CorpusScores(
-        np.array(values, np.float64)[:, None], lambda sums: sums[0] / count
+        np.array(known, np.float64)[:, None], lambda sums: sums[0] / len(known)
     )
 
 

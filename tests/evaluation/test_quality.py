@@ -1,11 +1,13 @@
 """The metrics of each task, and where they are shown."""
 
+import json
+
 import pytest
 
 from ssjax import benchmarking, report
 from ssjax.data import pipeline
 from ssjax.data.tasks import DIALOGSUM, E2E_NLG, PAIRS, SQL_CONTEXT
-from ssjax.evaluation.quality import LABELS, score, shown_metrics
+from ssjax.evaluation.quality import LABELS, cell, score, shown_metrics
 
 TABLE = "CREATE TABLE game (venue VARCHAR, score INTEGER)"
 RECORDS = {
@@ -52,6 +54,24 @@ def test_rouge_of_dialogsum_is_the_mean_over_three_references():
     first = (2 * 2 / (5 + 3) + 1 + 2 * 1 / (1 + 3)) / 3
     assert result["rouge1"] == pytest.approx(100 * first / 2)
     assert "bleu" not in result and "execution_match" not in result
+
+
+def test_records_that_a_metric_says_nothing_about_are_left_out_and_counted():
+    made = [
+        pipeline.Example(i, "a", (1,), (text,), {"prompt": "a", "response": text})
+        for i, text in enumerate(["one two", "🎉", "слово"])
+    ]
+    result = score("pairs", ["one two", "🎉", "слово"], made)
+    assert (result["rouge1"], result["rouge2"]) == (100, 100)
+    assert result["left_out"] == {"rouge1": 1, "rouge2": 2, "rougeL": 1, "rougeLsum": 1}
+    assert result["tokenizers"]["rouge"].startswith("rouge-score, beyond ASCII")
+    nothing = score("pairs", ["🎉"], made[1:2])
+    assert nothing["rouge1"] is nothing["intervals"]["rouge1"] is None
+    json.dumps(nothing, allow_nan=False)
+    assert cell(nothing, "rouge1") == cell(nothing, "rouge1", with_interval=True) == "-"
+    assert cell(result, "rouge1", with_interval=True) == "100.00 (100.00-100.00)"
+    ascii_only = score("pairs", ["one two"], made[:1])
+    assert "left_out" not in ascii_only and ascii_only["tokenizers"] == {"rouge": "rouge-score"}
 
 
 def test_shares_of_sql():

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from ssjax.evaluation.text_metrics import bleu, chrf, rouge
+from ssjax.evaluation.text_metrics import (
+    ROUGE_TYPES,
+    bleu,
+    bleu_tokens,
+    chrf,
+    rouge,
+    rouge_tokens,
+)
 
 # The example in the README of sacrebleu, by record.
 OUTPUTS = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him."]
@@ -59,6 +66,106 @@ def test_sentence_order_does_not_matter_to_lsum():
 def test_empty_output_scores_zero():
     assert rouge([""], [["a b"]])["rouge1"] == [0]
     assert total(bleu(["", "a"], [["a b"], ["c"]])) == 0
+
+
+def test_ascii_texts_score_as_rouge_score_scores_them():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    theirs = RougeScorer(ROUGE_TYPES, use_stemmer=True)
+    texts = [*OUTPUTS, *sum(REFERENCES, []), "it's under_scored, e-mail 3.5 RUNNING!", "a", "A-b_c"]
+    for output in [*texts, "", "...", "\x1c\x00"]:
+        for text in texts:
+            expected = theirs.score(text, output)
+            for kind, values in rouge([output], [[text]]).items():
+                if kind != "rougeLsum":  # for which we cut texts into lines
+                    assert values == [100 * expected[kind].fmeasure], (output, text)
+
+
+# Texts, and what their words are.
+SCRIPTS = {
+    "日本語 テキスト。": ["日", "本", "語", "テ", "キ", "ス", "ト"],
+    "コーヒー々": ["コ", "ー", "ヒ", "ー", "々"],
+    "ภาษาไทยง่าย": ["ภ", "า", "ษ", "า", "ไ", "ท", "ย", "ง่", "า", "ย"],
+    "हिन्दी में, किताबें।": ["हिन्दी", "में", "किताबें"],
+    "Привет, МИР!": ["привет", "мир"],
+    "ΣΟΦΟΣ σοφός": ["σοφοσ", "σοφόσ"],
+    "안녕하세요 세계": ["안녕하세요", "세계"],
+    "العربية ١٢٣، مرحبا؟": ["العربية", "١٢٣", "مرحبا"],
+    "می\u200cروم می\u00adروم": ["میروم", "میروم"],
+    "ក្រុម\u200bក": ["ក្", "រុ", "ម", "ក"],
+    "e\u0301cole École": ["\u00e9cole", "\u00e9cole"],
+    "don\u2019t naïve_word": ["don", "t", "naïve", "word"],
+    "Straße ﬁne ＡＢＣ ①": ["strasse", "fine", "abc", "1"],
+    "中文abc123混合": ["中", "文", "abc123", "混", "合"],
+    "\u0301a 🎉 b\ufe0f": ["a", "b\ufe0f"],
+}
+
+
+@pytest.mark.parametrize("text, words", SCRIPTS.items())
+def test_words_of_every_script(text, words):
+    """Shown by scores: the text against its own words, and against half of them."""
+    scores = rouge([text] * 2, [[text], ["é " + " ".join(words)]])
+    assert scores["rouge1"][0] == scores["rougeL"][0] == 100
+    assert scores["rouge2"][0] == scores["rougeLsum"][0] == 100
+    count = len(words)
+    assert scores["rouge1"][1] == pytest.approx(100 * 2 * count / (2 * count + 1))
+    assert rouge([f"é {words[0]}"], [[text]])["rouge1"] == pytest.approx(
+        [100 * 2 * 1 / (count + 2)]
+    )
+
+
+def test_marks_that_differ_are_other_words():
+    assert rouge(["कि"], [["की"]])["rouge1"] == [0]  # a vowel sign
+    assert rouge(["ง่าย"], [["งาย"]])["rouge1"] == pytest.approx([100 * 2 / 3])  # a tone mark
+    assert rouge(["résumé"], [["resume"]])["rouge1"] == [0]
+
+
+def test_a_reference_without_words_is_left_out_and_said(capsys):
+    everywhere = dict.fromkeys(ROUGE_TYPES, [None])
+    assert rouge(["🎉"], [["🎉👩\u200d👧"]]) == everywhere
+    assert rouge(["..."], [["..."]]) == everywhere
+    assert rouge(["a b"], [["a b", "!?"]])["rouge2"] == [100]
+    assert rouge(["🎉", ""], [["a"], ["日本"]])["rouge1"] == [
+        0,
+        0,
+    ]  # an output without words is wrong
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "1 of 1 references hold no word: ROUGE leaves them out",
+        "1 of 2 references hold no word: ROUGE leaves them out",
+    ]
+
+
+def test_one_word_has_no_pair():
+    """rouge-score gives 0; beyond ASCII there is no such score to keep."""
+    assert rouge(["word"], [["word"]])["rouge2"] == [0]
+    assert rouge(["слово"], [["слово"]])["rouge2"] == [None]
+    assert rouge(["слово"], [["слово", "одно слово"]])["rouge2"] == [0]
+
+
+def test_full_stops_of_other_scripts_end_lines_too():
+    one, other = "猫がいる。", "犬はいない！"
+    scores = rouge([one + other, "यह घर है। वह पेड़ है।"], [[other + one], ["वह पेड़ है। यह घर है।"]])
+    assert scores["rougeLsum"] == pytest.approx([100, 100])
+    assert max(scores["rougeL"]) < 100
+
+
+def test_bleu_takes_characters_where_there_are_no_spaces():
+    text = "猫がマットの上に座っている。"
+    assert total(bleu([text], [[text]])) == pytest.approx(100)
+    assert 0 < total(bleu(["猫がマットの上で座っている。"], [[text]])) < 100
+    assert bleu_tokens([text]) == "13a, and characters of scripts without spaces"
+    assert bleu_tokens(["Кошка сидит.", "café"]) == bleu_tokens(OUTPUTS) == "13a"
+    assert rouge_tokens(OUTPUTS) == "rouge-score" != rouge_tokens(["café"])
+
+
+def test_bleu_of_chinese_is_that_of_sacrebleus_own_tokens():
+    from sacrebleu.metrics import BLEU
+
+    texts = ["我喜欢喝绿茶，她喜欢喝红茶。", "他们今天在北京开会。"]
+    outputs = ["我喜欢喝红茶，她喜欢喝绿茶。", "他们昨天在北京开会。"]
+    expected = BLEU(tokenize="zh").corpus_score(outputs, [texts]).score
+    assert total(bleu(outputs, [[text] for text in texts])) == pytest.approx(expected)
 
 
 def test_examples_of_sacrebleu():
