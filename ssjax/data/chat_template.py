@@ -7,8 +7,8 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
-import jinja2.sandbox
 
+from ssjax.data.template_sandbox import Sandbox, TooMuchWork, limited_work
 from ssjax.errors import UserError
 
 Messages = Sequence[Mapping[str, Any]]  # {"role": "user", "content": "Hello"}, ...
@@ -31,12 +31,12 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._where = where
         try:
-            self._template = _environment().from_string(source)
+            with limited_work(()):
+                self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise UserError(
-                f"{where}: the chat template is not valid Jinja (line {error.lineno}: "
-                f"{error.message}); replace it by the one the model was published with"
-            ) from error
+            raise self._invalid(f"line {error.lineno}: {error.message}") from None
+        except Exception as error:  # nested too deeply, say
+            raise self._invalid(str(error) or type(error).__name__) from None
 
     def render(self, messages: Messages, *, add_generation_prompt: bool) -> str:
         """The conversation as text; add_generation_prompt: ends where the answer begins.
@@ -44,14 +44,16 @@ class ChatTemplate:
         Raises:
           UserError: the template rejects the messages.
         """
+        values = {"messages": [dict(m) for m in messages], "tools": None, "documents": None}
+        values |= self._special_tokens | {"add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
-            )
+            with limited_work(values["messages"]):
+                return self._template.render(values)
+        except TooMuchWork:
+            raise UserError(
+                f"{self._where}: the chat template writes or computes more than these messages "
+                "explain; replace it by the one the model was published with"
+            ) from None
         # A template is a program that we did not write: it can raise anything.
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -59,6 +61,12 @@ class ChatTemplate:
                 f"{self._where}: the chat template rejects these messages ({reason}); "
                 "change their roles, order or fields to what the template expects"
             ) from error
+
+    def _invalid(self, reason: str) -> UserError:
+        return UserError(
+            f"{self._where}: the chat template is not valid Jinja ({' '.join(reason.split())}); "
+            "replace it by the one the model was published with"
+        )
 
 
 class _Generation(jinja2.ext.Extension):
@@ -74,10 +82,10 @@ class _Generation(jinja2.ext.Extension):
 
 def _environment() -> jinja2.Environment:
     """What templates of Hugging Face models are written for."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
     )
-    environment.filters["tojson"] = _to_json
+    environment.add_filters(tojson=_to_json)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
