@@ -21,6 +21,7 @@ from ssjax.decoding.loop import DecodeSpec, DecodeState
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.verify import RULES
 from ssjax.errors import UserError
+from ssjax.messages import say_once
 from ssjax.models.execution import Execution
 from ssjax.models.parameters import Params, cast, join_projections, unstack_layers
 from ssjax.models.transformer import Transformer
@@ -35,8 +36,8 @@ class Completion:
     """What one prompt became."""
 
     tokens: tuple[int, ...]  # new ids; a final end-of-sequence id is included
-    # "eos" or "length"; "stop" where `ssjax.run` has cut it at a stop string; "unfinished" while
-    # it is streamed
+    # "eos" or "length"; "error" where the model's output was not finite behind these tokens;
+    # "stop" where `ssjax.run` has cut it at a stop string; "unfinished" while it is streamed
     finish: str
     calls: int  # decode passes while this row was active; prefill not counted
     runs: tuple[int, ...]  # tokens emitted by prefill, then by each pass; sums to len(tokens)
@@ -120,6 +121,7 @@ class Decoder:
         seed: int | Sequence[int],
         log_probs: bool = False,
         accept: str = "exact",
+        numbers: Sequence[int] | None = None,
     ) -> list[Completion]:
         """Decodes prompts in batches and returns completions in their order.
 
@@ -130,17 +132,18 @@ class Decoder:
           sampling: the target distribution.
           deferred: execution order of the streams; does not change the completions.
           batch_size: prompts decoded together; does not change the completions.
-          seed: with temperature above 0, prompt i is sampled with key (seed, i). With one seed
-            for each prompt, prompt i has the key (seed[i], 0), whatever the other prompts are.
+          seed: with temperature above 0, prompt i is sampled with key (seed, numbers[i]). With one
+            seed for each prompt, prompt i has the key (seed[i], 0), whatever the other prompts are.
           log_probs: also return the log-probabilities of the tokens.
           accept: "exact", or "typical" of `ssjax.decoding.verify`, under which drafts do change
             the completions.
+          numbers: one for each prompt; None: 0, 1, ...
         """
         completions = []
         for batch, _ in self.run_batches(
             prompts, max_new_tokens, drafter=drafter, sampling=sampling,
             deferred=deferred, batch_size=batch_size, seed=seed, log_probs=log_probs,
-            accept=accept,
+            accept=accept, numbers=numbers,
         ):  # fmt: skip
             completions.extend(batch)
         return completions
@@ -157,17 +160,18 @@ class Decoder:
         seed: int | Sequence[int],
         log_probs: bool = False,
         accept: str = "exact",
+        numbers: Sequence[int] | None = None,
     ) -> Iterator[tuple[list[Completion], BatchTiming]]:
         """Like `generate`, one batch at a time with its time.
 
         Raises:
-          ValueError: an empty prompt, a negative limit, or not as many seeds as prompts.
+          ValueError: an empty prompt, a negative limit, or not as many seeds or numbers as prompts.
           UserError: more tokens than the model has positions for, a banned token that it does
             not have, or typical acceptance of greedy tokens.
         """
         for batch in self._prefilled(
             prompts, max_new_tokens, drafter, sampling, deferred, batch_size, seed, log_probs,
-            accept,
+            accept, numbers,
         ):  # fmt: skip
             began = time.perf_counter()
             with jax.set_mesh(self.mesh):
@@ -197,12 +201,12 @@ class Decoder:
         and errors as there.
 
         Args:
-          number: place among the prompts of `generate`; part of the key that samples.
+          number: of `numbers` there.
           passes: decode passes between two of them, at least 1; the device is read so often.
         """
         (batch,) = self._prefilled(
             [prompt], max_new_tokens, drafter, sampling, deferred, 1, seed, log_probs, accept,
-            first=number,
+            [number],
         )  # fmt: skip
         state = batch.state
         while True:
@@ -216,12 +220,9 @@ class Decoder:
 
     def _prefilled(
         self, prompts, max_new_tokens, drafter, sampling, deferred, batch_size, seed, log_probs,
-        accept, first=0,
+        accept, numbers,
     ) -> Iterator["_Prefilled"]:  # fmt: skip
-        """The batches of prompts, checked, padded and read; arguments as in `generate`.
-
-        Prompt i is sampled as number first + i.
-        """
+        """The batches of prompts, checked, padded and read; arguments as in `generate`."""
         self._check_bans(sampling)
         if accept not in RULES:
             raise ValueError(f"accept {accept!r} must be one of {', '.join(RULES)}")
@@ -235,8 +236,7 @@ class Decoder:
             raise ValueError("a prompt needs at least one token")
         if len(limits) and limits.min() < 0:
             raise ValueError("max_new_tokens must be 0 or more")
-        seeds, places = _key_parts(seed, len(prompts))
-        places = places + np.int32(first)
+        seeds, places = _key_parts(seed, numbers, len(prompts))
         room = int(limits.max(initial=0))
         for start in range(0, len(prompts), batch_size):
             stop = min(start + batch_size, len(prompts))
@@ -246,7 +246,8 @@ class Decoder:
             batch_limits = np.where(np.arange(start, start + batch_size) < stop, limits[rows], 0)
             batch_prompts = [prompts[i] for i in rows]
             longest = max(len(prompt) for prompt in batch_prompts)
-            self._check_room(longest + room)
+            asked = (len(p) + int(n) for p, n in zip(batch_prompts, batch_limits, strict=True))
+            self._check_room(max(asked))
             bucket, capacity = self._bucket(longest), self.capacity(longest, room)
             padded = np.full((batch_size, bucket), self.pad_id, np.int32)
             for row, prompt in enumerate(batch_prompts):
@@ -290,12 +291,21 @@ class Decoder:
         return -(-room // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
 
     def _check_room(self, num_tokens: int) -> None:
+        """Whether a prompt with its output fits; a model may be asked for more than it has seen."""
         config = self.model.config
-        if config.positions == "learned" and num_tokens > config.max_positions:
+        if num_tokens <= config.max_positions or not config.max_positions:
+            return
+        if config.positions == "learned":
             raise UserError(
                 f"prompt and output may have {num_tokens} tokens, but the model has positions for "
                 f"{config.max_positions}; shorten the prompt or lower max_new_tokens"
             )
+        # Without the number of tokens, which would make it another line for every batch.
+        say_once(
+            "a prompt with its new tokens is longer than the "
+            f"{config.max_positions} positions that the model is made for "
+            "(max_position_embeddings); what it writes behind them may be worthless"
+        )
 
     def _check_bans(self, sampling: Sampling) -> None:
         vocab_size = self.model.config.vocab_size
@@ -322,17 +332,19 @@ def completions_of(
     state: DecodeState, prompt_length: np.ndarray, eos_ids: tuple[int, ...]
 ) -> list[Completion]:
     """Reads the completions of a finished state; one transfer from the device."""
-    fields = (state.tokens, state.born, state.length, state.calls, state.accepted)
+    fields = (state.tokens, state.born, state.length, state.calls, state.accepted, state.failed)
     *host, log_probs = to_host((*fields, state.log_probs))
     completions = []
-    for row, (tokens, born, length, calls, accepted) in enumerate(zip(*host, strict=True)):
+    for row, values in enumerate(zip(*host, strict=True)):
+        tokens, born, length, calls, accepted, failed = values
         new = slice(int(prompt_length[row]), int(length))
         ids = tuple(int(token) for token in tokens[new])
+        ended = "eos" if ids and ids[-1] in eos_ids else "length"
         runs = np.bincount(born[new], minlength=int(calls) + 1)
         completions.append(
             Completion(
                 tokens=ids,
-                finish="eos" if ids and ids[-1] in eos_ids else "length",
+                finish="error" if failed else ended,
                 calls=int(calls),
                 runs=tuple(int(run) for run in runs),
                 accepted=tuple(int(count) for count in accepted),
@@ -340,6 +352,20 @@ def completions_of(
             )
         )
     return completions
+
+
+def check_finite(completion: Completion, number: int) -> None:
+    """For those who can do nothing with half an output. Raises: UserError naming the prompt."""
+    if completion.finish == "error":
+        raise UserError(not_finite(completion, number))
+
+
+def not_finite(completion: Completion, number: int) -> str:
+    """The line about a completion whose finish is "error". number: of its prompt, from 1."""
+    return (
+        f"prompt {number}: the model's output is not finite from token {len(completion.tokens) + 1}"
+        " on; look for nan, inf or very large values in its weights"
+    )
 
 
 _compilations = 0
@@ -360,15 +386,19 @@ def _counted(function):
     return traced
 
 
-def _key_parts(seed: int | Sequence[int], num_prompts: int) -> tuple[np.ndarray, np.ndarray]:
+def _key_parts(
+    seed: int | Sequence[int], numbers: Sequence[int] | None, num_prompts: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The two numbers that make the key of each prompt, [num_prompts] int32 each."""
-    places = np.arange(num_prompts, dtype=np.int32)
+    places = np.array(range(num_prompts) if numbers is None else numbers, np.int32)
     if isinstance(seed, int | np.integer):
         seeds = [seed] * num_prompts
     else:
         seeds, places = list(seed), np.zeros_like(places)
     if len(seeds) != num_prompts:
         raise ValueError(f"{len(seeds)} seeds for {num_prompts} prompts")
+    if len(places) != num_prompts:
+        raise ValueError(f"{len(places)} numbers for {num_prompts} prompts")
     try:
         return np.array(seeds, np.int32), places
     except OverflowError:

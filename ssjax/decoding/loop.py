@@ -10,6 +10,10 @@ One pass of three rows with R = 3, capital letters new, `.` empty:
 Invariants of `DecodeState`: tokens[b, :length[b]] are final; the last of them is the root of
 the draft and the only one that is not in the cache (of a row that may emit nothing, the whole
 prompt is); a row that is done keeps tokens, length, cache and counters.
+
+Logits that are not finite decide nothing: a row emits what was drawn before the first node of the
+path that has such, and goes on without a draft, as if it had none. Where the root itself has them
+and there was no draft to blame, the row has failed, just there where plain decoding fails.
 """
 
 import dataclasses
@@ -31,7 +35,13 @@ from ssjax.decoding.sampling import (
     start_history,
     warp,
 )
-from ssjax.decoding.tree import DraftTree, ancestor_mask, root_only
+from ssjax.decoding.tree import (
+    NO_PARENT,
+    DraftTree,
+    ancestor_mask,
+    root_only,
+    without_drafts,
+)
 from ssjax.decoding.verify import Acceptance, Emission, accept, accept_typical, emit, with_log_probs
 from ssjax.models.attention import Causal
 from ssjax.models.cache import KVCache, cache_from_block, write_path
@@ -61,6 +71,7 @@ class DecodeState:
     length: jax.Array  # [B] int32
     limit: jax.Array  # [B] int32, length at which the row stops
     done: jax.Array  # [B] bool
+    failed: jax.Array  # [B] bool, done because the model's output is not finite
     draft: DraftTree  # M nodes
     memory: Any  # what the drafter keeps between passes
     cache: KVCache  # valid below length - 1
@@ -98,16 +109,20 @@ def prefill(
     batch, num_tokens = prompts.shape
     last = prompt_length[:, None] - 1
     needed = drafter.num_streams
+    positions = jnp.arange(num_tokens)
+    inside = positions < prompt_length[:, None]
+    root = jnp.take_along_axis(prompts, last, axis=1)
+    # Whatever pads a prompt brings nothing that is not finite; see `without_drafts`.
+    prompts = jnp.where(inside, prompts, root)
     output = model.apply(
         {"params": params},
         prompts,
-        jnp.broadcast_to(jnp.arange(num_tokens), prompts.shape),
+        jnp.broadcast_to(positions, prompts.shape),
         Causal(),
         anchors=last,
         num_streams=model.streams.num_streams if model.streams.main_reads_streams else needed,
     )
-    positions = jnp.arange(num_tokens)
-    kept = jnp.where(positions < prompt_length[:, None], prompts, spec.pad_id)
+    kept = jnp.where(inside, prompts, spec.pad_id)
     padding = [(0, 0), (0, spec.capacity - num_tokens)]
     state = DecodeState(
         tokens=jnp.pad(kept, padding, constant_values=spec.pad_id),
@@ -115,7 +130,8 @@ def prefill(
         length=prompt_length,
         limit=jnp.minimum(prompt_length + max_new_tokens, spec.capacity),
         done=max_new_tokens <= 0,
-        draft=root_only(jnp.take_along_axis(prompts, last, axis=1)[:, 0]),
+        failed=jnp.zeros(batch, bool),
+        draft=root_only(root[:, 0]),
         memory=drafter.start(drafter_params, prompts, prompt_length, spec.capacity),
         cache=cache_from_block(output.block, prompt_length, spec.capacity),
         row_keys=row_keys,
@@ -128,12 +144,14 @@ def prefill(
     logits = model.apply({"params": params}, hidden, method="logits")
     drawn = _draw_behind_nodes(spec, state, _adjusted(spec, state, logits, 0), max_depth=0)
     nothing_drafted = Acceptance(jnp.zeros_like(drawn), jnp.zeros(batch, jnp.int32))
-    emission = emit(nothing_drafted, drawn, state.length, state.limit, state.done, spec.eos_ids)
+    emission = _emitted(spec, state, nothing_drafted, drawn, logits)
     if spec.log_probs:
         emission = with_log_probs(emission, nothing_drafted, logits)
-    state = _append(state, emission, state.cache, pass_number=state.calls)
+    state = _append(state, emission, state.cache, pass_number=state.calls, failed=emission.broken)
     stream_hidden = output.stream_hidden[:, 0, :needed] if needed else None
-    return _propose(model, params, drafter, drafter_params, state, stream_hidden, hidden[:, 0])
+    return _propose(
+        model, params, drafter, drafter_params, state, stream_hidden, hidden[:, 0], emission.broken
+    )
 
 
 def decode(
@@ -201,6 +219,7 @@ def decode_step(
       drafter_params: the drafter's own, if it has any.
     """
     cached = state.length - 1
+    undrafted = (state.draft.parent == NO_PARENT).all(axis=1)
     with jax.named_scope("pass"):
         tree, mask, output = run_draft(model, params, drafter, spec, state)
     with jax.named_scope("verify"):
@@ -214,14 +233,15 @@ def decode_step(
         else:
             acceptance = accept(tree, drawn, drafter.max_depth)
     with jax.named_scope("emit"):
-        emission = emit(acceptance, drawn, state.length, state.limit, state.done, spec.eos_ids)
+        emission = _emitted(spec, state, acceptance, drawn, logits)
         if spec.log_probs:
             emission = with_log_probs(emission, acceptance, logits)
     with jax.named_scope("write"):
         cache = write_path(state.cache, output.block, acceptance.path, cached, emission.count)
         depths = jnp.arange(1, drafter.max_depth + 1)
         kept = jnp.minimum(acceptance.num_accepted, emission.count)
-        following = _append(state, emission, cache, pass_number=state.calls + 1).replace(
+        failed = emission.broken & undrafted
+        following = _append(state, emission, cache, state.calls + 1, failed).replace(
             calls=state.calls + ~state.done,
             accepted=state.accepted + (depths <= kept[:, None]),
         )
@@ -232,7 +252,10 @@ def decode_step(
                 model, params, drafter, spec, state, output, mask, acceptance
             )
         at_node = jnp.take_along_axis(output.hidden, acceptance.path[:, -1:, None], axis=1)[:, 0]
-        return _propose(model, params, drafter, drafter_params, following, stream_hidden, at_node)
+        return _propose(
+            model, params, drafter, drafter_params, following, stream_hidden, at_node,
+            emission.broken,
+        )  # fmt: skip
 
 
 def run_draft(model, params, drafter, spec, state):
@@ -305,8 +328,17 @@ def _draw_behind_nodes(spec, state, adjusted, max_depth):
     return draw(adjusted, state.draft.depth, noise, spec.sampling)
 
 
-def _propose(model, params, drafter, drafter_params, state, stream_hidden, hidden):
-    """The state with the next draft, from what was computed at the last accepted node."""
+def _emitted(spec, state, acceptance, drawn, logits) -> Emission:
+    # Not of the largest and the smallest: on CPU a NaN is lost in a maximum.
+    finite = jnp.isfinite(logits).all(axis=-1)
+    return emit(acceptance, drawn, state.length, state.limit, state.done, spec.eos_ids, finite)
+
+
+def _propose(model, params, drafter, drafter_params, state, stream_hidden, hidden, broken):
+    """The state with the next draft, from what was computed at the last accepted node.
+
+    Rows that are broken ([B] bool) get none.
+    """
     root = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)[:, 0]
     log_probs = None
     if stream_hidden is not None:
@@ -318,10 +350,16 @@ def _propose(model, params, drafter, drafter_params, state, stream_hidden, hidde
         log_probs = jax.nn.log_softmax(logits[:, : drafter.num_heads], axis=-1)
     context = Context(state.tokens, state.length, root, log_probs, drafter_params, state.memory)
     draft, memory = drafter.propose(context)
-    return state.replace(draft=draft, memory=memory)
+    return state.replace(draft=without_drafts(draft, broken), memory=memory)
 
 
-def _append(state: DecodeState, emission: Emission, cache: KVCache, pass_number) -> DecodeState:
+def _append(
+    state: DecodeState,
+    emission: Emission,
+    cache: KVCache,
+    pass_number: jax.Array,
+    failed: jax.Array,
+) -> DecodeState:
     """Writes the emitted tokens behind each row; the draft is left for the caller."""
     step = jnp.arange(emission.tokens.shape[1])
     emitted = step < emission.count[:, None]
@@ -339,7 +377,8 @@ def _append(state: DecodeState, emission: Emission, cache: KVCache, pass_number)
         tokens=write(state.tokens, slot, emission.tokens),
         born=write(state.born, slot, numbers),
         length=state.length + emission.count,
-        done=emission.done,
+        done=emission.done | failed,
+        failed=state.failed | failed,
         cache=cache,
         history=extend_history(state.history, emission.tokens, emitted),
         log_probs=log_probs,

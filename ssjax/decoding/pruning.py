@@ -37,7 +37,8 @@ def joint_log_probs(
       threshold: a node whose probability behind its parent is lower is dropped.
 
     Returns:
-      0 for the root, -inf for unused and dropped nodes and all below a dropped one.
+      0 for the root, -inf for unused and dropped nodes and all below a dropped one, and for those
+      of which the exit says NaN.
     """
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     parent = jnp.maximum(tree.parent, 0)
@@ -47,7 +48,7 @@ def joint_log_probs(
         own = jnp.where(own < math.log(threshold), -jnp.inf, own)
     joint = jnp.where(mask, own[:, None, :], 0.0).sum(axis=2)
     unused = (tree.parent == NO_PARENT).at[:, 0].set(False)
-    return jnp.where(unused, -jnp.inf, joint)
+    return jnp.where(unused | jnp.isnan(joint), -jnp.inf, joint)
 
 
 def prune(tree: DraftTree, joint: jax.Array, num_kept: int) -> tuple[DraftTree, jax.Array]:

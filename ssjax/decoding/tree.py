@@ -38,6 +38,25 @@ def root_only(root: jax.Array) -> DraftTree:
     return DraftTree(tokens, jnp.full_like(tokens, NO_PARENT), jnp.zeros_like(tokens))
 
 
+def without_drafts(tree: DraftTree, dropped: jax.Array) -> DraftTree:
+    """The trees of some rows cut down to the root; unused nodes of all become copies of the root.
+
+    An unused node is computed like any other, and what is not finite in it reaches the nodes beside
+    it, which give it the weight 0: 0 * nan is nan. A copy of the root brings nothing of its own.
+
+    Args:
+      tree: M nodes.
+      dropped: [B] bool, rows that lose their draft.
+    """
+    parent = jnp.where(dropped[:, None], NO_PARENT, tree.parent)
+    used = parent != NO_PARENT
+    return DraftTree(
+        tokens=jnp.where(used, tree.tokens, tree.tokens[:, :1]),
+        parent=parent,
+        depth=jnp.where(used, tree.depth, 0),
+    )
+
+
 def ancestor_mask(parent: jax.Array, max_depth: int) -> jax.Array:
     """Which nodes each node sees: itself and its ancestors.
 
@@ -179,7 +198,8 @@ def best_first_tree(root: jax.Array, log_probs_BJV: jax.Array, num_draft_nodes: 
 
     Args:
       root: [B] int32.
-      log_probs_BJV: normalised log-probabilities; stream d - 1 (from 0) scores depth d.
+      log_probs_BJV: normalised log-probabilities; stream d - 1 (from 0) scores depth d. NaN counts
+        as impossible.
       num_draft_nodes: P, at least 1, the root not counted.
 
     Returns:
@@ -188,6 +208,7 @@ def best_first_tree(root: jax.Array, log_probs_BJV: jax.Array, num_draft_nodes: 
     """
     budget = num_draft_nodes
     best, best_tokens = _ranked(log_probs_BJV, min(budget, log_probs_BJV.shape[-1]))
+    best = jnp.where(jnp.isnan(best), -jnp.inf, best)  # else no order closed under ancestors
 
     def grow(root, best, best_tokens):
         return _grow(root, best, best_tokens, budget)

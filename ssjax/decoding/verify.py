@@ -41,6 +41,7 @@ class Emission:
     tokens: jax.Array  # [B, R] int32, meaningful below count
     count: jax.Array  # [B] int32, 0 for rows that were already done
     done: jax.Array  # [B] bool, the row has ended now
+    broken: jax.Array  # [B] bool, it has not, and the logits of its next token are not finite
     log_probs: jax.Array | None = None  # [B, R] float32, only from `with_log_probs`
 
 
@@ -124,8 +125,11 @@ def emit(
     limit: jax.Array,
     done: jax.Array,
     eos_ids: tuple[int, ...],
+    finite: jax.Array,
 ) -> Emission:
     """Cuts the drawn tokens along the path at the first end of sequence and at the limit.
+
+    A token that was drawn from logits that are not finite is not emitted, and none behind it.
 
     Args:
       acceptance: of this pass.
@@ -134,17 +138,20 @@ def emit(
       limit: [B] int32, tokens at which a row stops.
       done: [B] bool, rows that had ended before; they emit nothing.
       eos_ids: ids that end a row; the id itself is emitted.
+      finite: [B, M] bool, whether all logits behind a node are.
     """
     tokens = jnp.take_along_axis(drawn, acceptance.path, axis=1)  # [B, R]
     step = jnp.arange(tokens.shape[1])
-    is_eos = jnp.isin(tokens, jnp.array(eos_ids, jnp.int32)) & (
-        step <= acceptance.num_accepted[:, None]
-    )
+    num_drawn = acceptance.num_accepted + 1
+    on_path = jnp.take_along_axis(finite, acceptance.path, axis=1)
+    sound = jnp.minimum(num_drawn, jnp.where(on_path, tokens.shape[1], step).min(axis=1))
+    is_eos = jnp.isin(tokens, jnp.array(eos_ids, jnp.int32)) & (step < sound[:, None])
     until_eos = jnp.where(is_eos.any(axis=1), jnp.argmax(is_eos, axis=1) + 1, tokens.shape[1])
-    count = jnp.minimum(jnp.minimum(acceptance.num_accepted + 1, until_eos), limit - length)
+    count = jnp.minimum(jnp.minimum(sound, until_eos), limit - length)
     count = jnp.where(done, 0, jnp.maximum(count, 0)).astype(jnp.int32)
     ended = (is_eos.any(axis=1) & (until_eos <= count)) | (length + count >= limit)
-    return Emission(tokens, count, done | ended)
+    done = done | ended
+    return Emission(tokens, count, done, ~done & (sound < num_drawn))
 
 
 def with_log_probs(emission: Emission, acceptance: Acceptance, logits: jax.Array) -> Emission:

@@ -266,6 +266,19 @@ def test_tokens_are_those_of_plain_decoding(weights, plain, name, order, tokens,
     assert runs >= ({1, 2} if batch == "alone" else set(range(1, 1 + deepest)))
 
 
+@pytest.mark.parametrize(("name", "order", "tokens", "batch"), sorted(DIAGONAL))
+def test_a_drafter_that_is_not_finite_changes_no_token(weights, plain, name, order, tokens, batch):
+    """Streams, the early exit, Medusa heads and draft model of NaN, or of inf."""
+    some = weights["trained"]
+    own = ("stream_embedding", "exit_up", "medusa_weight", "medusa_head")
+    for bad in (jnp.nan, jnp.inf):
+        params = {k: jnp.full_like(v, bad) if k in own else v for k, v in some.params.items()}
+        draft = jax.tree.map(lambda x, bad=bad: jnp.full_like(x, bad), some.draft_params)
+        spoilt = dataclasses.replace(some, params=params, draft_params=draft)
+        found = run(spoilt, DRAFTERS[name], make_spec(tokens, order), batch)
+        assert_lossless(found, plain("trained", tokens))
+
+
 EDGES = {
     "one stream of three": BestFirstDrafter(2, 1),
     "two heads of three": BestFirstDrafter(4, 0, num_heads=2),

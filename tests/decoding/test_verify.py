@@ -97,18 +97,24 @@ def test_emit_equals_python(case, eos_ids):
     length = rng.integers(1, 20, BATCH)
     done = rng.random(BATCH) < 0.2
     limit = length + np.where(done, rng.integers(0, 3, BATCH), rng.integers(1, 8, BATCH))
+    finite = rng.random((BATCH, NODES)) < 0.9
     arrays = (jnp.asarray(x, jnp.int32) for x in (drawn, length, limit))
     emission = jax.jit(functools.partial(emit, eos_ids=eos_ids))(
-        acceptance, *arrays, jnp.asarray(done)
+        acceptance, *arrays, jnp.asarray(done), finite=jnp.asarray(finite)
     )
     ways = set()
-    emitted, count, ended = (
-        np.asarray(x) for x in (emission.tokens, emission.count, emission.done)
+    emitted, count, ended, broken = (
+        np.asarray(x) for x in (emission.tokens, emission.count, emission.done, emission.broken)
     )
+    broken_at = set()
     for row, path in enumerate(paths):
-        expected, end = [], bool(done[row])
+        expected, end, stuck = [], bool(done[row]), False
         if not done[row]:
             for node in path:
+                if not finite[row, node]:
+                    stuck = True
+                    broken_at.add(len(expected))
+                    break
                 expected.append(int(drawn[row, node]))
                 stop = expected[-1] in eos_ids
                 full = length[row] + len(expected) == limit[row]
@@ -118,15 +124,18 @@ def test_emit_equals_python(case, eos_ids):
                     break
         assert count[row] == len(expected)
         assert emitted[row, : len(expected)].tolist() == expected
-        assert ended[row] == end
+        assert (ended[row], broken[row]) == (end, stuck)
     if eos_ids == EOS:  # by an id, by the limit, by both; inside a run and at its end
-        assert len(ways) == 6
+        assert len(ways) == 6 and broken_at >= {0, 1, 2}
 
 
 def test_end_of_sequence_behind_the_path_does_not_count():
     """Entries of the path past num_accepted repeat its last node: drawn there, not emitted."""
     acceptance = Acceptance(jnp.array([[0, 0, 0]]), jnp.array([0]))
     drawn = jnp.array([[5, 9, 9]])
-    emission = emit(acceptance, drawn, jnp.array([3]), jnp.array([9]), jnp.array([False]), (9,))
+    finite = jnp.array([[True, False, False]])  # behind the path neither
+    row = (jnp.array([3]), jnp.array([9]), jnp.array([False]))
+    emission = emit(acceptance, drawn, *row, (9,), finite)
     assert (emission.count.tolist(), emission.done.tolist()) == ([1], [False])
+    assert not emission.broken[0]
     assert emission.tokens[0, 0] == 5
