@@ -45,7 +45,9 @@ class ModelConfig:
     tie_embeddings: bool = True  # the LM head is the embedding table
 
     positions: Literal["rotary", "learned"] = "rotary"  # learned: a table that is added
-    max_positions: Count = 0  # length of a learned table: no sequence may be longer
+    # Of a learned table: no sequence may be longer. Of rotary positions: what the model was made
+    # for, beyond which decoding and training warn; 0: not known.
+    max_positions: Count = 0
     position_offset: Count = 0  # rows of a learned table before position 0
     rotary_dim: Count = 0  # leading part of each head that is rotated; 0: all of it
     rope_theta: Positive = 10000.0

@@ -261,6 +261,8 @@ def llama_config_json(config: ModelConfig) -> dict[str, Any]:
         "attention_bias": config.qkv_bias,
         "mlp_bias": config.mlp_bias,
     }
+    if config.max_positions:
+        values["max_position_embeddings"] = config.max_positions
     family = families.find_family(values, "config.json")
     read_back = ModelConfig(
         pretrained=config.pretrained, dtype=config.dtype, **family.model_fields(values)

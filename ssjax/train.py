@@ -136,6 +136,8 @@ def claim_workdir(workdir: Path, config: Config) -> None:
         here, now = (_flat(config_lib.to_dict(c)) for c in (read_config(workdir), config))
         for key, value in now.items():
             decides = key.split(".")[0] in _DECIDES_WEIGHTS and key not in _MAY_CHANGE
+            if key == "model.max_positions" and config.model.positions == "rotary":
+                continue  # decides about a warning
             if decides and here[key] != value:
                 raise UserError(
                     f"{workdir} holds a run with {key}={here[key]!r}, not {value!r}; choose "

@@ -120,6 +120,23 @@ def train_in_process(config):
     return workdir, train.parameter_line(model, state.params, frozen)
 
 
+def test_the_length_that_a_model_was_made_for_may_become_known(tmp_path):
+    """Of rotary positions, where it decides nothing; runs of before have 0 there."""
+    for positions, same in (("rotary", True), ("learned", False)):
+        model = dataclasses.replace(MODEL, max_positions=64, positions=positions)
+        config = dataclasses.replace(config_lib.Config(), model=model)
+        workdir = tmp_path / positions
+        train.claim_workdir(workdir, config)
+        train.claim_workdir(workdir, config)
+        longer = dataclasses.replace(config.model, max_positions=128)
+        longer = dataclasses.replace(config, model=longer)
+        if same:
+            train.claim_workdir(workdir, longer)
+        else:
+            with pytest.raises(UserError, match="model.max_positions=64, not 128"):
+                train.claim_workdir(workdir, longer)
+
+
 @pytest.fixture(scope="module", params=MODES)
 def trained(request, runs):
     return load_trained(runs[request.param][0])

@@ -16,6 +16,7 @@ from typing import Any
 
 from ssjax.errors import UserError
 from ssjax.models.config_json import ConfigJson, show
+from ssjax.ranges import INT32_MAX
 
 # Layers, and channels of a head: far beyond any model, and few enough to be gone through.
 _MOST_LAYERS = 10_000
@@ -139,13 +140,17 @@ def _rope(values: ConfigJson, rope: ConfigJson, theta: float = 10_000.0) -> dict
     theta = rope.number("rope_theta", values.number("rope_theta", theta))
     key = "rope_type" if rope.has("rope_type") else "type"
     kind = rope.text(key, "default")
-    fields = {"rope_theta": theta}
+    positions = values.whole("max_position_embeddings", 0)
+    fields = {"rope_theta": theta, "max_positions": positions}
     if kind == "default":
         rope.refuse(factor=1)  # a factor that nothing says the meaning of
         return fields
     if kind not in ("linear", "llama3"):
         raise rope.wrong(key, "default, linear or llama3: no other scaling is supported")
-    fields |= {"rope_scaling": kind, "rope_factor": rope.number("factor")}
+    factor = rope.number("factor")
+    fields |= {"rope_scaling": kind, "rope_factor": factor}
+    if kind == "linear":  # the number is that before scaling; llama3 and Gemma 3 have scaled it
+        fields["max_positions"] = int(min(positions * factor, INT32_MAX))
     if kind == "llama3":
         low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
         if low >= high:
@@ -353,6 +358,7 @@ def _gemma3(values: ConfigJson) -> dict[str, Any]:
         **_gemma2_like(values),
         **_windows(values, lambda layer: (layer + 1) % period != 0),
         **_rope(values, full, 1_000_000.0),
+        "max_positions": values.whole("max_position_embeddings", 0),
         "rope_local_theta": local.number(
             "rope_theta", values.number("rope_local_base_freq", 10_000.0)
         ),

@@ -51,8 +51,22 @@ def test_positions_and_windows_are_those_of_transformers(published, transformers
     assert config.local_layers == tuple(local if window else ())
     assert config.window == (window if config.local_layers else 0)
 
+    assert config.max_positions == hf_config.max_position_embeddings
     frequencies = tiny_models.rotary_frequencies(hf_config)
     assert bool(frequencies) == (config.positions == "rotary")
     for kind, expected in frequencies.items():
         ours = rotary_frequencies(config, local=kind.startswith("sliding"))
         np.testing.assert_allclose(ours, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "positions"),
+    [("llama", 128), ("llama3", 128), ("gemma3", 128), ("phi", 128), ("llama_linear", 3 * 128)],
+)
+def test_positions_that_a_model_was_made_for(name, positions):
+    """Old linear scaling has the number before scaling, newer files the one after."""
+    values = tiny_models.find(name).config_json
+    family = families.find_family(values, name)
+    assert family.model_fields(values)["max_positions"] == positions
+    del (values := dict(values))["max_position_embeddings"]
+    assert family.model_fields(values)["max_positions"] == 0
