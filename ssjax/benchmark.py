@@ -22,7 +22,6 @@ of Spec-Bench or MT-bench: a JSON object a line, the prompt in "turns"[0].
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
@@ -39,6 +38,7 @@ from ssjax.evaluation.calibration_picture import require_matplotlib
 from ssjax.evaluation.speed import Entry
 from ssjax.files import write_atomic
 from ssjax.models.parameters import count
+from ssjax.prompts import read_questions
 from ssjax.run import Run, load_run, make_sampling
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
@@ -84,7 +84,7 @@ def main() -> int:
     entries = {"plain": Entry(run.decoder, Way(PlainDrafter(), True))}
     for name in names:
         entries[name] = entries["plain"] if name == "calibrated" else open_entry(run, name)
-    prompts = read_questions(run, _QUESTIONS.value) if _QUESTIONS.value else read_split(run)
+    prompts = encode_questions(run, _QUESTIONS.value) if _QUESTIONS.value else read_split(run)
     rows = []
     for batch_size in batch_sizes:
         if "calibrated" in entries:
@@ -144,31 +144,13 @@ def read_split(run: Run) -> Prompts:
     )
 
 
-def read_questions(run: Run, path: str) -> Prompts:
+def encode_questions(run: Run, path: str) -> Prompts:
     """First turns of a Spec-Bench or MT-bench question file.
 
     Raises:
       UserError: not such a file; names the line.
     """
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; give a file with a JSON object a line"
-        ) from None
-    texts = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            texts.append(str(json.loads(line)["turns"][0]))
-        except (ValueError, LookupError, TypeError):
-            raise UserError(
-                f'{path}, line {number}: must be a JSON object with "turns", a list of texts'
-            ) from None
-    texts = texts[: _NUM_PROMPTS.value]
-    if not texts:
-        raise UserError(f"{path} holds no questions")
+    texts = read_questions(path)[: _NUM_PROMPTS.value]
     ids = tuple(tuple(run.encode_prompt(text, raw=False)) for text in texts)
     return Prompts(path, tuple(texts), ids, ())
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from ssjax.config import AdaptationConfig, DecodeConfig
-from ssjax.decoding.decoder import Decoder
+from ssjax.decoding.decoder import Decoder, check_finite
 from ssjax.decoding.drafters import Drafter, PlainDrafter, make_drafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
@@ -42,7 +42,7 @@ def certify(
       base_name: where the base is now; None: where it was.
 
     Raises:
-      UserError: a lossy rule of acceptance.
+      UserError: a lossy rule of acceptance, or the model's output for a prompt is not finite.
 
     Returns:
       Plain values: mode, what is promised, the checks, and whether all of them hold.
@@ -69,6 +69,8 @@ def certify(
             decode.max_new_tokens, drafter=drafter, sampling=sampling,
             deferred=deferred, batch_size=decode.batch_size, seed=seed,
         )  # fmt: skip
+        for number, completion in enumerate(completions):
+            check_finite(completion, 1 + number // repeat)
         return [completion.tokens for completion in completions]
 
     checks = {}

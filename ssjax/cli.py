@@ -18,10 +18,11 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 
 from ssjax import experiment as experiment_lib
-from ssjax import partitioning
+from ssjax import partitioning, prompts
 from ssjax.config import Config, DecodeConfig, MeshConfig
 from ssjax.errors import UserError
 from ssjax.files import check_directory, check_file, to_json, write_atomic
+from ssjax.inputs import Prompt, check_text
 from ssjax.messages import say
 from ssjax.ranges import INT32_MAX, checked, hints
 
@@ -200,8 +201,8 @@ class PromptFlags:
         """Prompts are used as they are."""
         return self._raw.value
 
-    def read(self) -> list[str]:
-        """The prompts of the command line, of a file, or of standard input.
+    def read(self) -> list[Prompt]:
+        """The prompts of the command line, of a file, or of standard input; see `ssjax.prompts`.
 
         Raises:
           UserError: no prompt, two sources, or a file that cannot be read.
@@ -210,34 +211,29 @@ class PromptFlags:
         if self._prompt.value and file_name:
             raise UserError("give --prompt or --prompts_file, not both")
         if self._prompt.value:
-            prompts = [prompt.replace("\\n", "\n") for prompt in self._prompt.value]
-        elif file_name in ("", "-"):
-            prompts = _lines(sys.stdin.buffer.read(), "standard input")
+            given = [prompts.from_line(prompt) for prompt in self._prompt.value]
+            for number, prompt in enumerate(given, start=1):
+                check_text(prompt, f"prompt {number}")
+                if prompts.is_blank(prompt):
+                    raise UserError(f"prompt {number} is empty; give at least one word")
+            return given
+        if file_name in ("", "-"):
+            content = sys.stdin.buffer.read() if sys.stdin else b""
+            given = prompts.parse_lines(content, "standard input")
         else:
-            try:
-                with open(file_name, "rb") as file:
-                    prompts = _lines(file.read(), file_name)
-            except OSError as error:
-                raise UserError(f"{file_name}: {error.strerror}") from None
-        if not prompts:
+            given = prompts.read_file(file_name)
+        if all(prompts.is_blank(prompt) for prompt in given):
             raise UserError("no prompt; give --prompt TEXT, --prompts_file FILE, or lines on stdin")
-        return prompts
-
-
-def _lines(content: bytes, where: str) -> list[str]:
-    try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UserError(f"{where}, line {line}: not UTF-8; convert the file") from None
-    return [line.replace("\\n", "\n") for line in text.splitlines() if line.strip()]
+        return given
 
 
 def define_prompt_flags() -> PromptFlags:
     """Flags that say which prompts to decode."""
     return PromptFlags(
         flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times."),
-        flags.DEFINE_string("prompts_file", "", "One prompt a line; - is standard input."),
+        flags.DEFINE_string(
+            "prompts_file", "", "One prompt a line, in .jsonl as JSON; - is standard input."
+        ),
         flags.DEFINE_bool("raw", False, "Use prompts as they are, without the task's format."),
     )
 

@@ -1,19 +1,30 @@
 """Decodes prompts with a trained run, an exported model or a Hugging Face directory.
 
     python -m ssjax.generate --workdir RUN --prompt "#Person1#: ..."
-    python -m ssjax.generate --workdir RUN --prompts_file FILE      (a prompt a line; - is stdin)
+    python -m ssjax.generate --workdir RUN --prompts_file FILE.txt  (a prompt a line; - is stdin)
+    python -m ssjax.generate --workdir RUN --prompts_file FILE.jsonl
     echo "..." | python -m ssjax.generate --workdir RUN
     python -m ssjax.generate --workdir BASE --adapter DIR --prompt "..."
     python -m ssjax.generate --workdir RUN --prompt "..." --stream
 
-Prints one output a line, in order. In a prompts file, \\n inside a line stands for a line break.
+Prints one output a line, line N for prompt N; a blank line of a prompts file gives a blank line.
+In a prompt \\n stands for a line break. In an output, line ends and backslashes are escaped as in
+JSON: \\n, \\r, \\u2028, \\\\; --json has the text itself.
+
+A line of FILE.jsonl is a JSON text, {"prompt": TEXT}, or {"messages": [{"role": "user", "content":
+TEXT}, ...]} for chats, so that a prompt may hold anything.
+
+Exit status 2 also where the model's output for a prompt is not finite: what came before is printed,
+a line on stderr names the prompt, and its "finish" in --json is "error".
 """
 
 from absl import flags
 
-from ssjax import cli
+from ssjax import cli, prompts
+from ssjax.decoding.decoder import Completion
 from ssjax.errors import UserError
 from ssjax.evaluation.compare import mark_runs
+from ssjax.inputs import Prompt
 from ssjax.run import Answer, Run, load_run, visible_text
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
@@ -42,7 +53,7 @@ def main() -> int:
     if _LOG_PROBS.value and not _JSON.value:
         raise UserError("--log_probs writes to a file; give one with --json FILE")
     changes = cli.given(_CHANGES)
-    prompts = _PROMPTS.read()
+    asked = _PROMPTS.read()
     run = load_run(
         _WORKDIR.value,
         _CHECKPOINT.value,
@@ -51,32 +62,49 @@ def main() -> int:
         mesh=cli.open_mesh(_MESH),
     )
     if _STREAM.value:
-        answers = [_streamed(run, i, prompt, changes) for i, prompt in enumerate(prompts)]
-        cli.write_json(_JSON.value, [_record(answer) for answer in answers])
-        return 0
-    answers = run.generate(
-        prompts,
+        answers = [_streamed(run, i, prompt, changes) for i, prompt in enumerate(asked)]
+    else:
+        answers = _generated(run, asked, changes)
+    cli.write_json(_JSON.value, [_record(answer) for answer in answers])
+    failed = any(answer.completion.finish == "error" for answer in answers)
+    return cli.EXIT_BAD_INPUT if failed else 0
+
+
+def _generated(run: Run, asked: list[Prompt], changes: dict) -> list[Answer]:
+    """Prints and returns the answers."""
+    places = [i for i, prompt in enumerate(asked) if not prompts.is_blank(prompt)]
+    found = run.generate(
+        [asked[i] for i in places],
+        numbers=places,
         raw=_PROMPTS.raw,
         log_probs=_LOG_PROBS.value,
         calibration=_CALIBRATION.value,
         **changes,
     )
+    by_place = dict(zip(places, found, strict=True))
+    answers = [by_place.get(i, _NOTHING) for i in range(len(asked))]
     for answer in answers:
         text = answer.text
         if _SHOW_RUNS.value:
             text = mark_runs(answer.completion, visible_text(run, answer.text, answer.completion))
-        print(text.replace("\n", "\\n"))
-    cli.write_json(_JSON.value, [_record(answer) for answer in answers])
-    return 0
+        print(prompts.as_line(text))
+    return answers
 
 
-def _streamed(run: Run, number: int, prompt: str, changes: dict) -> Answer:
+# Of a blank line.
+_NOTHING = Answer("", "", Completion((), finish="empty", calls=0, runs=(0,), accepted=()))
+
+
+def _streamed(run: Run, number: int, prompt: Prompt, changes: dict) -> Answer:
     """Prints an answer while it grows, on one line; returns it."""
+    if prompts.is_blank(prompt):
+        print()
+        return _NOTHING
     shown = 0
     for answer in run.stream(
         prompt, number=number, raw=_PROMPTS.raw, calibration=_CALIBRATION.value, **changes
     ):
-        print(answer.text[shown:].replace("\n", "\\n"), end="", flush=True)
+        print(prompts.as_line(answer.text[shown:]), end="", flush=True)
         shown = len(answer.text)
     print()
     return answer

@@ -1,6 +1,7 @@
 """A model opened for decoding: text in, text out."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from ssjax import config as config_lib
 from ssjax.calibrated import Situation
 from ssjax.config import AdaptationConfig, Config, DecodeConfig
 from ssjax.data import pipeline
-from ssjax.data.tasks import Task, get_task
+from ssjax.data.tasks import ChatTask, Task, get_task
 from ssjax.data.tokenizer import Tokenizer, same_tokens
-from ssjax.decoding.decoder import Completion, Decoder
+from ssjax.decoding.decoder import Completion, Decoder, not_finite
 from ssjax.decoding.draft_model import ModelDrafter
 from ssjax.decoding.drafters import Drafter, Way, make_drafter
 from ssjax.decoding.sampling import Sampling
@@ -21,13 +22,15 @@ from ssjax.decoding.verify import RULES
 from ssjax.errors import UserError
 from ssjax.inputs import (
     Prompt,
+    is_chat,
     read_changes,
     read_count,
+    read_numbers,
     read_path,
     read_prompts,
     read_seeds,
 )
-from ssjax.messages import say_once
+from ssjax.messages import say, say_once
 from ssjax.models.lora import merge_lora
 from ssjax.trained import Trained, load_trained, make_model
 
@@ -64,6 +67,7 @@ class Run:
         *,
         raw: bool = False,
         seeds: Sequence[int] | None = None,
+        numbers: Sequence[int] | None = None,
         log_probs: bool = False,
         calibration: bool = True,
         **changes,
@@ -72,16 +76,18 @@ class Run:
 
         Args:
           inputs: one prompt or several: a text for this task, e.g. a dialogue (with raw, a whole
-            prompt), or token ids, which are used as they are.
+            prompt), token ids, which are used as they are, or for chats a list of messages.
           raw: texts are used as they are, without the task's prompt format.
           seeds: one for each input, in place of the config's for all; an input then has the
             same samples whatever the others are.
+          numbers: places of the inputs among more, which samples and messages go by; None: from 0.
           log_probs: also keep the log-probabilities of the tokens, see `Completion`.
           calibration: see `way`.
           **changes: fields of `DecodeConfig`, e.g. max_new_tokens=20, drafter="plain", stop="END".
 
         Returns:
-          An answer for each prompt, in their order; a list of one for one prompt.
+          An answer for each prompt, in their order; a list of one for one prompt. Where the model's
+          output was not finite, its finish is "error", and a line on stderr names the prompt.
 
         Raises:
           UserError: an empty input, or an argument that cannot work, by its name.
@@ -89,11 +95,11 @@ class Run:
         changes = read_changes(changes)
         decode = self.decode_config(**changes)
         inputs = self.read_prompts(inputs, "inputs")
-        seeds = read_seeds(seeds, len(inputs))
+        seeds, numbers = read_seeds(seeds, len(inputs)), read_numbers(numbers, len(inputs))
         batch_size = min(decode.batch_size, max(len(inputs), 1))
         way = self.way(changes, batch_size, calibration=calibration)
         completions = self.decoder.generate(
-            [self.encode_prompt(text, raw=raw) for text in inputs],
+            self._encoded(inputs, numbers, raw),
             decode.max_new_tokens,
             drafter=way.drafter,
             sampling=make_sampling(decode),
@@ -102,10 +108,12 @@ class Run:
             seed=decode.seed if seeds is None else seeds,
             log_probs=log_probs,
             accept=decode.accept,
+            numbers=numbers,
         )
         answers = []
-        for prompt, completion in zip(inputs, completions, strict=True):
+        for number, prompt, completion in zip(numbers, inputs, completions, strict=True):
             completion, text = self.finish(completion, decode.stop)
+            _say_failed(completion, number)
             answers.append(Answer(prompt, text, completion, RULES[decode.accept]))
         return answers
 
@@ -146,7 +154,7 @@ class Run:
         )
         way = self.way(changes, 1, calibration=calibration)
         for completion in self.decoder.stream(
-            self.encode_prompt(text, raw=raw),
+            *self._encoded([text], [number], raw),
             decode.max_new_tokens,
             drafter=way.drafter,
             sampling=make_sampling(decode),
@@ -159,6 +167,7 @@ class Run:
             completion, found = self.finish(completion, decode.stop)
             if completion.finish == "unfinished":
                 found = settled(found, decode.stop)
+            _say_failed(completion, number)
             yield Answer(text, found, completion, RULES[decode.accept])
             if completion.finish == "stop":
                 return
@@ -237,8 +246,26 @@ class Run:
                 raise UserError(f"prompt {number} is empty; give at least one word")
         return prompts
 
+    def _encoded(self, prompts, numbers, raw) -> list[list[int]]:
+        encoded = []
+        for number, prompt in zip(numbers, prompts, strict=True):
+            try:
+                encoded.append(self.encode_prompt(prompt, raw=raw))
+            except UserError as error:
+                raise UserError(f"prompt {number + 1}: {error}") from None
+        return encoded
+
     def encode_prompt(self, text: Prompt, *, raw: bool) -> list[int]:
-        """Prompt ids of an input as in training; nothing is cut."""
+        """Prompt ids of an input as in training; nothing is cut.
+
+        Raises:
+          UserError: a chat where the task is none, or one that the chat template rejects.
+        """
+        if is_chat(text):
+            if raw or not isinstance(self.task, ChatTask):
+                kind = "raw prompts" if raw else f"the task {self.task.name}"
+                raise UserError(f"messages are for chats, not for {kind}; give a text")
+            return self.task.prompt_ids({"messages": json.dumps(text)}, self.tokenizer)
         if not isinstance(text, str):
             return list(text)
         if raw:
@@ -305,6 +332,11 @@ def open_run(trained: Trained, mesh: Mesh | None = None) -> Run:
     )
     task = get_task(config.data.task)
     return Run(trained.directory, trained.step, config, task, tokenizer, decoder)
+
+
+def _say_failed(completion: Completion, number: int) -> None:
+    if completion.finish == "error":
+        say(not_finite(completion, number + 1))
 
 
 def settled(text: str, stops: Sequence[str]) -> str:

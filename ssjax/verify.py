@@ -21,6 +21,7 @@ from absl import flags
 from ssjax import certify, cli
 from ssjax.data import builders, pipeline
 from ssjax.errors import UserError
+from ssjax.prompts import is_blank
 from ssjax.run import Run, open_run
 from ssjax.trained import load_trained
 
@@ -76,7 +77,8 @@ def main() -> int:
 def read_prompts(run: Run) -> list[list[int]]:
     """Ids of the prompts of the command line, or of a split of the run's data."""
     if _PROMPTS.given:
-        texts = _PROMPTS.read()[: _NUM_PROMPTS.value]
+        texts = [prompt for prompt in _PROMPTS.read() if not is_blank(prompt)]
+        texts = texts[: _NUM_PROMPTS.value]
         return [run.encode_prompt(text, raw=_PROMPTS.raw) for text in texts]
     data = run.config.data
     source = builders.open_source(

@@ -37,7 +37,8 @@ class Completion:
 
     tokens: tuple[int, ...]  # new ids; a final end-of-sequence id is included
     # "eos" or "length"; "error" where the model's output was not finite behind these tokens;
-    # "stop" where `ssjax.run` has cut it at a stop string; "unfinished" while it is streamed
+    # "stop" where `ssjax.run` has cut it at a stop string; "unfinished" while it is streamed;
+    # "empty" where `ssjax.generate` was given a blank line
     finish: str
     calls: int  # decode passes while this row was active; prefill not counted
     runs: tuple[int, ...]  # tokens emitted by prefill, then by each pass; sums to len(tokens)

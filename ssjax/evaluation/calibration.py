@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ssjax.decoding.calibration import likeliest_static_tree
-from ssjax.decoding.decoder import Decoder
+from ssjax.decoding.decoder import Decoder, check_finite
 from ssjax.decoding.drafters import BestFirstDrafter, Drafter, PlainDrafter, StaticDrafter, Way
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
@@ -103,12 +103,14 @@ def measure_acceptance(
       max_new_tokens: of each output.
 
     Raises:
-      UserError: outputs too short to need a pass.
+      UserError: outputs too short to need a pass, or not finite.
     """
     completions = decoder.generate(
         prompts, max_new_tokens, drafter=PlainDrafter(), sampling=Sampling(), deferred=True,
         batch_size=min(_PLAIN_BATCH, len(prompts)), seed=0,
     )  # fmt: skip
+    for number, completion in enumerate(completions, start=1):
+        check_finite(completion, number)
     outputs = [completion.tokens for completion in completions]
     if max(map(len, outputs)) < 2:
         raise UserError(

@@ -127,6 +127,9 @@ def compare(
       decoder: the model.
       prompts: ids; all the other arguments as in `Decoder.generate`.
       on_batch: called with the number of prompts done so far.
+
+    Raises:
+      UserError: as `time_ways`.
     """
 
     entries = [Entry(decoder, Way(kind, deferred)) for kind in (PlainDrafter(), drafter)]

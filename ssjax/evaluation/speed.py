@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ssjax.decoding.decoder import BatchTiming, Completion, Decoder
+from ssjax.decoding.decoder import BatchTiming, Completion, Decoder, check_finite
 from ssjax.decoding.drafters import Way
 from ssjax.decoding.sampling import Sampling
 from ssjax.evaluation.bootstrap import interval
@@ -65,6 +65,9 @@ def time_ways(
       entries: at least one.
       prompts: ids; all the other arguments as in `Decoder.generate`.
       on_batch: called with the number of prompts done so far.
+
+    Raises:
+      UserError: the model's output for a prompt is not finite, so that there is nothing to compare.
     """
 
     def batches(entry, chosen):
@@ -85,6 +88,8 @@ def time_ways(
     while done < len(prompts):
         for index in order.permutation(len(entries)):
             completions, timing = next(running[index])
+            for number, completion in enumerate(completions, start=done + 1):
+                check_finite(completion, number)
             results[index].append(TimedBatch(tuple(completions), timing))
         done += len(results[0][-1].completions)
         on_batch(done)

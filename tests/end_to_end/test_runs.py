@@ -151,20 +151,21 @@ def test_a_second_start_of_a_finished_run_only_evaluates(run, prepared):
 
 def test_generate_from_flag_file_and_standard_input(run, tmp_path):
     file = tmp_path / "prompts.txt"
-    file.write_text(f"{DIALOGUE}\n\n{DIALOGUE} Fine.\n")
+    file.write_text(f"\ufeff{DIALOGUE}\n\n{DIALOGUE} Fine.\u2028\n")
     out = tmp_path / "out.json"
     by_flag = call("generate", "--workdir", run, "--prompt", DIALOGUE)
     by_file = call("generate", "--workdir", run, "--prompts_file", file, "--json", out)
     by_stdin = call("generate", "--workdir", run, input=file.read_text())
     assert by_flag.returncode == by_file.returncode == by_stdin.returncode == 0, by_file.stderr
     assert by_file.stdout == by_stdin.stdout
-    assert len(by_file.stdout.splitlines()) == 2
-    assert by_file.stdout.splitlines()[0] == by_flag.stdout.splitlines()[0]
+    first, blank, _ = by_file.stdout.splitlines()
+    assert (first, blank) == (by_flag.stdout.splitlines()[0], "")
     answers = json.loads(out.read_text())
     assert [a["prompt"] for a in answers] == [
-        DIALOGUE.replace("\\n", "\n"), DIALOGUE.replace("\\n", "\n") + " Fine.",
+        DIALOGUE.replace("\\n", "\n"), "", DIALOGUE.replace("\\n", "\n") + " Fine.\u2028",
     ]  # fmt: skip
-    assert all(0 < a["tokens"] <= 16 for a in answers)
+    assert [a["finish"] == "empty" for a in answers] == [False, True, False]
+    assert [0 < a["tokens"] <= 16 for a in answers] == [True, False, True]
 
 
 def test_generate_writes_log_probs_and_names_a_lossy_rule(run, tmp_path):
