@@ -6,14 +6,18 @@ entry with the same key and keeps the others.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from ssjax import ranges
+from ssjax.config import DecodeConfig
 from ssjax.decoding.drafters import BestFirstDrafter, Drafter, PlainDrafter, StaticDrafter, Way
 from ssjax.decoding.tree import StaticTree
+from ssjax.errors import UserError
 from ssjax.evaluation.calibration import Acceptance, Calibration, Candidate
-from ssjax.files import write_atomic
+from ssjax.files import read_json_object, write_atomic
+from ssjax.ranges import Range
 
 FILE = "calibration.json"
 # Fields of `DecodeConfig` that say how to draft: who gives one of them wants no calibration.
@@ -55,7 +59,7 @@ def find(directory: Path, situation: Situation, batch_size: int) -> tuple[Way | 
     if not path.exists():
         return None, ""
     try:
-        entries = json.loads(path.read_text())["calibrations"]
+        entries = _read(path)
         for field in dataclasses.fields(Situation):
             name, wanted = field.name, getattr(situation, field.name)
             there = sorted({entry[name] for entry in entries})
@@ -67,16 +71,39 @@ def find(directory: Path, situation: Situation, batch_size: int) -> tuple[Way | 
             there = sorted(entry["batch_size"] for entry in entries)
             return None, _ignored(path, "batch_size", there, batch_size)
         entry = max(smaller, key=lambda entry: entry["batch_size"])
-        way = way_from_dict(entry["chosen"])
-        line = f"calibrated: {entry['summary']}; {_SWITCH_OFF}"
-    except (ValueError, KeyError, TypeError) as error:  # of JSON too
-        return None, f"{path} ignored: not a calibration ({error!r}); run ssjax.calibrate again"
+        way = way_from_dict(entry["chosen"], situation.num_streams)
+        line = f"calibrated: {entry['summary']!s:.300}; {_SWITCH_OFF}"
+    except UserError as error:
+        problem = str(error).removeprefix(f"{path}: ").removeprefix("config: ")
+        return None, f"{path} ignored: {problem}; run ssjax.calibrate again"
     return way, line
 
 
 def _ignored(path, name, there, wanted) -> str:
-    made = f"{name.replace('_', ' ')} {', '.join(map(str, there))}"
+    made = f"{name.replace('_', ' ')} {', '.join(map(str, there))}"[:300]
     return f"{path} ignored: it is for {made}, not {wanted}; run ssjax.calibrate to have one"
+
+
+_ENTRY = {
+    "device": str,
+    "dtype": str,
+    "step": Annotated[int, Range(0)],
+    "num_streams": Annotated[int, Range(0)],
+    "batch_size": Annotated[int, Range(1)],
+}
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The entries of a file, with checked keys. Raises: UserError."""
+    entries = read_json_object(path).get("calibrations")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError("not a calibration")
+    for entry in entries:
+        for name, hint in _ENTRY.items():
+            ranges.checked(entry.get(name), hint, name)
+        if not isinstance(entry.get("chosen"), dict) or not isinstance(entry.get("summary"), str):
+            raise UserError("not a calibration")
+    return entries
 
 
 def store(directory: Path, entries: Sequence[dict[str, Any]]) -> Path:
@@ -86,8 +113,8 @@ def store(directory: Path, entries: Sequence[dict[str, Any]]) -> Path:
     """
     path = directory / FILE
     try:
-        kept = {_key(entry): entry for entry in json.loads(path.read_text())["calibrations"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = {_key(entry): entry for entry in _read(path)}
+    except UserError:
         kept = {}
     kept |= {_key(entry): entry for entry in entries}
     ordered = [kept[key] for key in sorted(kept)]
@@ -161,9 +188,21 @@ def way_to_dict(way: Way) -> dict[str, Any]:
     return {"drafter": _drafter_to_dict(way.drafter), "deferred": way.deferred}
 
 
-def way_from_dict(values: dict[str, Any]) -> Way:
-    """Raises: ValueError, KeyError or TypeError, if the values are no way to decode."""
-    return Way(_drafter_from_dict(values["drafter"]), bool(values["deferred"]))
+def way_from_dict(values: Mapping[str, Any], num_streams: int) -> Way:
+    """A way to decode from plain values.
+
+    Args:
+      values: as `way_to_dict` makes them.
+      num_streams: of the model.
+
+    Raises:
+      UserError: the values are no way to decode that model.
+    """
+    deferred = ranges.checked(values.get("deferred"), bool, "deferred")
+    drafter = values.get("drafter")
+    if not isinstance(drafter, dict):
+        raise UserError("not a calibration")
+    return Way(_drafter_from_dict(drafter, num_streams), deferred)
 
 
 def _drafter_to_dict(drafter: Drafter) -> dict[str, Any]:
@@ -178,13 +217,22 @@ def _drafter_to_dict(drafter: Drafter) -> dict[str, Any]:
     raise TypeError(f"{type(drafter).__name__} has no stored form")
 
 
-def _drafter_from_dict(values: dict[str, Any]) -> Drafter:
-    match values["kind"]:
-        case "plain":
-            return PlainDrafter()
-        case "best_first":
-            return BestFirstDrafter(values["nodes"], values["streams"])
-        case "static":
-            tree = StaticTree(tuple(values["parents"]), tuple(values["ranks"]))
-            return StaticDrafter(tree, values["streams"])
-    raise ValueError(f"unknown drafter {values['kind']!r}")
+def _drafter_from_dict(values: Mapping[str, Any], num_streams: int) -> Drafter:
+    kind = values.get("kind")
+    if kind == "plain":
+        return PlainDrafter()
+    hint = Annotated[int, Range(1, num_streams)]
+    streams = ranges.checked(values.get("streams"), hint, "streams")
+    fields = ranges.hints(DecodeConfig)
+    if kind == "best_first":
+        return BestFirstDrafter(
+            ranges.checked(values.get("nodes"), fields["num_nodes"], "nodes"), streams
+        )
+    if kind == "static":
+        names = ("parents", "ranks")
+        parts = [ranges.checked(values.get(name), fields[name], name) for name in names]
+        try:
+            return StaticDrafter(StaticTree(*parts), streams)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    raise UserError(f"unknown drafter {kind!r:.80}")

@@ -15,7 +15,6 @@ those files alone, finished or not.
 """
 
 import dataclasses
-import json
 import os
 import platform
 import signal
@@ -29,7 +28,7 @@ from absl import flags
 
 from ssjax import cli, messages, study, study_report
 from ssjax.errors import UserError
-from ssjax.files import write_atomic
+from ssjax.files import make_directory, read_json_object, to_json, write_atomic
 from ssjax.study import TaskStudy, Training
 
 _SUITE = flags.DEFINE_enum("suite", None, list(study.SUITES), "What is run.", required=True)
@@ -86,7 +85,7 @@ def _run_all(chosen: list[TaskStudy], root: Path) -> int:
     for trainings in (study.models, study.ablations):
         for task in chosen:
             directory = root / task.task
-            directory.mkdir(parents=True, exist_ok=True)
+            make_directory(directory)
             for step in steps(task, trainings(task), directory, _DATA.value):
                 if _UNTIMED.value and step.arguments[0] == "benchmark":
                     continue
@@ -184,19 +183,20 @@ def _note(directory: Path, step: Step, data_path: str, seconds: float) -> None:
     The command has DIR and DATA for the directories, so that it reads the same on any machine.
     """
     path = directory / "steps.json"
-    noted = json.loads(path.read_text()) if path.exists() else {}
+    noted = read_json_object(path, "remove it") if path.exists() else {}
     command = " ".join(("python -m ssjax." + step.arguments[0], *step.arguments[1:]))
     command = command.replace(str(directory.parent), "DIR")
     if data_path:
         command = command.replace(str(Path(data_path).absolute()), "DATA")
-    before = noted.get(step.name, {"seconds": 0.0})["seconds"]
+    before = noted.get(step.name)
+    seconds += before.get("seconds", 0.0) if isinstance(before, dict) else 0.0
     noted[step.name] = {
         "command": command,
-        "seconds": before + seconds,
+        "seconds": seconds,
         "commit": _commit(),
         "machine": f"{os.cpu_count()} cores ({_processor()}), Python {platform.python_version()}",
     }
-    write_atomic(path, json.dumps(noted, indent=2) + "\n")
+    write_atomic(path, to_json(noted))
 
 
 def _processor() -> str:

@@ -5,15 +5,22 @@ the pictures. A step that has not run yet is "not measured". What a reader shoul
 written by hand in FILE/reading.md, which the report begins with if it is there.
 """
 
+import contextlib
 import io
-import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ssjax import study
-from ssjax.files import write_atomic
+from ssjax.errors import DamagedError
+from ssjax.files import (
+    make_directory,
+    parse_json_object,
+    read_json_object,
+    read_lines,
+    write_atomic,
+)
 from ssjax.study import TaskStudy
 from ssjax.study_tables import (
     MODES,
@@ -25,6 +32,8 @@ from ssjax.study_tables import (
     task_sections,
 )  # fmt: skip
 
+_AGAIN = "remove it and run the same command again"
+
 
 def write(target: Path, root: Path, suite: Sequence[TaskStudy], name: str) -> None:
     """Writes the report of whatever is done.
@@ -34,9 +43,17 @@ def write(target: Path, root: Path, suite: Sequence[TaskStudy], name: str) -> No
       root: work directory of `ssjax.reproduce`.
       suite: all of its tasks.
       name: of the suite.
+
+    Raises:
+      UserError: a result cannot be read, or the report not be written.
     """
-    kept = target.with_suffix("")
-    kept.mkdir(parents=True, exist_ok=True)
+    kept = make_directory(target.with_suffix(""))
+    with _damaged(root):
+        sections = _sections(target, kept, root, suite, name)
+    write_atomic(target, "\n\n".join(section for section in sections if section) + "\n")
+
+
+def _sections(target, kept, root, suite, name) -> list[str]:
     sections = [_read_text(kept / "reading.md"), _how(root, suite, name)]
     measured = {task.task: read_results(root / task.task) for task in suite}
     sections += [
@@ -56,12 +73,24 @@ def write(target: Path, root: Path, suite: Sequence[TaskStudy], name: str) -> No
             path = kept / task.task / f"{picture}.png"
             write_atomic(path, content)
             sections.append(f"![{picture}]({path.relative_to(target.parent)})")
-    write_atomic(target, "\n\n".join(section for section in sections if section) + "\n")
+    return sections
+
+
+@contextlib.contextmanager
+def _damaged(root: Path) -> Iterator[None]:
+    """A result that is JSON but not what its step writes."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedError(
+            f"{root}: a JSON file there is not what its step wrote ({error!r}); remove it and run "
+            "the same command again"
+        ) from error
 
 
 def read_results(directory: Path) -> dict[str, Any]:
     """The JSON results of a task by the names of their steps."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))}
+    return {path.stem: read_json_object(path, _AGAIN) for path in sorted(directory.glob("*.json"))}
 
 
 def _keep(source: Path, target: Path, results: Mapping[str, Any]) -> None:
@@ -120,7 +149,7 @@ def _pictures(task: TaskStudy, directory: Path, results: Mapping[str, Any]) -> d
     for training in study.models(task):
         path = directory / training.name / "metrics.jsonl"
         if path.exists():
-            records = [json.loads(line) for line in path.read_text().splitlines()]
+            records = [parse_json_object(line, str(path), _AGAIN) for line in read_lines(path)]
             points = [(r["step"], r["loss_main"]) for r in records if "loss_main" in r]
             if points:
                 losses[training.name] = points

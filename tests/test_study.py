@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import random
 import runpy
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import damage
 import pytest
 
 from ssjax import config as config_lib
@@ -137,6 +139,21 @@ def test_the_report_holds_what_was_measured_and_says_what_was_not(tmp_path):
     (target.with_suffix("") / "reading.md").write_text("What to make of it.")
     study_report.write(target, tmp_path / "work", [task], "smoke")
     assert target.read_text().startswith("What to make of it.\n\n# Results")
+
+    dice = random.Random(0)
+    whole = {path: path.read_bytes() for path in sorted(directory.glob("*.json"))}
+    refused = 0
+    for number in range(60):
+        path = list(whole)[number % len(whole)]
+        how = damage.odd_json if number % 2 else damage.odd_bytes
+        path.write_bytes(how(whole[path], dice)[0])
+        try:
+            study_report.write(tmp_path / "other.md", tmp_path / "work", [task], "smoke")
+        except UserError as error:
+            refused += 1
+            assert str(tmp_path) in str(error)
+        path.write_bytes(whole[path])
+    assert refused > 20
 
 
 def test_a_step_that_fails_is_one_line_with_its_log(tmp_path):

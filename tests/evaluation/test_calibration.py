@@ -3,7 +3,9 @@
 import dataclasses
 import itertools
 import json
+import random
 
+import damage
 import numpy as np
 import oracles
 import pytest
@@ -405,14 +407,41 @@ def test_calibrating_again_replaces(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"calibrations": [{"device": "cpu"}]}', '{"calibrations": 3}']
+    ("content", "reason"),
+    [
+        ("", "not JSON"),
+        ("[" * 5000, "nested too deeply"),
+        ("[]", "not a JSON object"),
+        ("{}", "not a calibration"),
+        ('{"calibrations": 3}', "not a calibration"),
+        ('{"calibrations": [{"device": "cpu"}]}', "dtype must be text, got None"),
+    ],
 )
-def test_a_broken_file_is_ignored_and_replaced(tmp_path, content):
+def test_a_broken_file_is_ignored_and_replaced(tmp_path, content, reason):
     (tmp_path / "calibration.json").write_text(content)
     way, line = calibrated.find(tmp_path, HERE, 1)
-    assert way is None and "not a calibration" in line and "\n" not in line
+    assert way is None and reason in line and "\n" not in line
     stored(tmp_path, calibration_of(1, STATIC))
     assert calibrated.find(tmp_path, HERE, 1)[0].drafter == STATIC
+
+
+def test_a_damaged_file_is_ignored_or_still_a_way_to_decode(tmp_path):
+    dice, ways = random.Random(0), 0
+    path = tmp_path / "calibration.json"
+    for number in range(300):
+        path.unlink(missing_ok=True)
+        drafter = STATIC if number % 2 else BestFirstDrafter(8, 4)
+        stored(tmp_path, calibration_of(1, drafter))
+        path.write_bytes((damage.odd_json if number % 3 else damage.odd_bytes)(
+            path.read_bytes(), dice)[0])  # fmt: skip
+        way, line = calibrated.find(tmp_path, HERE, 1)
+        assert line.count("\n") == 0 and 0 < len(line) < 700
+        if way is None:
+            assert "ignored" in line
+        elif way.drafter != PlainDrafter():
+            ways += 1
+            assert 0 < way.drafter.num_streams <= 4 and 1 < way.drafter.num_nodes < 1100
+    assert 20 < ways < 250
 
 
 # Use.
