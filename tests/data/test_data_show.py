@@ -1,13 +1,12 @@
 """What `python -m ssjax.data.show` says training sees, against the texts themselves."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import small_tokenizers
+import verb_server
 
 from ssjax import config as config_lib
 from ssjax.config import DataConfig
@@ -16,8 +15,6 @@ from ssjax.data.choice import choose_tokenizer
 from ssjax.data.shown import Shown
 from ssjax.data.tokenizer import tokenizer_from_files
 from ssjax.errors import UserError
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +31,15 @@ def pairs(tmp_path_factory):
 
 
 def command(pairs, *arguments):
-    finished = subprocess.run(
+    finished = verb_server.server().call(
+        "data.show",
         [
-            sys.executable, "-m", "ssjax.data.show", "--config=experiments/dialogsum.py:smoke",
+            "--config=experiments/dialogsum.py:smoke",
             "--config.data.task=pairs", f"--config.data.path={pairs}",
             f"--config.data.tokenizer={pairs / 'tokenizer'}",
             f"--config.data.prepared_dir={pairs / 'prepared'}",
             f"--config.workdir={pairs / 'run'}", *arguments,
         ],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert not (pairs / "run").exists()  # nothing is written there
     return finished
