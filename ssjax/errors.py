@@ -21,3 +21,9 @@ class DivergedError(UserError):
     """The loss or the gradient of a training is not finite; nothing of that step is kept."""
 
     exit_code = 4
+
+
+class StorageError(UserError):
+    """The storage failed in a way that may pass, such as a lost mount: worth another try."""
+
+    exit_code = 1

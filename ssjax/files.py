@@ -5,6 +5,7 @@ a JSON string, a prompt or a row of a table may hold U+2028, U+0085 or a form fe
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ssjax.errors import UserError
+from ssjax.errors import StorageError, UserError
+
+# Of storage that is somewhere else. All other refusals stay until somebody mends them.
+_PASSING = (
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ECONNABORTED,
+    errno.ECONNRESET,
+    errno.EIO,
+    errno.ENOTCONN,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+)
 
 
 def read_bytes(path: str | os.PathLike, hint: str = "") -> bytes:
@@ -115,12 +128,12 @@ def new_directory(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     _check_new(path)
-    with _one_line(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
-        with _one_line(path):
+        with writing(path):
             os.chmod(temporary, 0o755)  # mkdtemp makes directories that only their owner can read
             if path.exists():
                 path.rmdir()
@@ -137,7 +150,7 @@ def make_directory(path: str | os.PathLike) -> Path:
       UserError: it cannot be made, or not be written to.
     """
     path = Path(path)
-    with _one_line(path):
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as file:
             file.write(b"x")  # a full disk makes files, but empty ones
@@ -165,16 +178,16 @@ def check_directory(path: str | os.PathLike) -> None:
 
 
 def _check_new(path: Path) -> None:
-    with _one_line(path):
+    with writing(path):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path} exists and is not empty; give another --target or remove it")
 
 
 def _check_place(path: Path) -> None:
-    with _one_line(path):
+    with writing(path):
         missing = [parent for parent in path.parents if not parent.exists()]
     try:
-        with _one_line(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(
                 dir=path.parent, prefix=f".{path.name[:100]}."
@@ -198,7 +211,7 @@ def write_atomic(path: str | os.PathLike, content: str | bytes) -> None:
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    with _one_line(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -214,16 +227,27 @@ def write_atomic(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    """What the file system refuses, as one line with the path that was to be written."""
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """What the file system refuses while the block writes, as one line with the path.
+
+    Raises:
+      UserError: an `OSError` of the block.
+    """
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; give a place that can be written to"
+        reason = error.strerror or str(error)
+        raise storage_error(reason)(
+            f"cannot write {path}: {reason}; give a place that can be written to"
         ) from None
     except ValueError as error:  # a path with a null character
         raise UserError(f"cannot write {str(path)!r}: {error}; give another place") from None
+
+
+def storage_error(reason: str) -> type[UserError]:
+    """The class of error for what a file system says: whether another try may help."""
+    passing = any(os.strerror(number) in reason for number in _PASSING)
+    return StorageError if passing else UserError
 
 
 def _with_hint(message: str, hint: str) -> str:
