@@ -4,6 +4,8 @@ from pathlib import Path
 
 import jax
 
+from ssjax.files import make_directory, writing
+
 
 class Profile:
     """Records `count` steps from step `first` on with `jax.profiler`.
@@ -12,10 +14,15 @@ class Profile:
       directory: for the trace; one of each process.
       first: number of the first step; 0: nothing is recorded.
       count: of steps.
+
+    Raises:
+      UserError: the directory cannot be written to.
     """
 
     def __init__(self, directory: Path, first: int, count: int):
         self._directory, self._first, self._last = directory, first, first + count - 1
+        if first:
+            make_directory(directory)
 
     def before_step(self, step: int) -> None:
         """Begins with the first step that is wanted."""
@@ -26,4 +33,5 @@ class Profile:
         """Ends behind the last step; waits for its result, so that the trace is whole."""
         if self._first and step == self._last:
             jax.block_until_ready(result)
-            jax.profiler.stop_trace()
+            with writing(self._directory):
+                jax.profiler.stop_trace()

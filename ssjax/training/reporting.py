@@ -6,6 +6,7 @@ validation_loss, and the others with the prefix validation_). Losses are nats pe
 means over the steps since the record before.
 """
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -25,7 +26,7 @@ from rich.progress import (
 )
 
 from ssjax.errors import DivergedError
-from ssjax.files import write_atomic
+from ssjax.files import make_directory, read_bytes, write_atomic, writing
 from ssjax.training.losses import LossSums
 from ssjax.training.step import StepMetrics
 
@@ -53,6 +54,9 @@ class Reporter:
       schedule: learning rate by step.
       names: of the outputs, from `losses.output_names`.
       quiet: write and say nothing; for all but the first process of a run.
+
+    Raises:
+      UserError: a file cannot be written.
     """
 
     def __init__(
@@ -75,8 +79,9 @@ class Reporter:
         if not quiet:
             path = workdir / "metrics.jsonl"
             write_atomic(path, "".join(_records_until(path, start_step)))
-            self._file = path.open("a", encoding="utf-8")
-            self._board = _tensorboard(workdir)
+            with writing(path):
+                self._file = path.open("a", encoding="utf-8")
+            self._board = _tensorboard(workdir / "tensorboard")
         if not quiet and sys.stderr.isatty():
             self._bar = Progress(
                 TextColumn("training"),
@@ -97,10 +102,10 @@ class Reporter:
     def __exit__(self, *_):
         if self._bar:
             self._bar.stop()
-        if self._board:
-            self._board.close()
-        if self._file:
-            self._file.close()
+        for file in (self._board, self._file):
+            if file:
+                with contextlib.suppress(OSError):  # said where it was written to
+                    file.close()
 
     def add_step(self, step: int, metrics: StepMetrics, num_tokens: int) -> None:
         """Takes the metrics of one step, on the host.
@@ -112,13 +117,12 @@ class Reporter:
 
         Raises:
           DivergedError: the loss or the gradient is not finite.
+          UserError: a file cannot be written.
         """
         loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise DivergedError(
-                f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}; "
-                "lower optimizer.learning_rate or optimizer.clip_norm"
-            )
+            found = f"loss {loss}, gradient norm {grad_norm}"
+            raise DivergedError(_cannot_begin(found) if step == 1 else _diverged(step, found))
         self._sums = [
             total + np.asarray(value, np.float64)
             for total, value in zip(self._sums, _fields(metrics.sums), strict=True)
@@ -134,7 +138,14 @@ class Reporter:
             self._write_training_record(step, grad_norm)
 
     def add_validation(self, step: int, loss: float, sums: LossSums) -> None:
-        """Writes a validation record: the weighted loss, and each output's own."""
+        """Writes a validation record: the weighted loss, and each output's own.
+
+        Raises:
+          DivergedError: the loss is not finite.
+          UserError: a file cannot be written.
+        """
+        if not math.isfinite(loss):  # the step's own loss was: its update is to blame
+            raise DivergedError(_diverged(step, f"validation loss {loss}"))
         record = {"validation_loss": loss} | loss_record(sums, self._names, "validation_")
         self._write({"step": step, "time": time.time()} | record)
         self.say(
@@ -173,12 +184,11 @@ class Reporter:
     def _write(self, record):
         if self._quiet:
             return
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        if self._board:
-            for name, value in record.items():
-                if name not in ("step", "time"):
-                    self._board.add_scalar(name, value, record["step"])
+        with writing(self._file.name):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+            if self._board:
+                self._board.write(record)
 
     def _restart(self):
         self._sums = [np.float64(0.0)] * 3
@@ -197,22 +207,61 @@ def _accuracies(record, prefix):
     return " | ".join([values[0], " ".join(values[1:])]) if len(values) > 1 else values[0]
 
 
+def _cannot_begin(found: str) -> str:
+    """The first step is computed from what training starts with."""
+    return (
+        f"training cannot begin: {found} at step 1, before any update; the weights it starts from "
+        "hold values that are not finite or too large for model.dtype; check the base model"
+    )
+
+
+def _diverged(step: int, found: str) -> str:
+    return (
+        f"training diverged at step {step}: {found}; lower optimizer.learning_rate or "
+        "optimizer.clip_norm"
+    )
+
+
 def _records_until(path: Path, step: int) -> list[str]:
-    if not path.exists():
-        return []
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    content = read_bytes(path) if path.exists() else b""
+    for line in content.decode(errors="replace").split("\n"):
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue  # a line cut short by a kill
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue  # cut short by a kill, or damaged
     return kept
 
 
-def _tensorboard(workdir: Path):
+class _Board:
+    """Records as scalars for TensorBoard.
+
+    Written by the thread that calls: the threads of tensorboardX's own writer end without a word
+    where the disk is full, and whoever writes on waits for them without end.
+    """
+
+    def __init__(self, directory: Path):
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._scalar, self._event = summary.scalar, Event
+        self._writer = event_file_writer.EventsWriter(str(directory / "events"))
+
+    def write(self, record):
+        for name, value in record.items():
+            if name not in ("step", "time"):
+                summary = self._scalar(name, value)
+                event = self._event(step=record["step"], wall_time=record["time"], summary=summary)
+                self._writer.write_event(event)
+
+    def close(self):
+        self._writer.close()
+
+
+def _tensorboard(directory: Path) -> _Board | None:
     if importlib.util.find_spec("tensorboardX") is None:
         return None
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(workdir / "tensorboard"))
+    make_directory(directory)
+    with writing(directory):
+        return _Board(directory)

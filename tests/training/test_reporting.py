@@ -1,11 +1,12 @@
 """Metrics: means by name, files that continue, divergence."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ssjax.errors import DivergedError
+from ssjax.errors import DivergedError, UserError
 from ssjax.training.losses import LossSums
 from ssjax.training.reporting import Reporter, loss_record
 from ssjax.training.step import StepMetrics
@@ -64,9 +65,33 @@ def test_records_behind_the_restored_step_go(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_divergence_names_the_step(tmp_path, bad):
-    with reporter(tmp_path) as r, pytest.raises(DivergedError, match="step 3"):
-        r.add_step(3, metrics(bad), 10)
+def test_the_first_step_blames_the_weights_later_ones_the_optimizer(tmp_path, bad):
+    with reporter(tmp_path) as r:
+        with pytest.raises(DivergedError, match=r"cannot begin: .* at step 1, .* base model"):
+            r.add_step(1, metrics(bad), 10)
+        with pytest.raises(DivergedError, match=r"diverged at step 3: .*learning_rate"):
+            r.add_step(3, metrics(bad), 10)
+        with pytest.raises(DivergedError, match=r"diverged at step 1: validation .*learning_rate"):
+            r.add_validation(1, bad, metrics(1.0).sums)
+    assert records(tmp_path) == [] and DivergedError.exit_code == 4
+
+
+def test_a_file_that_cannot_be_appended_is_one_line(tmp_path):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    with reporter(tmp_path, log_every=1) as r:
+        r._file.close()
+        r._file = full.open("a")
+        with pytest.raises(UserError, match="cannot write /dev/full: No space left"):
+            r.add_step(1, metrics(1.0), 10)
+
+
+def test_damaged_records_are_passed_over(tmp_path):
+    lines = [b'{"step": 1}', b'{"step": \xff}', b"[]", b"7", b'{"step": "x"}', b'{"step": 2}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    with reporter(tmp_path, start_step=2):
+        assert [record["step"] for record in records(tmp_path)] == [1, 2]
 
 
 def test_plain_lines_show_loss_speed_and_time_left(tmp_path, capsys):
@@ -82,4 +107,5 @@ def test_tensorboard_if_installed(tmp_path):
     pytest.importorskip("tensorboardX")
     with reporter(tmp_path) as r:
         r.add_step(2, metrics(1.0), 10)
-    assert any((tmp_path / "tensorboard").iterdir())
+    [file] = (tmp_path / "tensorboard").iterdir()
+    assert b"accuracy_stream_1" in file.read_bytes()
