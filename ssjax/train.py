@@ -12,7 +12,7 @@ evaluated again. On several hosts the same command runs on each, see docs/launch
 to any of them stops all at the same step, and a run continues on other hosts and meshes.
 """
 
-import json
+import contextlib
 from pathlib import Path
 
 import jax
@@ -24,28 +24,22 @@ from ssjax import cli, distributed, messages, partitioning, report
 from ssjax import config as config_lib
 from ssjax import run as run_lib
 from ssjax import trained as trained_lib
+from ssjax.claim import about_run, claim_workdir
 from ssjax.config import Config
 from ssjax.data import pipeline
 from ssjax.data.choice import choose_tokenizer, open_split
 from ssjax.data.tasks import get_task
 from ssjax.data.tokenizer import Tokenizer, open_tokenizer
 from ssjax.errors import UserError
-from ssjax.files import write_atomic
+from ssjax.files import make_directory, to_json, write_atomic
 from ssjax.models import lora
 from ssjax.models.axes import param_shardings
 from ssjax.models.parameters import Params, count, fingerprint, flatten, merge, split
 from ssjax.models.transformer import Transformer, init_params
-from ssjax.pretrained import (
-    Base,
-    keep_origin,
-    open_base,
-    read_base_config,
-    read_config,
-    resolve,
-)
+from ssjax.pretrained import Base, keep_origin, open_base, read_base_config, resolve
 from ssjax.programs import make_train_programs
 from ssjax.trained import Trained
-from ssjax.training import loop, optimizer
+from ssjax.training import checkpoint, interruption, lock, loop, optimizer
 from ssjax.training.checkpoint import Checkpoints
 from ssjax.training.losses import output_names
 from ssjax.training.reporting import Reporter
@@ -55,30 +49,27 @@ _JSON = cli.define_output("json", "Also write the evaluation to this file.")
 _DISTRIBUTED = distributed.define_flag()
 flags.adopt_module_key_flags(cli)  # so that --help lists them
 
-# Groups of the config that decide the weights; a run continues only with the same ones. The
-# base may have moved: its digest is compared instead.
-_DECIDES_WEIGHTS = ("seed", "model", "streams", "adaptation", "loss", "optimizer", "data", "train")
-_MAY_CHANGE = (
-    "model.pretrained",
-    "data.prepared_dir",
-    "train.log_every",
-    "train.eval_every",
-    "train.eval_batches",
-    "train.remat",
-    "train.fused_attention",
-    "train.profile_at",
-    "train.profile_steps",
-)
-
 
 def main() -> int:
     """Runs the experiment of the command line; returns the exit code."""
     config = cli.experiment(_CONFIG)
     if config.compilation_cache:
+        make_directory(config.compilation_cache)
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     distributed.initialize(_DISTRIBUTED.value)
     messages.speak(distributed.is_first())
     workdir = Path(config.workdir)
+    with contextlib.ExitStack() as held:
+        try:
+            distributed.first(lambda: held.enter_context(lock.hold(workdir)))
+            return run(workdir, config)
+        except (UserError, KeyboardInterrupt) as error:
+            interruption.end_within(10, getattr(error, "exit_code", cli.EXIT_INTERRUPTED))
+            raise
+
+
+def run(workdir: Path, config: Config) -> int:
+    """Trains and evaluates in a directory that no other run writes to; returns the exit code."""
     base = None
     if config.model.pretrained:
         base = open_base(config.model.pretrained, config.model.dtype)
@@ -125,27 +116,6 @@ def prepare(workdir: Path, config: Config, base: Base | None) -> None:
         open_split(config, name)
 
 
-def claim_workdir(workdir: Path, config: Config) -> None:
-    """Writes config.json, or checks that the run which is there has the same weights' settings.
-
-    Raises:
-      UserError: the directory holds another run; names the first differing key.
-    """
-    path = workdir / "config.json"
-    if path.exists():
-        here, now = (_flat(config_lib.to_dict(c)) for c in (read_config(workdir), config))
-        for key, value in now.items():
-            decides = key.split(".")[0] in _DECIDES_WEIGHTS and key not in _MAY_CHANGE
-            if key == "model.max_positions" and config.model.positions == "rotary":
-                continue  # decides about a warning
-            if decides and here[key] != value:
-                raise UserError(
-                    f"{workdir} holds a run with {key}={here[key]!r}, not {value!r}; choose "
-                    "another --config.workdir, or give that value to continue the run"
-                )
-    write_atomic(path, json.dumps(config_lib.to_dict(config), indent=2) + "\n")
-
-
 def make_tokenizer(workdir: Path, config: Config, base: Base | None) -> Tokenizer:
     """The run's tokenizer, kept in its directory."""
     directory = None if base is None else base.directory
@@ -170,7 +140,7 @@ def starting_params(
     if config.adaptation.mode == "full":
         weights = base.read_params(config.streams.num_stream_layers, jnp.float32, mesh)
         if base.config_json is not None:
-            text = json.dumps(base.config_json, indent=2) + "\n"
+            text = to_json(base.config_json)
             distributed.first(lambda: write_atomic(workdir / "base_config.json", text))
         digest = fingerprint(weights)
         distributed.first(lambda: keep_origin(workdir, base.name, base.revision, digest))
@@ -224,14 +194,16 @@ def train(workdir: Path, config: Config, tokenizer: Tokenizer, base: Base | None
     )
     validation = pipeline.eval_batches(open_split(config, "validation"), task, tokenizer, **shapes)
     validation = [validation[i] for i in range(min(config.train.eval_batches, len(validation)))]
-    kept = config.checkpoint
-    with Checkpoints(
-        workdir / "checkpoints", keep_latest=kept.keep_latest, keep_best=kept.keep_best
-    ) as checkpoints:
-        if checkpoints.latest_step is not None:
-            state, position = checkpoints.restore(state)
-            messages.say(f"continuing from step {position['next_batch']}")
-        with Reporter(
+    kept, directory = config.checkpoint, workdir / "checkpoints"
+    about = about_run(config, tokenizer)
+    if (restored := checkpoint.restore(directory, state)) is not None:
+        state, position = restored
+        messages.say(f"continuing from step {position['next_batch']}")
+    with (
+        Checkpoints(
+            directory, keep_latest=kept.keep_latest, keep_best=kept.keep_best, about=about
+        ) as checkpoints,
+        Reporter(
             workdir,
             start_step=int(state.step),
             num_steps=config.train.num_steps,
@@ -239,20 +211,21 @@ def train(workdir: Path, config: Config, tokenizer: Tokenizer, base: Base | None
             schedule=optimizer.make_schedule(config.optimizer, config.train.num_steps),
             names=output_names(config.streams),
             quiet=not distributed.is_first(),
-        ) as reporter:
-            state, complete = loop.train(
-                config,
-                programs,
-                state,
-                frozen,
-                open_batches=lambda start: pipeline.train_iterator(batches, start),
-                validation_batches=validation,
-                checkpoints=checkpoints,
-                reporter=reporter,
-                profile_directory=workdir / "profile",
-                tokenizer=tokenizer.files,
-                config_values=config_lib.to_dict(config),
-            )
+        ) as reporter,
+    ):
+        state, complete = loop.train(
+            config,
+            programs,
+            state,
+            frozen,
+            open_batches=lambda start: pipeline.train_iterator(batches, start),
+            validation_batches=validation,
+            checkpoints=checkpoints,
+            reporter=reporter,
+            profile_directory=workdir / "profile",
+            tokenizer=tokenizer.files,
+            config_values=config_lib.to_dict(config),
+        )
     return state, frozen, complete
 
 
@@ -294,14 +267,6 @@ def _check_positions(config: Config) -> None:
             f"config: data.max_prompt_length + data.max_target_length is {needed}, but the model "
             f"has positions for {config.model.max_positions}"
         )
-
-
-def _flat(values: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in values.items():
-        nested = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return flat
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from ssjax import huggingface, partitioning, portable, pretrained
 from ssjax.config import Config, ModelConfig
 from ssjax.data.tokenizer import Tokenizer, open_tokenizer
-from ssjax.errors import UserError
+from ssjax.errors import DamagedError, UserError
 from ssjax.files import read_json_object, to_json, write_atomic
 from ssjax.models import lora
 from ssjax.models.axes import param_shardings, placed
@@ -28,7 +28,7 @@ from ssjax.models.families import Family
 from ssjax.models.parameters import Params, check_finite, fingerprint, merge, split
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.pretrained import Base, open_base, read_config
-from ssjax.training import checkpoint
+from ssjax.training import checkpoint, manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +119,24 @@ def make_model(config: Config, tokenizer: Tokenizer) -> Transformer:
     return Transformer(model, config.streams, True, config.adaptation)
 
 
+def check_tokenizer(directory: Path, tokenizer: Tokenizer, about: Mapping[str, Any] | None) -> None:
+    """Compares the tokenizer of a run directory with the one that its checkpoints were made with.
+
+    Args:
+      about: what a checkpoint says, `checkpoint.read_about`; None: nothing.
+
+    Raises:
+      DamagedError: they differ; names the files.
+    """
+    found, known = manifest.digests(tokenizer.files), (about or {}).get("tokenizer")
+    if known is not None and found != known:
+        names = sorted(n for n in found.keys() | known.keys() if found.get(n) != known.get(n))
+        raise DamagedError(
+            f"{directory}: {', '.join(names)} is not as the checkpoints were trained with; put the "
+            "tokenizer files of the run back"
+        )
+
+
 def read_base(
     workdir: Path, config: Config, name: str | Path | None = None, mesh: Mesh | None = None
 ) -> tuple[Params, Base]:
@@ -161,6 +179,7 @@ def _load_run(path, checkpoint_name, base, mesh) -> Trained:
     tokenizer = open_tokenizer(path)
     directory = path / "checkpoints"
     step = checkpoint.find_step(directory, checkpoint_name)
+    check_tokenizer(path, tokenizer, manifest.about(directory / str(step)))
     model = make_model(config, tokenizer)
     wanted, _ = lora.split_trainable(abstract_params(model), config.adaptation)
     wanted = placed(wanted, model.config, mesh)

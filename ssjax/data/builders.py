@@ -285,6 +285,19 @@ def prepare(task_name: str, path: str, prepared_dir: str, seed: int) -> Path:
     return final / published.builder.name / str(version)
 
 
+def digests(task_name: str, path: str, seed: int) -> dict[str, str]:
+    """SHA-256 of what each split is made from, wherever that lies.
+
+    Args:
+      task_name, path, seed: as in `prepare`.
+
+    Raises:
+      UserError: a file is missing.
+    """
+    files = _read_files(get_task(task_name).name, path, seed)
+    return {split: hashlib.sha256(file.data).hexdigest() for split, file in files.items()}
+
+
 def open_source(
     task_name: str, path: str, prepared_dir: str, seed: int, split: str
 ) -> RecordSource:

@@ -20,6 +20,24 @@ def open_split(config: Config, split: str) -> builders.RecordSource:
     return builders.open_source(data.task, data.path, data.prepared_dir, config.seed, split)
 
 
+def data_digests(config: Config) -> dict[str, str]:
+    """SHA-256 of the files behind each split, or of the generated sample."""
+    return builders.digests(config.data.task, config.data.path, config.seed)
+
+
+def kept_tokenizer(workdir: Path) -> Tokenizer | None:
+    """The tokenizer that a run directory holds, None if there is none yet."""
+    if any(workdir.glob("tokenizer*")) or (workdir / "vocab.json").exists():
+        return open_tokenizer(workdir)
+    return None
+
+
+def given_tokenizer(path: str) -> Tokenizer:
+    """The tokenizer of data.tokenizer: a directory, or a file of SentencePiece."""
+    is_file = Path(path).is_file()
+    return SentencePieceTokenizer.from_file(path) if is_file else open_tokenizer(path)
+
+
 def choose_tokenizer(
     workdir: Path, config: Config, base: Path | None, say: Callable[[str], None]
 ) -> Tokenizer:
@@ -31,12 +49,10 @@ def choose_tokenizer(
       base: the directory of the base model, None if there is none.
       say: is told that a tokenizer is trained, which takes a while.
     """
-    if any(workdir.glob("tokenizer*")) or (workdir / "vocab.json").exists():
-        return open_tokenizer(workdir)
-    given = config.data.tokenizer
-    if given:
-        is_file = Path(given).is_file()
-        return SentencePieceTokenizer.from_file(given) if is_file else open_tokenizer(given)
+    if (kept := kept_tokenizer(workdir)) is not None:
+        return kept
+    if config.data.tokenizer:
+        return given_tokenizer(config.data.tokenizer)
     if base is not None:
         return open_tokenizer(base)
     task = get_task(config.data.task)

@@ -1,6 +1,13 @@
-"""Ctrl-C and SIGTERM as a request to stop, on which all processes agree at the same step."""
+"""Ctrl-C and SIGTERM as a request to stop, on which all processes agree at the same step.
 
+And the end of a process that cannot go on, which nothing may put off.
+"""
+
+import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Callable
 
 import jax
@@ -42,6 +49,27 @@ class Interruption:
         self._say(
             f"{signal.Signals(number).name}: saving after this step; once more to stop at once"
         )
+
+
+def end_within(seconds: float, code: int) -> None:
+    """Lets this process end some seconds after its main thread at the latest.
+
+    Python waits for threads first, and those of a failed save wait for other processes that may
+    wait for this one: measured with two processes of which one found no room, 20 minutes.
+
+    Args:
+      seconds: for threads that end in peace, such as another save.
+      code: of the process.
+    """
+
+    def watch():
+        threading.main_thread().join()
+        time.sleep(seconds)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class StopVote:

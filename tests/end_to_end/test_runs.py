@@ -13,6 +13,9 @@ import pytest
 import verb_server
 from orbax.checkpoint import v1 as ocp
 
+from ssjax.data import sample
+from ssjax.training import lock
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": "",
@@ -298,3 +301,48 @@ def test_divergence_stops_with_the_step_number(prepared, tmp_path):
         ),
     )  # fmt: skip
     assert_one_line_error(finished, "diverged at step", code=4)
+
+
+def test_damage_other_data_and_a_held_directory_end_in_one_line(run, prepared, tmp_path):
+    damaged = shutil.copytree(run, tmp_path / "run")
+    blob = max(damaged.glob("checkpoints/24/state/**/d/*"), key=lambda file: file.stat().st_size)
+    os.truncate(blob, 5000)
+    data = tmp_path / "data"
+    data.mkdir()
+    for split, records in sample.generate({"train": 9, "validation": 2, "test": 2}, 0).items():
+        (data / f"{split}.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in records))
+    before = (run / "config.json").read_bytes()
+    cases = (
+        (["generate", "--workdir", damaged, "--prompt", "x"], ["24 is damaged", "whole: 18"], 3),
+        (
+            ["train", *train_arguments(run, prepared, f"--config.data.path={data}")],
+            ["other data: train, validation, test of"], 2,
+        ),
+        (
+            ["train", *train_arguments(tmp_path / "held", prepared)],
+            [f"held is in use by process {os.getpid()},"], 2,
+        ),
+    )  # fmt: skip
+    with lock.hold(tmp_path / "held"):
+        for arguments, fragments, code in cases:
+            assert_one_line_error(call(*arguments), *fragments, code=code)
+        assert [path.name for path in (tmp_path / "held").iterdir()] == ["lock"]
+    assert (run / "config.json").read_bytes() == before
+
+
+@pytest.mark.stress
+def test_no_room_for_a_checkpoint_ends_the_training(prepared, tmp_path):
+    """A limit on the size of files stands in for a full disk; then there is room, and damage."""
+    arguments = train_arguments(tmp_path / "run", prepared)
+    limited = ["bash", "-c", 'ulimit -f 300 && exec "$@"', "-", *command("train", *arguments)]
+    finished = subprocess.run(
+        limited, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=500
+    )
+    assert_one_line_error(finished, "checkpoints/6 could not be saved", "File too large")
+    finished = call("train", *arguments, "--config.eval.max_records=1")
+    assert finished.returncode == 0, finished.stderr
+    for file in (tmp_path / "run" / "checkpoints" / "24" / "state").glob("**/d/*"):
+        os.truncate(file, 100)
+    finished = call("train", *arguments, "--config.eval.max_records=1")
+    assert finished.returncode == 0, finished.stderr
+    assert "24 is damaged" in finished.stderr and "continuing from step 18" in finished.stderr

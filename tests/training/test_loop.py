@@ -43,7 +43,7 @@ def run(workdir, model, config, widths):
             yield arrays(step, widths[step % len(widths)])
 
     with (
-        Checkpoints(workdir / "checkpoints", keep_latest=1, keep_best=0) as checkpoints,
+        Checkpoints(workdir / "checkpoints", keep_latest=1, keep_best=0, about={}) as checkpoints,
         Reporter(
             workdir,
             start_step=0,

@@ -1,0 +1,69 @@
+"""A run directory is written by one run at a time.
+
+The first process of a run locks a file in it for as long as it lives. The operating system lets
+the lock go with the process, however that ends. Where a file system keeps locks within one host
+(Cloud Storage FUSE), a run on another host is not seen.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ssjax.errors import UserError
+from ssjax.files import make_directory, writing
+from ssjax.messages import say
+
+FILE = "lock"
+
+
+@contextlib.contextmanager
+def hold(workdir: Path) -> Iterator[None]:
+    """Makes a run directory if it is not there, and keeps other runs out of it.
+
+    Raises:
+      UserError: another process holds it, says which; or it cannot be written to.
+    """
+    path = make_directory(workdir) / FILE
+    with writing(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    with os.fdopen(handle, "r+b", buffering=0) as file:
+        holder = _describe(file.read(1000))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{workdir} is in use by {holder or 'another process'}; wait until that ends, "
+                "stop it, or choose another --config.workdir"
+            ) from None
+        except OSError as error:
+            say(f"{path}: {error.strerror}; see to it that no other process trains in {workdir}")
+        if holder and not holder.endswith(f"on {socket.gethostname()}"):
+            say(f"{path}: left by {holder}; see to it that this has ended")
+        since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        values = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        _write(file, json.dumps(values))
+        try:
+            yield
+        finally:
+            _write(file, "")
+
+
+def _write(file, text: str) -> None:
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
+        file.seek(0)
+        file.truncate()
+        file.write(text.encode())
+
+
+def _describe(content: bytes) -> str:
+    """Who wrote it, empty if nobody can be made out."""
+    try:
+        who = json.loads(content)
+        return f"process {who['pid']}, there since {who['since']} on {who['host']}"
+    except (ValueError, TypeError, KeyError):
+        return ""

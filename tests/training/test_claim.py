@@ -1,0 +1,109 @@
+"""What a run directory may be continued with."""
+
+import dataclasses
+import functools
+import json
+import shutil
+
+import pytest
+from small_tokenizers import TEXTS
+
+from ssjax import distributed
+from ssjax.claim import about_run, claim_workdir
+from ssjax.config import Config, DataConfig
+from ssjax.data.choice import kept_tokenizer
+from ssjax.data.tokenizer import train_tokenizer
+from ssjax.errors import DamagedError, UserError
+from ssjax.training import manifest
+
+SPLITS = ("train", "validation", "test")
+
+
+@pytest.fixture
+def data(tmp_path):
+    directory = tmp_path / "data"
+    directory.mkdir()
+    for split in SPLITS:
+        record = {"prompt": f"the {split}", "response": "of it"}
+        (directory / f"{split}.jsonl").write_text(json.dumps(record) + "\n")
+    return directory
+
+
+@functools.cache
+def tokenizer(size):
+    return train_tokenizer(TEXTS, size, symbols=())
+
+
+def config_of(data, **changes):
+    data = DataConfig(task="pairs", path=str(data), **changes)
+    return dataclasses.replace(Config(), data=data)
+
+
+@pytest.fixture(params=["begun", "saved"])
+def workdir(request, tmp_path, data):
+    """A run that has no checkpoint yet, or one."""
+    directory, config = tmp_path / "run", config_of(data)
+    claim_workdir(directory, config)
+    tokenizer(360).save(directory)
+    if request.param == "saved":
+        step = directory / "checkpoints" / "3"
+        step.mkdir(parents=True)
+        manifest.write(step, about_run(config, tokenizer(360)))
+        (directory / "data.json").unlink()  # what the checkpoint says counts
+    return directory
+
+
+def test_the_same_data_may_lie_anywhere(workdir, data, tmp_path):
+    elsewhere = data.rename(tmp_path / "elsewhere")
+    claim_workdir(workdir, config_of(elsewhere))
+    assert json.loads((workdir / "config.json").read_text())["data"]["path"] == str(elsewhere)
+
+
+@pytest.mark.parametrize("splits", [("train",), ("validation", "test")])
+def test_other_data_is_refused_and_changes_nothing(workdir, data, splits):
+    for split in splits:
+        with (data / f"{split}.jsonl").open("a") as file:
+            file.write("\n")
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=f"other data: {', '.join(splits)} of {data} differ"):
+        claim_workdir(workdir, config_of(data))
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_of_an_older_version_is_accepted_with_a_line(tmp_path, data, capsys):
+    workdir = tmp_path / "run"
+    claim_workdir(workdir, config_of(data))
+    (workdir / "data.json").unlink()
+    (workdir / "checkpoints" / "3" / "state").mkdir(parents=True)
+    claim_workdir(workdir, config_of(data))
+    assert "kept no digest of its data" in capsys.readouterr().err
+
+
+def test_another_setting_is_refused(workdir, data):
+    with pytest.raises(UserError, match="holds a run with data.batch_size="):
+        claim_workdir(workdir, config_of(data, batch_size=3))
+
+
+def test_the_tokenizer_is_compared_by_content(workdir, data, tmp_path):
+    copy = tmp_path / "tokenizer"
+    kept_tokenizer(workdir).save(copy)
+    claim_workdir(workdir, config_of(data, tokenizer=str(copy)))
+    shutil.rmtree(copy)
+    claim_workdir(workdir, config_of(data, tokenizer=str(copy)))  # the run has its own
+    tokenizer(350).save(copy)
+    with pytest.raises(UserError, match="another tokenizer than data.tokenizer"):
+        claim_workdir(workdir, config_of(data, tokenizer=str(copy)))
+
+
+@pytest.mark.parametrize("workdir", ["saved"], indirect=True)
+def test_a_changed_tokenizer_is_damage(workdir, data):
+    tokenizer(350).save(workdir)
+    with pytest.raises(DamagedError, match=r"tokenizer.model is not as the checkpoints"):
+        claim_workdir(workdir, config_of(data))
+
+
+def test_processes_with_other_data_are_refused(data, monkeypatch):
+    """`distributed.gather` stands in for two processes."""
+    monkeypatch.setattr(distributed, "gather", lambda text: [text, text.replace("a", "b")])
+    with pytest.raises(UserError, match="different data"):
+        about_run(config_of(data), tokenizer(360))
