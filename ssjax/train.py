@@ -25,7 +25,7 @@ from ssjax import config as config_lib
 from ssjax import run as run_lib
 from ssjax import trained as trained_lib
 from ssjax.claim import about_run, claim_workdir
-from ssjax.config import Config
+from ssjax.config import Config, ModelConfig
 from ssjax.data import pipeline
 from ssjax.data.choice import choose_tokenizer, open_split
 from ssjax.data.tasks import get_task
@@ -171,14 +171,16 @@ def train(workdir: Path, config: Config, tokenizer: Tokenizer, base: Base | None
         "max_target_length": data.max_target_length,
     }
     model = trained_lib.make_model(config, tokenizer)
-    _check_positions(config)
+    _check_learned_positions(config)
     programs = make_train_programs(config, model, mesh)
     source = open_split(config, "train")
     trainable, frozen = starting_params(workdir, config, model, base, mesh)
     messages.say(parameter_line(model, trainable, frozen))
     with jax.set_mesh(mesh):
         state = programs.init(trainable)
-    messages.say(f"training data: {pipeline.describe(source, task, tokenizer, **shapes)}")
+    lengths = pipeline.describe(source, task, tokenizer, **shapes)
+    messages.say(f"training data: {lengths}")
+    messages.say_once(line_of_positions(config.model, lengths.max_kept))
     shapes |= {
         "batch_size": data.batch_size,
         "rows": partitioning.local_rows(mesh, data.batch_size),
@@ -260,7 +262,18 @@ def parameter_line(model: Transformer, trainable: Params, frozen: Params) -> str
     )
 
 
-def _check_positions(config: Config) -> None:
+def line_of_positions(model: ModelConfig, num_tokens: int) -> str:
+    """What there is to say of the longest training example; empty: nothing."""
+    if model.positions != "rotary" or not 0 < model.max_positions < num_tokens:
+        return ""
+    return (
+        f"training examples have up to {num_tokens} tokens, more than the {model.max_positions} "
+        "positions that the model is made for (max_position_embeddings); lower "
+        "data.max_prompt_length or data.max_target_length to cut them"
+    )
+
+
+def _check_learned_positions(config: Config) -> None:
     needed = config.data.max_prompt_length + config.data.max_target_length
     if config.model.positions == "learned" and needed > config.model.max_positions:
         raise UserError(

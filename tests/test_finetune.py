@@ -120,6 +120,19 @@ def train_in_process(config):
     return workdir, train.parameter_line(model, state.params, frozen)
 
 
+@pytest.mark.parametrize(
+    ("positions", "made_for", "num_tokens", "said"),
+    [("rotary", 64, 65, True), ("rotary", 64, 64, False), ("rotary", 0, 65, False),
+     ("learned", 64, 65, False)],
+)  # fmt: skip
+def test_longer_rows_than_a_rotary_model_was_made_for_are_told(
+    positions, made_for, num_tokens, said
+):
+    model = dataclasses.replace(MODEL, positions=positions, max_positions=made_for)
+    line = train.line_of_positions(model, num_tokens)
+    assert bool(line) == said and ("65 tokens, more than the 64 positions" in line) == said
+
+
 def test_the_length_that_a_model_was_made_for_may_become_known(tmp_path):
     """Of rotary positions, where it decides nothing; runs of before have 0 there."""
     for positions, same in (("rotary", True), ("learned", False)):

@@ -56,6 +56,7 @@ class LengthReport:
     max_prompt: int
     mean_target: float
     max_target: int
+    max_kept: int  # prompt and target of one example, after cutting
 
     def __str__(self) -> str:
         return (
@@ -317,6 +318,10 @@ def describe(
         max_prompt=max(prompts),
         mean_target=float(np.mean(targets)),
         max_target=max(targets),
+        max_kept=max(
+            min(prompt, max_prompt_length) + min(target, max_target_length)
+            for prompt, target in zip(prompts, targets, strict=True)
+        ),
     )
 
 

@@ -220,6 +220,7 @@ def test_describe_counts_what_is_cut(tokenizer):
     assert report.targets_cut == 10
     assert (report.max_prompt, report.max_target) == (max(prompts), max(answers))
     assert report.mean_target == pytest.approx(sum(answers) / 10)
+    assert report.max_kept == limit + min(answers) - 1
     assert "10 records; prompt" in str(report)
 
 
