@@ -5,6 +5,7 @@ size a prefill is compiled per prompt bucket and a loop per capacity, and never 
 `num_compilations` counts them.
 """
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -175,9 +176,9 @@ class Decoder:
             accept, numbers,
         ):  # fmt: skip
             began = time.perf_counter()
-            with jax.set_mesh(self.mesh):
+            with jax.set_mesh(self.mesh), _enough_memory(*batch.state.tokens.shape):
                 state = decode_program(*batch.static, batch.state, self.drafter_params)
-            state.length.block_until_ready()
+                state.length.block_until_ready()
             timing = BatchTiming(batch.seconds, time.perf_counter() - began)
             completions = completions_of(state, batch.lengths, self.eos_ids)
             yield completions[: batch.num_prompts], timing
@@ -250,7 +251,10 @@ class Decoder:
             asked = (len(p) + int(n) for p, n in zip(batch_prompts, batch_limits, strict=True))
             self._check_room(max(asked))
             bucket, capacity = self._bucket(longest), self.capacity(longest, room)
-            padded = np.full((batch_size, bucket), self.pad_id, np.int32)
+            if capacity > np.iinfo(np.int32).max:
+                raise UserError(_too_large(batch_size, capacity))
+            with _enough_memory(batch_size, capacity):
+                padded = np.full((batch_size, bucket), self.pad_id, np.int32)
             for row, prompt in enumerate(batch_prompts):
                 padded[row, : len(prompt)] = prompt
             lengths = np.array([len(prompt) for prompt in batch_prompts], np.int32)
@@ -261,7 +265,7 @@ class Decoder:
             per_row = (padded, lengths, batch_limits.astype(np.int32), seeds[rows], places[rows])
             sharding = partitioning.batch_sharding(self.mesh, batch_size)
             *inputs, row_seeds, row_places = jax.device_put(per_row, sharding)
-            with jax.set_mesh(self.mesh):
+            with jax.set_mesh(self.mesh), _enough_memory(batch_size, capacity):
                 keys = _row_keys(row_seeds, row_places)
                 began = time.perf_counter()
                 static = (self.model, self.params, drafter, spec)
@@ -353,6 +357,27 @@ def completions_of(
             )
         )
     return completions
+
+
+@contextlib.contextmanager
+def _enough_memory(rows: int, capacity: int) -> Iterator[None]:
+    """One line where the device, or the host, has no room. Raises: UserError."""
+    try:
+        yield
+    except MemoryError:
+        raise UserError(_too_large(rows, capacity)) from None
+    except jax.errors.JaxRuntimeError as error:
+        if not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        raise UserError(_too_large(rows, capacity)) from None
+
+
+def _too_large(rows: int, capacity: int) -> str:
+    return (
+        f"there is not enough memory for {rows} rows of {capacity} tokens (prompt and output); "
+        "lower batch_size or max_new_tokens, shorten the prompts, or divide the model over more "
+        "devices"
+    )
 
 
 def check_finite(completion: Completion, number: int) -> None:
