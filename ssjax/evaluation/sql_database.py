@@ -1,22 +1,37 @@
 """A database in memory on which a query can do nothing but read, for a while.
 
 The tables are those of a record's CREATE TABLE statements. A query may not write, attach files
-or set anything (an authorizer sees every statement before it runs), may not take more than a
-fixed number of SQLite's instructions, and may not return more than a fixed number of rows.
+or set anything (an authorizer sees every statement before it runs), may not call functions that
+reach out or make values of any size, may not take more than a fixed number of SQLite's
+instructions, and may not return more than a fixed number of rows.
 """
 
+import collections
 import dataclasses
+import math
+import re
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping
 
 # A query over a few dozen rows takes thousands of instructions; this many take 0.1 to 0.3 s. The
-# count is the same on every machine. The seconds are for instructions that are slow themselves.
+# count is the same on every machine. The seconds, of this thread alone, are for instructions that
+# are slow themselves: one that searches a text of the size below takes milliseconds.
 _MAX_INSTRUCTIONS = 5_000_000
-_MAX_SECONDS = 5.0
-_INSTRUCTIONS_PER_LOOK = 10_000
+_MAX_SECONDS = 3.0
+_INSTRUCTIONS_PER_LOOK = 1_000
 _MAX_ROWS = 10_000
-_MAX_BYTES = 100_000  # of a text or a row that a query makes
+_MAX_BYTES = 10_000  # of a text or a row that a query makes
+_MAX_CONTEXT_BYTES = 1_000_000  # of the statements that make the tables
+# SQLite writes out a table of WITH at each place that names it before any limit is looked at;
+# this many take 0.2 s.
+_MAX_WRITTEN_OUT = 20_000
+_REACHING_OUT = ("load_extension", "fts3_tokenizer", "sqlite_log", "readfile", "writefile", "edit")
+_FILLING_UP = ("printf", "format")  # to any width, before the size is looked at
+_TAME_FORMAT = re.compile(r"'(?:[^'%]|%[-+ 0#,!]*[0-9]{0,3}(?:\.[0-9]{0,3})?l{0,2}[A-Za-z%])*'")
+_TOKEN = re.compile(
+    r"'[^']*'|\"[^\"]*\"|`[^`]*`|\[[^]]*\]|--[^\n]*|/\*.*?\*/|\w+|[^\w\s]", re.DOTALL
+)
 
 _READS = frozenset(
     {
@@ -34,6 +49,8 @@ _CREATES = _READS | {
     sqlite3.SQLITE_REINDEX,
     sqlite3.SQLITE_TRANSACTION,
 }
+
+_TOO_MUCH = (sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL)
 
 # What became of a query.
 RAN = "ran"
@@ -73,7 +90,7 @@ class Database:
         self._connection = sqlite3.connect(":memory:", isolation_level=None)
         self._connection.text_factory = lambda data: data.decode(errors="surrogateescape")
         try:
-            with self._guarded(_CREATES):
+            with _Guard(self._connection, _CREATES, _MAX_CONTEXT_BYTES, _REACHING_OUT):
                 self._connection.executescript(context)
             self.tables = self._read_tables()
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
@@ -94,7 +111,11 @@ class Database:
 
     def query(self, sql: str) -> Outcome:
         """Runs one query, read-only and within limits."""
-        guard = self._guarded(_READS)
+        tokens = _tokens(sql)
+        if _written_out(tokens) > _MAX_WRITTEN_OUT:
+            return Outcome(STOPPED)
+        refused = _REACHING_OUT if _is_tame(tokens) else _REACHING_OUT + _FILLING_UP
+        guard = _Guard(self._connection, _READS, _MAX_BYTES, refused)
         try:
             with guard:
                 cursor = self._connection.execute(sql)
@@ -102,18 +123,16 @@ class Database:
                 is_query = cursor.description is not None  # else empty, or a comment
                 cursor.close()
         except sqlite3.Error as error:
-            too_big = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_TOOBIG
-            if guard.stopped or too_big:
+            if guard.stopped or getattr(error, "sqlite_errorcode", None) in _TOO_MUCH:
                 return Outcome(STOPPED)
             return Outcome(DENIED if guard.denied else MALFORMED)
-        except (sqlite3.Warning, ValueError, MemoryError):  # several statements; text with NUL
+        except MemoryError:
+            return Outcome(STOPPED)
+        except (sqlite3.Warning, ValueError):  # several statements; text with NUL
             return Outcome(MALFORMED)
         if len(rows) > _MAX_ROWS:
             return Outcome(STOPPED)
         return Outcome(RAN, tuple(rows)) if is_query else Outcome(MALFORMED)
-
-    def _guarded(self, allowed) -> "_Guard":
-        return _Guard(self._connection, allowed)
 
     def _read_tables(self) -> dict[str, tuple[Column, ...]]:
         """Columns by table, in the order of the context."""
@@ -135,16 +154,23 @@ class Database:
 class _Guard:
     """While it is entered, a connection does nothing but what is allowed, and not for long."""
 
-    def __init__(self, connection: sqlite3.Connection, allowed):
+    def __init__(self, connection: sqlite3.Connection, allowed, max_bytes: int, refused):
         self._connection = connection
         self._allowed = allowed
+        self._refused = refused  # functions
+        self._limits = {
+            sqlite3.SQLITE_LIMIT_LENGTH: max_bytes,
+            sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 1_000,
+        }
         self.denied = False
         self.stopped = False
 
     def __enter__(self):
         self._looks = 0
-        self._deadline = time.monotonic() + _MAX_SECONDS
-        self._length = self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_BYTES)
+        self._deadline = time.thread_time() + _MAX_SECONDS
+        self._before = {
+            kind: self._connection.setlimit(kind, n) for kind, n in self._limits.items()
+        }
         self._connection.set_authorizer(self._authorize)
         self._connection.set_progress_handler(self._look, _INSTRUCTIONS_PER_LOOK)
         return self
@@ -152,10 +178,12 @@ class _Guard:
     def __exit__(self, *_):
         self._connection.set_progress_handler(None, 0)
         self._connection.set_authorizer(None)
-        self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, self._length)
+        for kind, number in self._before.items():
+            self._connection.setlimit(kind, number)
 
-    def _authorize(self, action, *_):
-        if action in self._allowed:
+    def _authorize(self, action, _, name, *__):
+        refused = action == sqlite3.SQLITE_FUNCTION and name.lower() in self._refused
+        if action in self._allowed and not refused:
             return sqlite3.SQLITE_OK
         self.denied = True
         return sqlite3.SQLITE_DENY
@@ -164,9 +192,42 @@ class _Guard:
         self._looks += 1
         self.stopped = (
             self._looks * _INSTRUCTIONS_PER_LOOK >= _MAX_INSTRUCTIONS
-            or time.monotonic() > self._deadline
+            or time.thread_time() > self._deadline
         )
         return self.stopped
+
+
+def _tokens(sql: str) -> list[str]:
+    """Names in lower case and without quotes, texts with them; no comments."""
+    found = (token for token in _TOKEN.findall(sql) if token[:2] not in ("--", "/*"))
+    return [t if t[0] == "'" else t.strip('"`[]').lower() or t for t in found]
+
+
+def _is_tame(tokens: list[str]) -> bool:
+    """Whether printf and format, where they are called, say themselves how wide they fill up."""
+    calls = zip(tokens, tokens[1:], tokens[2:], tokens[3:], strict=False)
+    return all(
+        _TAME_FORMAT.fullmatch(text) and after in (",", ")")
+        for name, bracket, text, after in calls
+        if name in _FILLING_UP and bracket == "("
+    )
+
+
+def _written_out(tokens: list[str]) -> int:
+    """At most how often SQLite writes out one table of WITH, by the names that tables have."""
+    named: collections.Counter[str] = collections.Counter()
+    for place in range(1, len(tokens) - 1):
+        if tokens[place] != "as" or tokens[place + 1] not in ("(", "not", "materialized"):
+            continue
+        name = place - 1
+        if tokens[name] == ")":  # behind the names of its columns
+            while name > 0 and tokens[name] != "(":
+                name -= 1
+            name -= 1
+        named[tokens[name]] += 1
+    behind = [*tokens[1:], ""]
+    used = collections.Counter(t for t, after in zip(tokens, behind, strict=False) if after != ".")
+    return math.prod(max(1, used[name] - count) for name, count in named.items())
 
 
 def _kind(declared: str) -> str:

@@ -98,7 +98,8 @@ def reference_settled(context: str, reference: str) -> list[tuple[dict, Outcome]
     query, is_ordered = with_strings(reference, names), _is_ordered(parsed)
     found: dict[str, list[tuple[dict, Outcome]]] = {"good": [], "stable": [], "unstable": []}
     for number in range(_NUM_TRIED):
-        rng = random.Random(f"{_SEED}\n{number}\n{context}\n{reference}")
+        seed = f"{_SEED}\n{number}\n{context}\n{reference}"
+        rng = random.Random(seed.encode(errors="surrogatepass"))
         rows = make_rows(tables, hints, rng, wide=number % 2 == 1)
         backwards = {table: values[::-1] for table, values in rows.items()}
         outcomes = []

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _NUM_ROWS = 36
 _NUM_KEYS = 8  # values of columns that are joined
+_NUMBER = re.compile(r"\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*", re.ASCII)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -206,10 +207,10 @@ def _literal(node) -> str | None:
 
 
 def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
+    """What SQLite takes for a number; Python also reads digits of other scripts."""
+    if not _NUMBER.fullmatch(text):
         return None
+    number = float(text)
     return number if abs(number) < 2**53 else None  # the others are not whole
 
 

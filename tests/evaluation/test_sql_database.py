@@ -10,6 +10,14 @@ from ssjax.evaluation.sql_database import DENIED, MALFORMED, RAN, STOPPED, Colum
 
 NUMBERS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT "
 
+LONG = "replace(hex(zeroblob(2400)), '0', 'a')"  # 4,800 characters
+
+
+def nested(body, columns=""):
+    """Tables of WITH, each of which names the one before it twice: 2**39 when written out."""
+    tables = ", ".join(f"w{i + 1}{columns} AS ({body.format(f'w{i}')})" for i in range(39))
+    return f"WITH w0 AS (SELECT 1 AS i), {tables} SELECT COUNT(*) FROM w39"
+
 
 @pytest.fixture
 def database():
@@ -42,6 +50,11 @@ def test_queries_run(database):
         "CREATE TABLE u (a)", "WITH x AS (SELECT 1) DELETE FROM t", "BEGIN", "SAVEPOINT s",
         "INSERT INTO t VALUES ('z', 4) RETURNING n",
         "PRAGMA query_only = OFF", "PRAGMA table_info(t)", "SELECT * FROM pragma_table_info('t')",
+        "SELECT load_extension('x')", "SELECT fts3_tokenizer('simple')",
+        # These fill up to any width, one character after the other, before they look at the size.
+        "SELECT printf('%.*c', 1000000000, 'x')", "SELECT PRINTF('%1000000000d', 1)",
+        "SELECT format('%s' || '%999999999d', 1)", "SELECT printf(a, n) FROM t",
+        "SELECT printf('%.2f', n), \"printf\" ('%*d', 9, n) FROM t",
     ],
 )  # fmt: skip
 def test_nothing_but_reading_is_allowed(database, sql):
@@ -78,6 +91,14 @@ def test_malformed(database, sql):
         f"{NUMBERS} COUNT(*) FROM n",  # no row ever comes back
         f"{NUMBERS} i FROM n",  # rows without end
         "SELECT zeroblob(1000000000)",
+        "SELECT length(randomblob(1000000000))",
+        f"SELECT replace({LONG}, 'a', {LONG})",
+        f"SELECT {' || '.join([LONG] * 9)}",
+        f"{NUMBERS} group_concat(i) FROM n",
+        f"SELECT json_group_array({LONG}) FROM t, t, t",
+        nested("SELECT l.i FROM {0} l, {0} r"),
+        nested("SELECT * FROM {0} UNION ALL SELECT * FROM {0}"),
+        nested("SELECT * FROM {0}, {0} AS r", columns=" (i)"),
         "WITH RECURSIVE w(x) AS (SELECT 'ab' UNION ALL SELECT x || x FROM w) SELECT x FROM w",
     ],
 )
@@ -86,6 +107,30 @@ def test_what_never_ends_is_stopped(database, sql):
     assert database.query(sql).fate == STOPPED
     assert time.monotonic() - start < 10
     assert database.query("SELECT COUNT(*) FROM t").rows == ((3,),)  # limits are per query
+
+
+@pytest.mark.parametrize(
+    "sql, rows",
+    [
+        ("SELECT printf('%.1f|%3d|%s%%', 1.25, n, a) FROM t WHERE n = 1", [("1.3|  1|x%",)]),
+        (
+            "WITH w AS (SELECT n FROM t), v (m) AS (SELECT MAX(n) FROM w) "
+            "SELECT w.n, w.n + v.m FROM w JOIN v ON w.n < v.m, w AS x WHERE x.n = 1",
+            [(1, 4), (2, 5)],
+        ),
+        (f"SELECT length({LONG}), a LIKE '%{'x' * 900}' FROM t WHERE n = 1", [(4800, 0)]),
+        ("SELECT group_concat(a, ', ') FROM t", [("x, y",)]),
+    ],
+)
+def test_what_fills_up_little_runs(database, sql, rows):
+    assert database.query(sql).fate == RAN
+    assert list(database.query(sql).rows) == rows
+
+
+def test_a_context_may_be_longer_than_what_a_query_makes():
+    columns = ", ".join(f"a_rather_long_name_{i} VARCHAR" for i in range(999))
+    with contextlib.closing(Database(f"CREATE TABLE t ({columns})")) as database:
+        assert len(database.tables["t"]) == 999
 
 
 def test_a_query_within_the_limit_of_rows_is_not_stopped(database):

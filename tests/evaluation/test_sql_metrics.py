@@ -214,3 +214,11 @@ def test_published_references_match_themselves_and_little_else(split):
             told_apart += not judge(where.sql("sqlite"), context, answer).execution
     assert changed > 30
     assert told_apart >= 0.9 * changed
+
+
+@pytest.mark.parametrize("text", ["١٢", "1_000", "१", "nan", "Infinity"])
+def test_what_only_python_takes_for_a_number_stays_text(text):
+    """SQLite stores it as it is, even in a column of integers."""
+    settled = reference_settled(ONE, f"SELECT venue FROM game WHERE score = '{text}'")
+    values = {row[1] for rows, _ in settled for row in rows["game"]}
+    assert text in values
