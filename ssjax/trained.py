@@ -25,7 +25,14 @@ from ssjax.files import read_json_object, to_json, write_atomic
 from ssjax.models import lora
 from ssjax.models.axes import param_shardings, placed
 from ssjax.models.families import Family
-from ssjax.models.parameters import Params, check_finite, fingerprint, merge, split
+from ssjax.models.parameters import (
+    Params,
+    check_finite,
+    fingerprint,
+    has_fingerprint,
+    merge,
+    split,
+)
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.pretrained import Base, open_base, read_config
 from ssjax.training import checkpoint, manifest
@@ -156,21 +163,21 @@ def read_base(
     base = open_base(name or config.model.pretrained, config.model.dtype)
     dtype = jnp.dtype(config.model.dtype)
     params = base.read_params(config.streams.num_stream_layers, dtype, mesh)
-    found = fingerprint(params)
+    found = fingerprint(params)  # by all processes, whoever writes it
     pretrained.keep_origin(workdir, base.name, base.revision, found)
     origin = read_json_object(workdir / "base.json")
     right = pretrained.title(str(origin.get("source")), origin.get("revision"))
-    _check_fingerprint(origin.get("fingerprint"), found, base.title, f", {right},")
+    _check_fingerprint(origin.get("fingerprint"), params, base.title, f", {right},")
     if base.config_json is not None and not (workdir / "base_config.json").exists():
         write_atomic(workdir / "base_config.json", to_json(base.config_json))
     return params, base
 
 
-def _check_fingerprint(expected: str, found: str, name: str, right: str = "") -> None:
-    if expected and found != expected:
+def _check_fingerprint(expected: str, params: Params, name: str, right: str = "") -> None:
+    if expected and not has_fingerprint(params, str(expected)):
         raise UserError(
             f"{name}: these base weights are not the ones that the run was trained on (digest "
-            f"{found}, not {expected}); give the right ones{right} with --base DIR"
+            f"{fingerprint(params)}, not {expected}); give the right ones{right} with --base DIR"
         )
 
 
@@ -238,7 +245,7 @@ def _load_portable(path, base_name, mesh) -> Trained:
     full = config.adaptation.mode == "full"
     dtype = jnp.float32 if full else jnp.dtype(config.model.dtype)
     weights = base.read_params(config.streams.num_stream_layers, dtype, mesh)
-    _check_fingerprint(addition.base_fingerprint, fingerprint(weights), base.name)
+    _check_fingerprint(addition.base_fingerprint, weights, base.name)
     tokenizer = open_tokenizer(path)
     model = make_model(config, tokenizer)
     _check_leaves(model, merge(addition.leaves, weights), path)

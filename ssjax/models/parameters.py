@@ -145,29 +145,60 @@ def unflatten(leaves: dict[str, Any]) -> Params:
 
 
 def fingerprint(params: Params) -> str:
-    """A digest of names, shapes, dtypes and every bit of the leaves, 16 hex digits.
+    """A digest of names, shapes, dtypes and every bit of the leaves, 32 hex digits.
 
-    The bits are summed on the device as integers, each word multiplied by an odd number made
-    from its place; integer sums do not depend on their order, so the digest is the same on any
-    mesh. It tells weights apart by accident or mistake, not by malice.
+    The bits are summed on the device as integers, each word mixed with its place; integer sums do
+    not depend on their order, so the digest is the same on any mesh. A change of one word is always
+    seen, others by all odds: it tells weights apart by accident or mistake, not by malice.
     """
+    return _digest(params, _mixed_sum)[:32]
+
+
+def has_fingerprint(params: Params, digest: str) -> bool:
+    """Whether a digest is that of these parameters.
+
+    One of 16 digits is of an earlier version, which did not see a changed sign in a matrix.
+    """
+    return digest == (
+        _digest(params, _first_sum)[:16] if len(digest) == 16 else fingerprint(params)
+    )
+
+
+def _digest(params, total):
     leaves = flatten(params)
-    sums = jax.device_get(jax.jit(_bit_sums)(leaves))
+    sums = jax.device_get(jax.jit(_sums, static_argnums=1)(leaves, total))
     described = [f"{k} {v.shape} {v.dtype} {int(sums[k])}" for k, v in sorted(leaves.items())]
-    return hashlib.sha256("\n".join(described).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(described).encode()).hexdigest()
 
 
-def _bit_sums(leaves):
-    def bit_sum(x):
+def _sums(leaves, total):
+    def words(x):
         word = jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32
-        bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
-        total = jnp.uint32(0)
-        for axis in range(bits.ndim):
-            place = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-            total = total * jnp.uint32(40503) + jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
-        return total
+        return jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
 
-    return {name: bit_sum(leaf) for name, leaf in leaves.items()}
+    def places(bits):
+        return [jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) for axis in range(bits.ndim)]
+
+    found = {name: words(leaf) for name, leaf in leaves.items()}
+    return {name: total(bits, places(bits)) for name, bits in found.items()}
+
+
+def _mixed_sum(bits, places):
+    number = jnp.uint32(0)
+    for size, place in zip(bits.shape, places, strict=True):
+        number = number * jnp.uint32(size) + place
+    bits = bits ^ (number * jnp.uint32(0x9E3779B9))
+    # The finaliser of MurmurHash3, which maps words to words one to one.
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    return jnp.sum(bits ^ (bits >> 16), dtype=jnp.uint32)
+
+
+def _first_sum(bits, places):
+    total = jnp.uint32(0)
+    for place in places:
+        total = total * jnp.uint32(40503) + jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+    return total
 
 
 def check_finite(params: Params, where: str) -> None:

@@ -12,7 +12,7 @@ from oracles import LOGIT_TOLERANCE
 
 from ssjax.config import AdaptationConfig, LossConfig
 from ssjax.models.lora import is_lora, is_new, merge_lora, split_trainable
-from ssjax.models.parameters import fingerprint, flatten, merge, split
+from ssjax.models.parameters import fingerprint, flatten, has_fingerprint, merge, split
 from ssjax.models.transformer import abstract_params, init_params
 from ssjax.train import parameter_line
 from ssjax.training.optimizer import make_optimizer
@@ -273,9 +273,14 @@ def test_fingerprint_sees_every_bit_and_place():
         params | {"a": params["a"][:, ::-1]},
         params | {"a": params["a"].reshape(4, 3)},
         params | {"b": {"c": -params["b"]["c"]}},
+        params | {"a": params["a"].at[1, 2].multiply(-1)},
         {"a": params["a"], "b": {"d": params["b"]["c"]}},
     ):
         assert fingerprint(other) != first
+    assert has_fingerprint(params, first) and not has_fingerprint(params, first[::-1])
+    of_the_first_version = "9535de008b25f9e6"
+    assert has_fingerprint(params, of_the_first_version)
+    assert not has_fingerprint(params | {"a": flipped}, of_the_first_version)
 
 
 def test_lossless_adapters_cannot_be_folded():
