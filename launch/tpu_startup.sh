@@ -37,7 +37,8 @@ readonly PYTHON_VERSION=3.12
 readonly METADATA=http://metadata.google.internal/computeMetadata/v1/instance/attributes
 readonly CURL_HTTP_ERROR=22 # of curl --fail: no such attribute
 
-readonly EXIT_BAD_INPUT=2 # of ssjax.train: never retried
+readonly EXIT_BAD_INPUT=2
+readonly EXIT_LASTING='2|3|4' # of ssjax.train, never retried: bad input, damaged, diverged
 readonly EXIT_BUSY=75
 readonly EXIT_STOPPED=143 # before training began
 
@@ -194,7 +195,7 @@ train_until_done() {
     started=$SECONDS
     code=0
     mount_and_train || code=$?
-    if [[ $STOPPING == yes ]] || ((code == 0 || code == EXIT_BAD_INPUT)); then
+    if [[ $STOPPING == yes ]] || [[ $code =~ ^(0|$EXIT_LASTING)$ ]]; then
       break
     fi
     if ((SECONDS - started >= RESET_AFTER)); then

@@ -33,6 +33,8 @@ readonly MOUNT_POINT=/mnt/ssjax               # of the bucket; as in tpu_startup
 readonly STARTUP_LOG=/var/log/ssjax-train.log # as in tpu_startup.sh
 
 readonly EXIT_BAD_INPUT=2         # of this script, gcloud and ssjax.train alike: never retried
+readonly EXIT_DAMAGED=3           # of ssjax.train: no checkpoint is whole; never retried
+readonly EXIT_DIVERGED=4          # of ssjax.train: would diverge again; never retried
 readonly EXIT_RESUMABLE=42        # ssjax.train saved and stopped
 readonly EXIT_LOST_CONNECTION=255 # ssh
 readonly EXIT_INTERRUPTED=130
@@ -90,8 +92,8 @@ Flags, in brackets the variable that gives the same value
   --dry-run              print each command as it would run, call nothing
   --help                 this text
 
-Exit codes: 0 done; 2 bad input; otherwise that of the training (42: stopped after saving, run the
-same command again) or of gcloud (255: connection lost).
+Exit codes: 0 done; 2 bad input; otherwise that of the training (3: no checkpoint is whole; 4:
+diverged; 42: stopped after saving, run the same command again) or of gcloud (255: connection lost).
 END
 }
 
@@ -416,6 +418,10 @@ babysit() {
       "$EXIT_BAD_INPUT")
         say "bad input: not retried"
         return "$EXIT_BAD_INPUT"
+        ;;
+      "$EXIT_DAMAGED" | "$EXIT_DIVERGED")
+        say "damaged checkpoints or a diverged training, see the log: not retried"
+        return "$code"
         ;;
       # After a lost connection it may still train there: the environment is left alone.
       "$EXIT_RESUMABLE" | "$EXIT_LOST_CONNECTION") ;;

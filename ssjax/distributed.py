@@ -80,7 +80,8 @@ def first(function: Callable[[], Result]) -> Result | None:
     """Calls a function in the first process while the others wait; only the first has its result.
 
     Raises:
-      UserError: the function raised one; in the other processes it points at the first.
+      UserError: the function raised one; in the other processes it points at the first, with the
+        same exit code.
     """
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
         return function()
@@ -90,11 +91,13 @@ def first(function: Callable[[], Result]) -> Result | None:
             result = function()
         except UserError as raised:
             error = raised
-    failed = multihost_utils.broadcast_one_to_all(np.array(error is not None))
+    code = multihost_utils.broadcast_one_to_all(np.array(0 if error is None else error.exit_code))
     if error is not None:
         raise error
-    if failed:
-        raise UserError("the first process of this run stopped; its log says why")
+    if code:
+        error = UserError("the first process of this run stopped; its log says why")
+        error.exit_code = int(code)
+        raise error
     return result
 
 

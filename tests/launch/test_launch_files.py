@@ -137,8 +137,9 @@ def test_boot_restarts_with_growing_pauses(host):
     assert host.sandbox.lines("sleeps") == ["5", "10", "15", "15"]
 
 
-def test_boot_does_not_retry_bad_input(host):
-    assert host.boot(2, 0).returncode == 2
+@pytest.mark.parametrize("code", [2, 3, 4])
+def test_boot_does_not_retry_what_would_end_so_again(host, code):
+    assert host.boot(code, 0).returncode == code
     assert len(host.trained) == 1
     assert host.sandbox.lines("sleeps") == []
 
@@ -347,7 +348,7 @@ exit 42""",
     return sandbox
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 42, 137])
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 42, 137])
 def test_slurm_requeues_after_42_only(slurm, code):
     (slurm.path / "code").write_text(str(code))
     done = slurm.run(LAUNCH / "slurm.sh", *ARGS)
@@ -434,7 +435,7 @@ def test_jobset_retries_all_but_bad_input():
     assert rule["action"] == "FailJob"
     [container] = job["template"]["spec"]["containers"]
     assert rule["onExitCodes"] == {
-        "containerName": container["name"], "operator": "In", "values": [2],
+        "containerName": container["name"], "operator": "In", "values": [2, 3, 4],
     }  # fmt: skip
 
 

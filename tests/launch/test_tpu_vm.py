@@ -226,9 +226,10 @@ def test_long_training_clears_the_count(launcher):
     assert launcher.sleeps == [10, 10, 10]
 
 
-def test_bad_input_is_not_retried(launcher):
-    done = launcher("babysit", *TRAIN, states=["ACTIVE"], setup=[0], train=[2])
-    assert done.returncode == 2
+@pytest.mark.parametrize("code", [2, 3, 4])
+def test_what_would_end_so_again_is_not_retried(launcher, code):
+    done = launcher("babysit", *TRAIN, states=["ACTIVE"], setup=[0], train=[code])
+    assert done.returncode == code
     assert launcher.steps == ["describe", "setup", "train"]
     assert launcher.sleeps == []
 
