@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssjax import config as config_lib
-from ssjax import distributed, messages
+from ssjax import distributed, manifest, messages
 from ssjax.config import Config
 from ssjax.data.choice import data_digests, given_tokenizer, kept_tokenizer
 from ssjax.data.tokenizer import Tokenizer
@@ -18,7 +18,7 @@ from ssjax.errors import UserError
 from ssjax.files import read_json_object, to_json, write_atomic
 from ssjax.pretrained import read_config
 from ssjax.trained import check_tokenizer
-from ssjax.training import checkpoint, manifest
+from ssjax.training import checkpoint
 
 # Groups of the config that decide the weights; a run continues only with the same ones. Of the
 # base, the data and the tokenizer the digests are compared instead.

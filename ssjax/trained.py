@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ssjax import huggingface, partitioning, portable, pretrained
+from ssjax import huggingface, manifest, partitioning, portable, pretrained
 from ssjax.config import Config, ModelConfig
 from ssjax.data.tokenizer import Tokenizer, open_tokenizer
 from ssjax.errors import DamagedError, UserError
@@ -35,7 +35,7 @@ from ssjax.models.parameters import (
 )
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.pretrained import Base, open_base, read_config
-from ssjax.training import checkpoint, manifest
+from ssjax.training import checkpoint
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 No TensorFlow is needed, and nothing is downloaded: the builders read the files that their
 authors publish, or the generated sample. Prepared data is keyed by the bytes it was made from,
-so a changed file is prepared anew. Records are kept as they are, but for the white space inside
-E2E references.
+so a changed file is prepared anew, and so is what was damaged since. Records are kept as they are,
+but for the white space inside E2E references.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
+from ssjax import manifest
 from ssjax.data import sample
 from ssjax.data.tasks import CHAT, DIALOGSUM, E2E_NLG, PAIRS, SQL_CONTEXT, get_task
 from ssjax.errors import UserError
@@ -268,7 +270,7 @@ def prepare(task_name: str, path: str, prepared_dir: str, seed: int) -> Path:
     parent = Path(prepared_dir)
     final = parent / f"{task_name}-{digest.hexdigest()[:16]}"
     try:
-        if not final.exists():
+        if not _is_whole(final):
             parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(
                 dir=parent, prefix=".incomplete-", ignore_cleanup_errors=True
@@ -276,10 +278,12 @@ def prepare(task_name: str, path: str, prepared_dir: str, seed: int) -> Path:
                 data_dir = Path(temporary) / "data"
                 data_dir.mkdir()  # the temporary one keeps others out, who may share the data
                 _write(published.builder, files, data_dir)
+                manifest.write(data_dir, {})
                 _rename(data_dir, final)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter by the writer of array_record
+        reason = getattr(error, "strerror", None) or str(error).split("; ")[0]
         raise UserError(
-            f"cannot write prepared data to {prepared_dir}: {error.strerror or error}; "
+            f"cannot write prepared data to {prepared_dir}: {reason}; "
             "choose another directory with --config.data.prepared_dir=DIR"
         ) from error
     return final / published.builder.name / str(version)
@@ -348,8 +352,14 @@ def _write(builder: type[_Builder], files: Mapping[str, SourceFile], data_dir: P
         )
 
 
+def _is_whole(directory: Path) -> bool:
+    return manifest.exists(directory) and not manifest.damage(directory)
+
+
 def _rename(temporary: Path, final: Path) -> None:
     """Puts finished data in its place; whoever came first wins, the contents are equal."""
+    if final.exists() and not _is_whole(final):
+        shutil.rmtree(final)
     try:
         os.rename(temporary, final)
     except OSError:

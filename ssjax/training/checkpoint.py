@@ -33,12 +33,11 @@ import numpy as np
 from absl import logging as absl_logging
 from orbax.checkpoint import v1 as ocp
 
-from ssjax import distributed
+from ssjax import distributed, manifest
 from ssjax.errors import DamagedError, StorageError, UserError
 from ssjax.files import storage_error
 from ssjax.messages import say, say_once
 from ssjax.models.parameters import Params, flatten
-from ssjax.training import manifest
 from ssjax.training.step import TrainState
 
 _BEST_METRIC = "validation_loss"

@@ -145,6 +145,19 @@ def test_a_kill_before_the_rename_is_not_trusted(tmp_path):
     assert len(contents("dialogsum", path, tmp_path / "prepared", "train")) == 5
 
 
+@pytest.mark.parametrize("damage", ["cut short", "lost", "not listed"])
+def test_damaged_prepared_data_is_prepared_anew(tmp_path, damage):
+    path, prepared = write_dialogsum(tmp_path), tmp_path / "prepared"
+    expected = contents("dialogsum", path, prepared, "train")
+    file = max(prepared.rglob("*train*"), key=lambda file: file.stat().st_size)
+    if damage == "cut short":
+        os.truncate(file, 100)
+    else:
+        (file if damage == "lost" else next(prepared.glob("*/manifest.json"))).unlink()
+    assert contents("dialogsum", path, prepared, "train") == expected
+    assert len(list(prepared.iterdir())) == 1
+
+
 def test_two_processes_prepare_at_once(tmp_path):
     path = write_dialogsum(tmp_path / "files", train=[dialogue(i) for i in range(300)])
     command = [sys.executable, "-c", PREPARE, path, str(tmp_path / "prepared")]

@@ -13,10 +13,11 @@ import numpy as np
 import optax
 import pytest
 
+from ssjax import manifest
 from ssjax.errors import DamagedError, UserError
 from ssjax.models.axes import with_shardings
 from ssjax.partitioning import one_device, replicated
-from ssjax.training import checkpoint, manifest
+from ssjax.training import checkpoint
 from ssjax.training.checkpoint import Checkpoints, find_step, load_params, restore
 from ssjax.training.step import TrainState
 

@@ -8,13 +8,12 @@ import shutil
 import pytest
 from small_tokenizers import TEXTS
 
-from ssjax import distributed
+from ssjax import distributed, manifest
 from ssjax.claim import about_run, claim_workdir
 from ssjax.config import Config, DataConfig
 from ssjax.data.choice import kept_tokenizer
 from ssjax.data.tokenizer import train_tokenizer
 from ssjax.errors import DamagedError, UserError
-from ssjax.training import manifest
 
 SPLITS = ("train", "validation", "test")
 

@@ -1,4 +1,4 @@
-"""Names, sizes and digests of the files of a checkpoint, kept beside them.
+"""Names, sizes and digests of the files of a directory, such as a checkpoint, kept beside them.
 
 What is read later is compared first: a file that was cut short, lost or changed in a single bit
 is found before anything is made of it.
@@ -7,6 +7,7 @@ is found before anything is made of it.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def write(directory: Path, about: dict[str, Any]) -> None:
     """Lists every file that is there now.
 
     Args:
-      directory: of a checkpoint, complete but for this.
+      directory: complete but for this.
       about: plain values that are kept with the list.
 
     Raises:
@@ -36,7 +37,7 @@ def write(directory: Path, about: dict[str, Any]) -> None:
 
 
 def exists(directory: Path) -> bool:
-    """Whether there is a list; checkpoints of older versions have none."""
+    """Whether there is a list; directories of older versions have none."""
     return (directory / _FILE).is_file()
 
 
@@ -52,8 +53,7 @@ def damage(directory: Path, *, only: Sequence[str] = (), part: int = 0, num_part
     """What is not as it was written, empty if nothing is found.
 
     Args:
-      directory: of a checkpoint; without a list, only that it is a directory with something in it
-        can be seen.
+      directory: one without a list can only be seen to have something in it.
       only: names of files to look at; empty: all.
       part, num_parts: every num_parts-th file from number `part` on, to share the work.
     """
@@ -66,8 +66,9 @@ def damage(directory: Path, *, only: Sequence[str] = (), part: int = 0, num_part
     except UserError as error:
         return str(error)
     names = [name for name in sorted(files) if not only or name in only]
-    found = (_difference(directory / name, name, files[name]) for name in names[part::num_parts])
-    return next(filter(None, found), "")
+    with futures.ThreadPoolExecutor() as pool:  # large checkpoints have files of 2 GB
+        found = pool.map(lambda n: _difference(directory / n, n, files[n]), names[part::num_parts])
+        return next(filter(None, found), "")
 
 
 def digests(files: Mapping[str, bytes]) -> dict[str, str]:
