@@ -4,9 +4,6 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -14,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+import verb_server
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file
 
@@ -34,10 +32,7 @@ from ssjax.trained import load_trained, make_model
 
 ROOT = Path(__file__).parents[1]
 STEPS = 8
-ENVIRONMENT = os.environ | {
-    "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": "",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # else training starts itself anew, 2 s each
-}  # fmt: skip
+ENVIRONMENT = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 MODES = ("shared", "lossless")
 PROMPTS = [[2, 5, 9], [2, 30, 31, 32]]
 DIALOGUE = "#Person1#: Hi Ben, are you free on Friday?\n#Person2#: Yes, at 7 pm."
@@ -53,10 +48,7 @@ pytestmark = [
 
 
 def call(verb, *arguments):
-    command = [sys.executable, "-m", f"ssjax.{verb}", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=500
-    )
+    return verb_server.server(**ENVIRONMENT).call(verb, arguments)
 
 
 def digest(directory):

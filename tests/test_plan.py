@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import meshes
 import pytest
+import verb_server
 from jax.sharding import PartitionSpec as P
 
 from ssjax import partitioning, planning
@@ -33,11 +34,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def call(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "ssjax.plan", EXPERIMENT, *arguments],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}, capture_output=True,
-        text=True, timeout=300,
-    )  # fmt: skip
+    return verb_server.server(XLA_FLAGS="").call("plan", [EXPERIMENT, *arguments])
 
 
 def test_products_are_counted_through_loops_and_branches():
