@@ -1,7 +1,9 @@
 """Writes a trained model in a form that other tools read.
 
     python -m ssjax.export --workdir RUN --format hf --target DIR
-        safetensors, config.json and tokenizer for transformers, vLLM and others. LoRA of the
+        safetensors, config.json and tokenizer for transformers, vLLM and others, with all that
+        they need to begin a prompt and to end an output as the run does: tokenizer.json is made
+        where there was none, and ids stand in config.json and generation_config.json. LoRA of the
         shared mode is folded into the weights; lossless runs keep the base weights as they are.
         What only ssjax can run (streams) lies beside it in streams.safetensors.
     python -m ssjax.export --workdir RUN --format orbax --target DIR

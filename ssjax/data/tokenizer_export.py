@@ -9,14 +9,13 @@ Loaded with transformers, `tokenizer(text)` then gives `[*prefix_ids, *encode(te
 files are read back and compared.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from ssjax.data import tokenizer_json, tokenizer_sentencepiece
 from ssjax.data.tokenizer import Tokenizer, same_tokens, tokenizer_from_files
 from ssjax.data.tokenizer_merges import cuts_like
-from ssjax.data.tokenizer_settings import CONFIG, GENERATION
+from ssjax.data.tokenizer_settings import CONFIG, GENERATION, read_fields
 from ssjax.errors import UserError
 from ssjax.files import to_json
 
@@ -85,6 +84,9 @@ def exported_files(tokenizer: Tokenizer, model_type: str) -> tuple[dict[str, byt
         if (model := tokenizer.files.get(tokenizer_sentencepiece.FILE)) is not None:
             files[tokenizer_sentencepiece.FILE] = model  # other tools convert from it
         config |= {"tokenizer_class": _CLASS, "added_tokens_decoder": added}
+        cuts = description.get("pre_tokenizer") or {}
+        if "add_prefix_space" in cuts:  # versions before 5 take it from here
+            config["add_prefix_space"] = cuts["add_prefix_space"]
         other = _OTHER_CLASS.get(model_type)
         if other is not None and not cuts_like(description, other):
             config["auto_map"] = {"AutoTokenizer": [_OWN_CLASS, _OWN_CLASS]}
@@ -98,7 +100,7 @@ def exported_files(tokenizer: Tokenizer, model_type: str) -> tuple[dict[str, byt
             if not difference:
                 break
         return min(tried, key=lambda pair: bool(pair[1]))
-    known = json.loads(tokenizer.files.get(CONFIG, b"{}"))
+    known = read_fields(tokenizer.files, CONFIG, "").values
     changed = {CONFIG: to_json(known | _config(tokenizer)).encode(), GENERATION: generation}
     return tokenizer.files | changed, (
         "this kind of tokenizer has no form as tokenizer.json: transformers may cut a text "
@@ -114,15 +116,17 @@ def first_id(tokenizer: Tokenizer) -> int | None:
 
 def _config(tokenizer: Tokenizer) -> dict[str, Any]:
     """What tokenizer_config.json says without the tokenizer's class and tokens."""
-    known = json.loads(tokenizer.files.get(CONFIG, b"{}"))
+    known = read_fields(tokenizer.files, CONFIG, "").values
     config = {key: known[key] for key in _KEPT if known.get(key) is not None}
-    config = {"padding_side": "left"} | config | dict(tokenizer.special_tokens)
+    config = {"padding_side": "left"} | config | tokenizer.special_tokens
+    ids = {"eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
     first = first_id(tokenizer)
-    ids = {"bos_token": first, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
-    texts = {role: tokenizer.special_text(token_id) for role, token_id in ids.items()}
-    config |= {role: text for role, text in texts.items() if text is not None}
     if tokenizer.prefix_ids in ((), (first,)):
         config["add_bos_token"] = bool(tokenizer.prefix_ids)
+        # Not where no prompt begins with it: a chat template may ask whether there is one.
+        ids |= {"bos_token": first} if tokenizer.prefix_ids else {}
+    texts = {role: tokenizer.special_text(token_id) for role, token_id in ids.items()}
+    config |= {role: text for role, text in texts.items() if text is not None}
     return config | {
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,

@@ -106,7 +106,7 @@ ORDINARY = [
 
 
 @pytest.mark.parametrize("source", ORDINARY)
-@pytest.mark.parametrize("count, size", [(1, 1), (3, 12), (601, 40), (3, 100_000)])
+@pytest.mark.parametrize("count, size", [(1, 1), (3, 12), (601, 40), (3, 9_000)])
 def test_ordinary_templates_write_what_jinja_writes(source, count, size):
     chat = [
         {"role": ("user", "assistant")[i % 2], "content": f"Hello {i} " * size}

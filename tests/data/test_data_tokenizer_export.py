@@ -101,8 +101,18 @@ KINDS = {
             {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>"}
         )
     },
+    "a space in front": merges()
+    | {
+        "tokenizer_config.json": as_json(
+            {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}
+        )
+    },
     "OPT": merges("<s>", "<pad>", "</s>", "<unk>"),
 }
+
+
+# The library writes an ordinary token that ends a text, and the space in front of bytes.
+WRITTEN_OTHERWISE = ("an ordinary end", "a space in front")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -124,7 +134,7 @@ def test_ids_are_those_of_the_tokenizer(kind):
         assert library.encode(text).ids == [*tokenizer.prefix_ids, *ids], text
         assert again.encode(text) == ids, text
         assert again.encode_continuation(text) == tokenizer.encode_continuation(text), text
-        if kind != "an ordinary end":  # which we leave out and the library writes
+        if kind not in WRITTEN_OTHERWISE:
             assert library.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids), text
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert config.get("add_bos_token") in (bool(tokenizer.prefix_ids), None)
@@ -189,6 +199,9 @@ def with_template(files, template, **config):
         with_template(sentencepiece_chat(), "{{ bos_token }}" + CHATML),
         with_template(sentencepiece_chat(), "User: {{ messages[0].content }}"),
         with_template(sentencepiece_chat(), "User: {{ messages[0].content }}", legacy=True),
+        # A bos that only the model's files know of, and no prompt begins with.
+        with_template(byte_level(), "{{ bos_token or '-' }}{{ messages[0].content }}")
+        | {"generation_config.json": as_json({"bos_token_id": 0})},
     ],
 )
 def test_the_chat_template_writes_what_stands_in_front(files):
@@ -225,7 +238,7 @@ def test_transformers_reads_the_same_tokenizer(kind, model_type, tmp_path):
             continue
         ids = [*tokenizer.prefix_ids, *tokenizer.encode(text)]
         assert theirs(text).input_ids == ids, text
-        if kind != "an ordinary end":
+        if kind not in WRITTEN_OTHERWISE:
             assert theirs.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids), text
     assert theirs(["a"]).keys() == {"input_ids", "attention_mask"}
     if tokenizer.special_text(tokenizer.eos_id):
