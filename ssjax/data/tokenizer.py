@@ -28,6 +28,7 @@ from ssjax.data.chat_template import Messages
 from ssjax.data.tokenizer_json import JsonTokenizer
 from ssjax.data.tokenizer_sentencepiece import SentencePieceTokenizer
 from ssjax.errors import UserError
+from ssjax.files import read_bytes
 
 __all__ = [
     "SentencePieceTokenizer",
@@ -146,13 +147,10 @@ def open_tokenizer(directory: str | os.PathLike) -> Tokenizer:
       UserError: there is none, or a file of it is malformed.
     """
     path = Path(directory)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise UserError(f"no tokenizer directory {path}; give one that exists")
     names = (*_TOKENIZER_FILES, *tokenizer_settings.FILES)
-    try:
-        files = {name: (path / name).read_bytes() for name in names if (path / name).is_file()}
-    except OSError as error:
-        raise UserError(f"cannot read tokenizer {error.filename}: {error.strerror}") from error
+    files = {name: read_bytes(path / name) for name in names if os.path.isfile(path / name)}
     return tokenizer_from_files(files, str(path))
 
 

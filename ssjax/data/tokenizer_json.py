@@ -13,6 +13,7 @@ import json
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -27,6 +28,8 @@ from ssjax.errors import UserError
 FILE = "tokenizer.json"
 
 _EMPTY = {"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}
+
+_STDERR = threading.Lock()  # it belongs to the process
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -77,6 +80,8 @@ class JsonTokenizer(BaseTokenizer):
                     f"{token['id']}; copy all files of the tokenizer from the same model"
                 )
         self._description = json.dumps(description)
+        # By a table of characters, which the library does not check when it is built.
+        self._may_panic = "Precompiled" in json.dumps(description.get("normalizer"))
         self._library = library
         library.encode_special_tokens = True
         self._libraries = {(False, False): library}  # see _encode
@@ -142,8 +147,7 @@ class JsonTokenizer(BaseTokenizer):
         return self._run(library, text, prefix=False).ids
 
     def _run(self, library: tokenizers.Tokenizer, text: str, *, prefix: bool):
-        may_panic = "Precompiled" in self._description  # by its table, which is not checked before
-        with _one_line(f"{self._where}", may_panic=may_panic):
+        with _one_line(self._where, may_panic=self._may_panic):
             return library.encode(text, add_special_tokens=prefix)
 
     def _find_prefix_ids(self, add_bos: bool | None, prefix: str | None) -> tuple[int, ...]:
@@ -192,7 +196,7 @@ def _one_line(where: str, *, may_panic: bool = True) -> Iterator[None]:
 @contextlib.contextmanager
 def _without_stacks() -> Iterator[None]:
     """Rust prints the stack of a panic before anyone can catch it."""
-    with tempfile.TemporaryFile() as caught:
+    with _STDERR, _memory() as caught:
         stderr = os.dup(2)
         os.dup2(caught.fileno(), 2)
         try:
@@ -204,6 +208,14 @@ def _without_stacks() -> Iterator[None]:
             printed = caught.read()
             if b"panicked at" not in printed:
                 os.write(2, printed)
+
+
+def _memory():
+    """A file for what is printed; nothing is kept where none can be written."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:
+        return open(os.devnull, "w+b")
 
 
 def _build(description: dict[str, Any], where: str, files: Iterable[str]) -> tokenizers.Tokenizer:
