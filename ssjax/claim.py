@@ -38,11 +38,11 @@ _MAY_CHANGE = (
 )
 
 
-def claim_workdir(workdir: Path, config: Config) -> None:
-    """Writes config.json and data.json, or checks that the run which is there is the same.
+def check_workdir(workdir: Path, config: Config) -> dict[str, str]:
+    """Checks that a directory holds no run, or this one; returns the digests of its data.
 
     Raises:
-      UserError: the directory holds another run; names the first differing key, or the splits.
+      UserError: it holds another run; names the first differing key, or the splits.
       DamagedError: its tokenizer is not the one it was trained with.
     """
     digests = data_digests(config)
@@ -50,6 +50,12 @@ def claim_workdir(workdir: Path, config: Config) -> None:
     _check_settings(workdir, config)
     _check_data(workdir, config, about, digests)
     _check_tokenizer(workdir, config, about)
+    return digests
+
+
+def claim_workdir(workdir: Path, config: Config) -> None:
+    """The same, and makes the directory that of this run: writes config.json and data.json."""
+    digests = check_workdir(workdir, config)
     write_atomic(workdir / "config.json", to_json(config_lib.to_dict(config)))
     values = {"path": config.data.path, "sha256": digests}
     write_atomic(workdir / "data.json", to_json(values))

@@ -24,7 +24,7 @@ from ssjax import cli, distributed, messages, partitioning, report
 from ssjax import config as config_lib
 from ssjax import run as run_lib
 from ssjax import trained as trained_lib
-from ssjax.claim import about_run, claim_workdir
+from ssjax.claim import about_run, check_workdir, claim_workdir
 from ssjax.config import Config, ModelConfig
 from ssjax.data import pipeline
 from ssjax.data.choice import choose_tokenizer, open_split
@@ -110,18 +110,14 @@ def prepare(workdir: Path, config: Config, base: Base | None) -> None:
     Raises:
       UserError: the directory holds another run, or the data cannot be read.
     """
-    claim_workdir(workdir, config)
-    make_tokenizer(workdir, config, base)
+    check_workdir(workdir, config)
     for name in ("train", "validation"):
         open_split(config, name)
-
-
-def make_tokenizer(workdir: Path, config: Config, base: Base | None) -> Tokenizer:
-    """The run's tokenizer, kept in its directory."""
     directory = None if base is None else base.directory
     tokenizer = choose_tokenizer(workdir, config, directory, messages.say)
+    # What was refused until now may be started again with other settings.
+    claim_workdir(workdir, config)
     tokenizer.save(workdir)
-    return tokenizer
 
 
 def starting_params(

@@ -19,7 +19,7 @@ from ssjax import certify, formats, huggingface, train
 from ssjax import config as config_lib
 from ssjax.config import ModelConfig
 from ssjax.data import sample
-from ssjax.data.tokenizer import train_tokenizer
+from ssjax.data.tokenizer import open_tokenizer, train_tokenizer
 from ssjax.decoding.drafters import PlainDrafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
@@ -104,8 +104,8 @@ def train_in_process(config):
     """What `ssjax.train` does, without a process of its own."""
     base = open_base(config.model.pretrained, config.model.dtype)
     config, workdir = resolve(config, base), Path(config.workdir)
-    train.claim_workdir(workdir, config)
-    tokenizer = train.make_tokenizer(workdir, config, base)
+    train.prepare(workdir, config, base)
+    tokenizer = open_tokenizer(workdir)
     state, frozen, complete = train.train(workdir, config, tokenizer, base, one_device())
     assert complete
     model = make_model(config, tokenizer)

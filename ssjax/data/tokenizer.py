@@ -225,8 +225,8 @@ def train_tokenizer(
             unk_id=1,
             bos_id=2,
             eos_id=3,
-            # SentencePiece drops longer texts without a word.
-            max_sentence_length=1 + max(len(text.encode()) for text in texts),
+            # SentencePiece drops longer texts without a word, and takes no limit below 10.
+            max_sentence_length=max(10, 1 + max(len(text.encode()) for text in texts)),
             num_threads=1,
             minloglevel=_QUIET,
         )

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from small_tokenizers import TEXTS
 
-from ssjax import distributed, manifest
+from ssjax import distributed, manifest, train
 from ssjax.claim import about_run, claim_workdir
 from ssjax.config import Config, DataConfig
 from ssjax.data.choice import kept_tokenizer
@@ -106,3 +106,13 @@ def test_processes_with_other_data_are_refused(data, monkeypatch):
     monkeypatch.setattr(distributed, "gather", lambda text: [text, text.replace("a", "b")])
     with pytest.raises(UserError, match="different data"):
         about_run(config_of(data), tokenizer(360))
+
+
+def test_what_is_refused_may_be_started_again_with_other_settings(tmp_path, data):
+    workdir = tmp_path / "run"
+    wrong = config_of(data, tokenizer_vocab_size=5000, prepared_dir=str(tmp_path / "prepared"))
+    with pytest.raises(UserError, match="5000 pieces is too large"):
+        train.prepare(workdir, wrong, None)
+    right = dataclasses.replace(wrong.data, tokenizer_vocab_size=272)
+    train.prepare(workdir, dataclasses.replace(wrong, data=right), None)
+    assert kept_tokenizer(workdir).vocab_size == 272
