@@ -35,7 +35,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ssjax import distributed, manifest
 from ssjax.errors import DamagedError, StorageError, UserError
-from ssjax.files import storage_error
+from ssjax.files import make_directory, storage_error
 from ssjax.messages import say, say_once
 from ssjax.models.parameters import Params, flatten
 from ssjax.training.step import TrainState
@@ -57,6 +57,10 @@ class Checkpoints:
       keep_latest: newest checkpoints that are kept.
       keep_best: checkpoints with the lowest validation loss that are kept besides.
       about: plain values that every checkpoint carries: what `read_about` gives.
+
+    Raises:
+      UserError: the directory cannot be made or written to.
+      DamagedError: what is there cannot be opened.
     """
 
     def __init__(
@@ -73,23 +77,28 @@ class Checkpoints:
         self._step = None  # that is saved, or was last
         self._failed = False
         self._logged = 0  # failures before this save
-        self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(),
-            context=context,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(keep_latest),
-                    policies.BestN(
-                        get_metric_fn=lambda metrics: metrics[_BEST_METRIC],
-                        reverse=True,
-                        n=keep_best,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
-            cleanup_tmp_directories=True,
+        preserved = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(keep_latest),
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[_BEST_METRIC],
+                    reverse=True,
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
         )
+        make_directory(directory)
+        try:
+            self._checkpointer = ocp.training.Checkpointer(
+                directory.absolute(),
+                context=context,
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=preserved,
+                cleanup_tmp_directories=True,
+            )
+        except Exception as error:
+            raise DamagedError(f"{directory} cannot be opened ({_reason(error)})") from None
 
     def __enter__(self):
         return self
@@ -430,7 +439,7 @@ def steps(directory: Path) -> list[int]:
 
 
 def _is_step(name: str) -> bool:
-    return re.fullmatch("0|[1-9][0-9]*", name) is not None
+    return re.fullmatch("0|[1-9][0-9]{0,17}", name) is not None
 
 
 def stored_names(path: Path) -> set[str]:
