@@ -63,8 +63,10 @@ def main() -> int:
         try:
             distributed.first(lambda: held.enter_context(lock.hold(workdir)))
             return run(workdir, config)
-        except (UserError, KeyboardInterrupt) as error:
-            interruption.end_within(10, getattr(error, "exit_code", cli.EXIT_INTERRUPTED))
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            code = cli.EXIT_INTERRUPTED if interrupted else getattr(error, "exit_code", 1)
+            interruption.end_within(10, code)
             raise
 
 
