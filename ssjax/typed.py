@@ -30,11 +30,11 @@ class Fields:
     def error(self, key: str, wanted: str, value: Any) -> UserError:
         """A line about a value; wanted: what should be there, such as "a text"."""
         try:
-            shown = json.dumps(value)
+            shown = _short(json.dumps(value))
         except RecursionError:
             shown = f"a deeply nested {type(value).__name__}"
-        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-        return UserError(f"{self.where}: {key} should be {wanted}, found {shown}; {self._hint}")
+        name = _short(json.dumps(key)[1:-1])  # of any text, on one line
+        return UserError(f"{self.where}: {name} should be {wanted}, found {shown}; {self._hint}")
 
     def text(self, key: str) -> str | None:
         return self._of(key, "a text", lambda value: isinstance(value, str))
@@ -71,6 +71,10 @@ class Fields:
         if value is not None and not is_right(value):
             raise self.error(key, wanted, value)
         return value
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def parse_id(text: str) -> int | None:

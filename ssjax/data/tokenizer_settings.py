@@ -201,10 +201,11 @@ def _added_tokens(config: Fields, older: Fields) -> dict[int, AddedToken]:
 
 
 def _chat_template(files: Mapping[str, bytes], config: Fields, where: str) -> str | None:
+    """The template; an empty one is none, as in transformers."""
     if TEMPLATE in files:
-        return decode_text(files[TEMPLATE], f"{where}/{TEMPLATE}")
+        return decode_text(files[TEMPLATE], f"{where}/{TEMPLATE}") or None
     if not isinstance(config.values.get("chat_template"), list):
-        return config.text("chat_template")
+        return config.text("chat_template") or None
     named = {}  # several, with names
     for key, member in config.members("chat_template"):
         entry = Fields({key: member}, config.where, HINT).object(key)

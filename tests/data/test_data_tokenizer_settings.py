@@ -280,10 +280,10 @@ def added(**tokens):
         (byte_level(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
          r"^tokenizer here: normalizer of tokenizer.json malformed \(Precompiled"),
         (merges() | {"vocab.json": b"\xff"}, "^here/vocab.json, line 1: not UTF-8"),
-        (merges() | {"vocab.json": b'{"<|endoftext|>": "b"}'}, "^here/vocab.json: '<.endof.*the i"),
+        (merges() | {"vocab.json": b'{"<|endoftext|>": "b"}'}, "^here/vocab.json: <.endof.*the i"),
         (merges() | {"vocab.json": b'{"<|endoftext|>": 0, "b": 0}', "merges.txt": b""},
          "'<.endoftext.>' has the id 0"),
-        (merges() | {"vocab.json": b'{"<|endoftext|>": -1}'}, "^here/vocab.json: '<.endof.*found"),
+        (merges() | {"vocab.json": b'{"<|endoftext|>": -1}'}, "^here/vocab.json: <.endof.*found"),
         (merges() | {"vocab.json": b'{"<|endoftext|>": 4000000000}', "merges.txt": b""},
          "has a token with the id 4000000000; copy"),
         (merges() | {"merges.txt": b"no"}, "^tokenizer here: vocab.json and merges.txt malformed"),
@@ -318,6 +318,7 @@ def added(**tokens):
          "'<.im_start.>' has the id 1 in tokenizer.json and 334 beside it; copy all"),
         (sentencepiece() | added(**{"99999999": {"content": "<e>"}}), "has a token with the id 99"),
         (byte_level() | {"added_tokens.json": b'{"<e>": "334"}'}, "added_tokens.json: <e> should"),
+        (byte_level() | {"added_tokens.json": b'{"\\n\\n": "x"}'}, r"json: \\n\\n should be a"),
         (byte_level() | {"added_tokens.json": b'{"<e>": [1, 2]}'}, "<e> should be the id of a tok"),
         *((byte_level() | {name: as_json({"model_type": "gpt2", key: value})},
            f"^here/{name}: {key} should be a whole number or a list of them, found")
@@ -438,6 +439,7 @@ def test_a_template_in_a_file_of_its_own_goes_first():
         ([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}], "d"),
         ([{"name": "chat", "template": "c"}, {"name": "rag", "template": "r"}], "c"),
         ([], None),
+        ("", None),
     ],
 )
 def test_named_templates(named, chosen):
