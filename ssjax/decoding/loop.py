@@ -142,9 +142,10 @@ def prefill(
     )
     hidden = jnp.take_along_axis(output.hidden, last[:, :, None], axis=1)
     logits = model.apply({"params": params}, hidden, method="logits")
-    drawn = _draw_behind_nodes(spec, state, _adjusted(spec, state, logits, 0), max_depth=0)
+    adjusted = _adjusted(spec, state, logits, max_depth=0)
+    drawn = _draw_behind_nodes(spec, state, adjusted, logits, max_depth=0)
     nothing_drafted = Acceptance(jnp.zeros_like(drawn), jnp.zeros(batch, jnp.int32))
-    emission = _emitted(spec, state, nothing_drafted, drawn, logits)
+    emission = emit(nothing_drafted, drawn, state.length, state.limit, state.done, spec.eos_ids)
     if spec.log_probs:
         emission = with_log_probs(emission, nothing_drafted, logits)
     state = _append(state, emission, state.cache, pass_number=state.calls, failed=emission.broken)
@@ -226,14 +227,14 @@ def decode_step(
         state = state.replace(draft=tree)
         logits = model.apply({"params": params}, output.hidden, method="logits")
         adjusted = _adjusted(spec, state, logits, drafter.max_depth)
-        drawn = _draw_behind_nodes(spec, state, adjusted, drafter.max_depth)
+        drawn = _draw_behind_nodes(spec, state, adjusted, logits, drafter.max_depth)
         if spec.accept == "typical":
             target = warp(adjusted, spec.sampling)
             acceptance, drawn = accept_typical(tree, mask, target, drawn, drafter.max_depth)
         else:
             acceptance = accept(tree, drawn, drafter.max_depth)
     with jax.named_scope("emit"):
-        emission = _emitted(spec, state, acceptance, drawn, logits)
+        emission = emit(acceptance, drawn, state.length, state.limit, state.done, spec.eos_ids)
         if spec.log_probs:
             emission = with_log_probs(emission, acceptance, logits)
     with jax.named_scope("write"):
@@ -319,19 +320,13 @@ def _adjusted(spec, state, logits, max_depth):
     )
 
 
-def _draw_behind_nodes(spec, state, adjusted, max_depth):
-    """Draws the next token behind every node from adjusted logits, [B, M] int32."""
+def _draw_behind_nodes(spec, state, adjusted, logits, max_depth):
+    """Draws the next token behind every node from adjusted logits, [B, M] int32; see `draw`."""
     noise = None
     if spec.sampling.temperature > 0:
         positions = state.length[:, None] + jnp.arange(max_depth + 1)
         noise = position_noise(state.row_keys, positions, adjusted.shape[-1])
-    return draw(adjusted, state.draft.depth, noise, spec.sampling)
-
-
-def _emitted(spec, state, acceptance, drawn, logits) -> Emission:
-    # Not of the largest and the smallest: on CPU a NaN is lost in a maximum.
-    finite = jnp.isfinite(logits).all(axis=-1)
-    return emit(acceptance, drawn, state.length, state.limit, state.done, spec.eos_ids, finite)
+    return draw(adjusted, logits, state.draft.depth, noise, spec.sampling)
 
 
 def _propose(model, params, drafter, drafter_params, state, stream_hidden, hidden, broken):

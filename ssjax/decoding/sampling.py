@@ -4,7 +4,7 @@ The order, the same in plain and in speculative decoding because it is the same 
 
     adjust   repetition penalty, presence penalty, banned tokens, end of sequence too early
     warp     temperature, top-k, top-p, min-p; not when greedy
-    draw     argmax, with noise unless greedy
+    draw     argmax, with noise unless greedy; nothing where the model's logits are not all finite
 
 Penalties look at the tokens before the one to be drawn. Behind a draft node those are the
 tokens of its row and the tokens on its path, as if the path were already accepted; so a node's
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ssjax.decoding.tree import DraftTree, path_tokens
+from ssjax.decoding.tree import NO_TOKEN, DraftTree, path_tokens
 from ssjax.models.attention import MASKED
 
 
@@ -172,32 +172,42 @@ def position_noise(row_keys: jax.Array, positions: jax.Array, vocab_size: int) -
 
 
 def draw(
-    logits: jax.Array, depth: jax.Array, noise: jax.Array | None, sampling: Sampling
+    adjusted: jax.Array,
+    logits: jax.Array,
+    depth: jax.Array,
+    noise: jax.Array | None,
+    sampling: Sampling,
 ) -> jax.Array:
     """Draws the next token behind every node, [B, M] int32.
 
     Args:
-      logits: [B, M, V] float32, adjusted.
+      adjusted: [B, M, V] float32.
+      logits: [B, M, V] float32, the model's own; NO_TOKEN is drawn where one is not finite.
       depth: [B, M] int32, which position behind the root each node's next token has.
       noise: [B, R, V] float32 from `position_noise`; None exactly when greedy.
       sampling: the target distribution.
     """
+    finite = jnp.isfinite(logits)
     if sampling.temperature == 0:
-        return first_argmax(logits)
+        return first_argmax(adjusted, finite)
     noise_BMV = jnp.take_along_axis(noise, depth[:, :, None], axis=1)
-    return first_argmax(warp(logits, sampling) + noise_BMV)
+    return first_argmax(warp(adjusted, sampling) + noise_BMV, finite)
 
 
-def first_argmax(x: jax.Array) -> jax.Array:
+def first_argmax(x: jax.Array, usable: jax.Array | bool = True) -> jax.Array:
     """Index of the largest entry on the last axis, the lowest among equals; int32.
 
     Two vector reductions; `jnp.argmax` runs entry by entry on CPU, 47 us against 11 us for
-    9 x 1024.
+    9 x 1024. So `usable` costs nothing there, 30 % more if it were reduced by itself.
+
+    Args:
+      x: [..., V].
+      usable: [..., V] bool; where an entry is not, NO_TOKEN is returned in place of an index.
     """
     size = x.shape[-1]
     is_peak = x == x.max(axis=-1, keepdims=True)
     index = jnp.where(is_peak, jnp.arange(size, dtype=jnp.int32), size - 1)
-    return index.min(axis=-1)
+    return jnp.where(usable, index, NO_TOKEN).min(axis=-1)
 
 
 def _with_tokens(sets, tokens, counted):

@@ -20,7 +20,7 @@ from flax import struct
 from ssjax.partitioning import per_row, top_k
 
 NO_PARENT = -1
-NO_TOKEN = -1
+NO_TOKEN = -1  # in place of an id, where there is none; no node holds it
 
 
 @struct.dataclass

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ssjax.decoding.tree import DraftTree
+from ssjax.decoding.tree import NO_TOKEN, DraftTree
 
 RULES = {"exact": "exact", "typical": "typical, lossy"}  # names of the rules in reports
 
@@ -94,6 +94,7 @@ def accept_typical(
     rows = jnp.arange(parent.shape[0])[:, None]
     log_child = log_p[rows, parent, tree.tokens]
     likely = jnp.exp(log_child) > jnp.take_along_axis(threshold, parent, axis=1)
+    likely &= jnp.take_along_axis(drawn, parent, axis=1) != NO_TOKEN
     # Level by level: paths with the same tokens then have the same score to the bit.
     kept = jnp.broadcast_to(jnp.arange(parent.shape[1]) == 0, parent.shape)
     joint = jnp.zeros_like(log_child)
@@ -125,26 +126,24 @@ def emit(
     limit: jax.Array,
     done: jax.Array,
     eos_ids: tuple[int, ...],
-    finite: jax.Array,
 ) -> Emission:
     """Cuts the drawn tokens along the path at the first end of sequence and at the limit.
 
-    A token that was drawn from logits that are not finite is not emitted, and none behind it.
+    Where no token could be drawn, none is emitted, nor any behind it.
 
     Args:
       acceptance: of this pass.
-      drawn: [B, M] int32.
+      drawn: [B, M] int32; NO_TOKEN where the logits are not finite.
       length: [B] int32, tokens of each row before this pass.
       limit: [B] int32, tokens at which a row stops.
       done: [B] bool, rows that had ended before; they emit nothing.
       eos_ids: ids that end a row; the id itself is emitted.
-      finite: [B, M] bool, whether all logits behind a node are.
     """
     tokens = jnp.take_along_axis(drawn, acceptance.path, axis=1)  # [B, R]
     step = jnp.arange(tokens.shape[1])
     num_drawn = acceptance.num_accepted + 1
-    on_path = jnp.take_along_axis(finite, acceptance.path, axis=1)
-    sound = jnp.minimum(num_drawn, jnp.where(on_path, tokens.shape[1], step).min(axis=1))
+    first_missing = jnp.where(tokens == NO_TOKEN, step, tokens.shape[1]).min(axis=1)
+    sound = jnp.minimum(num_drawn, first_missing)
     is_eos = jnp.isin(tokens, jnp.array(eos_ids, jnp.int32)) & (step < sound[:, None])
     until_eos = jnp.where(is_eos.any(axis=1), jnp.argmax(is_eos, axis=1) + 1, tokens.shape[1])
     count = jnp.minimum(jnp.minimum(sound, until_eos), limit - length)

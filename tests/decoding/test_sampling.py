@@ -19,8 +19,8 @@ from ssjax.decoding.drafters import (
     StaticDrafter,
 )
 from ssjax.decoding.sampling import Sampling, draw, first_argmax, position_noise, warp
-from ssjax.decoding.tree import StaticTree
-from ssjax.models.attention import Causal
+from ssjax.decoding.tree import NO_TOKEN, StaticTree
+from ssjax.models.attention import MASKED, Causal
 from ssjax.models.parameters import unstack_layers
 from ssjax.models.transformer import Transformer
 
@@ -106,12 +106,32 @@ def test_draw_is_noise_of_the_position_behind_the_node():
         np.testing.assert_array_equal(noise[row, depth], by_hand)
     depths = np.array([[0, 1, 1, 3]] * 3)
     logits = np.random.default_rng(1).normal(size=(3, 4, 6)).astype(np.float32)
-    got = draw(jnp.asarray(logits), jnp.asarray(depths), jnp.asarray(noise), Sampling(0.5))
+    logits, depths, noise = (jnp.asarray(x) for x in (logits, depths, noise))
+    got = draw(logits, logits, depths, noise, Sampling(0.5))
     for row, node in itertools.product(range(3), range(4)):
         scores = logits[row, node] / 0.5 + noise[row, depths[row, node]]
         assert int(got[row, node]) == int(np.argmax(scores))
-    greedy = draw(jnp.asarray(logits), jnp.asarray(depths), None, Sampling())
+    greedy = draw(logits, logits, depths, None, Sampling())
     np.testing.assert_array_equal(greedy, logits.argmax(axis=-1))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.5)])
+@pytest.mark.parametrize("size", [6, 1031])
+def test_nothing_is_drawn_from_logits_that_are_not_finite(sampling, size):
+    """Wherever the one stands, and whatever is left of it behind penalties and bans."""
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=(60, 4, size)).astype(np.float32)
+    bad = rng.random((60, 4)) < 0.5
+    for row, node in np.argwhere(bad):
+        logits[row, node, rng.integers(size)] = rng.choice([np.nan, -np.nan, np.inf, -np.inf])
+    banned = np.where(np.isfinite(logits), logits, MASKED)
+    depths = jnp.zeros((60, 4), jnp.int32)
+    noise = jnp.zeros((60, 1, size)) if sampling.temperature else None
+    program = jax.jit(draw, static_argnums=4)
+    for adjusted in (logits, banned):
+        drawn = np.asarray(program(adjusted, logits, depths, noise, sampling))
+        np.testing.assert_array_equal(drawn == NO_TOKEN, bad)
+        np.testing.assert_array_equal(drawn[~bad], logits.argmax(axis=-1)[~bad])
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from ssjax import certify
 from ssjax.config import DecodeConfig
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
 from ssjax.decoding.sampling import Sampling
-from ssjax.decoding.tree import DraftTree, ancestor_mask
+from ssjax.decoding.tree import NO_TOKEN, DraftTree, ancestor_mask
 from ssjax.decoding.verify import accept_typical
 from ssjax.errors import UserError
 
@@ -84,13 +84,14 @@ def test_random_trees_equal_a_walk_over_all_paths():
                 tokens[row, node] = 0  # unused, as drafters write it
     probability = rng.dirichlet(np.full(VOCAB, 0.5), (BATCH, NODES))
     drawn = rng.integers(0, VOCAB, (BATCH, NODES))
+    drawn[rng.random(drawn.shape) < 0.1] = NO_TOKEN  # logits are not finite: nothing is behind it
     path, num_accepted, follows = typical((tokens, parent, depth), probability, drawn)
     lengths = set()
     for row in range(BATCH):
         best, best_score = (0,), (0, 0.0)
         paths = {0: ((0,), 0.0)}
         for node in range(1, NODES):
-            if parent[row, node] not in paths:
+            if parent[row, node] not in paths or drawn[row, parent[row, node]] == NO_TOKEN:
                 continue
             above, score = paths[parent[row, node]]
             p = probability[row, parent[row, node]]

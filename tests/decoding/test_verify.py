@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssjax.decoding.tree import DraftTree
+from ssjax.decoding.tree import NO_TOKEN, DraftTree
 from ssjax.decoding.verify import Acceptance, accept, emit
 
 BATCH, NODES, MAX_DEPTH, VOCAB = 4096, 10, 4, 4  # few tokens: duplicates, long paths
@@ -98,9 +98,10 @@ def test_emit_equals_python(case, eos_ids):
     done = rng.random(BATCH) < 0.2
     limit = length + np.where(done, rng.integers(0, 3, BATCH), rng.integers(1, 8, BATCH))
     finite = rng.random((BATCH, NODES)) < 0.9
-    arrays = (jnp.asarray(x, jnp.int32) for x in (drawn, length, limit))
+    found = np.where(finite, drawn, NO_TOKEN)
+    arrays = (jnp.asarray(x, jnp.int32) for x in (found, length, limit))
     emission = jax.jit(functools.partial(emit, eos_ids=eos_ids))(
-        acceptance, *arrays, jnp.asarray(done), finite=jnp.asarray(finite)
+        acceptance, *arrays, jnp.asarray(done)
     )
     ways = set()
     emitted, count, ended, broken = (
@@ -133,9 +134,6 @@ def test_end_of_sequence_behind_the_path_does_not_count():
     """Entries of the path past num_accepted repeat its last node: drawn there, not emitted."""
     acceptance = Acceptance(jnp.array([[0, 0, 0]]), jnp.array([0]))
     drawn = jnp.array([[5, 9, 9]])
-    finite = jnp.array([[True, False, False]])  # behind the path neither
-    row = (jnp.array([3]), jnp.array([9]), jnp.array([False]))
-    emission = emit(acceptance, drawn, *row, (9,), finite)
+    emission = emit(acceptance, drawn, jnp.array([3]), jnp.array([9]), jnp.array([False]), (9,))
     assert (emission.count.tolist(), emission.done.tolist()) == ([1], [False])
-    assert not emission.broken[0]
     assert emission.tokens[0, 0] == 5
