@@ -291,6 +291,7 @@ def test_bad_command_lines_get_one_line(run, prepared, tmp_path):
     assert not (tmp_path / "x" / "checkpoints").exists()
 
 
+@pytest.mark.stress  # a training of its own; by default tests/training/test_reporting.py
 def test_divergence_stops_with_the_step_number(prepared, tmp_path):
     finished = call(
         "train",
