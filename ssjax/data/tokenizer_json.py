@@ -147,7 +147,8 @@ class JsonTokenizer(BaseTokenizer):
         return self._run(library, text, prefix=False).ids
 
     def _run(self, library: tokenizers.Tokenizer, text: str, *, prefix: bool):
-        with _one_line(self._where, may_panic=self._may_panic):
+        where = f"{self._where}: post_processor of {FILE}" if prefix else self._where
+        with _one_line(where, may_panic=prefix or self._may_panic):
             return library.encode(text, add_special_tokens=prefix)
 
     def _find_prefix_ids(self, add_bos: bool | None, prefix: str | None) -> tuple[int, ...]:

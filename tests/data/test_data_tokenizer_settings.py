@@ -276,6 +276,8 @@ def added(**tokens):
         (byte_level(pre_tokenizer=[1]), "^tokenizer here: pre_tokenizer of tokenizer.json malf"),
         (byte_level(normalizer=3), "^tokenizer here: normalizer of tokenizer.json malformed"),
         (byte_level(post_processor="x"), "^tokenizer here: post_processor of tokenizer.json malf"),
+        (byte_level(post_processor=BOS_FIRST["processors"][1] | {"special_tokens": {}}),
+         r"^tokenizer here: post_processor of tokenizer.json malformed \("),
         (byte_level(padding=[]), "^tokenizer here: padding of tokenizer.json malformed"),
         (byte_level(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
          r"^tokenizer here: normalizer of tokenizer.json malformed \(Precompiled"),
