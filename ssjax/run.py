@@ -394,7 +394,7 @@ def _keep_tokens(completion: Completion, count: int) -> Completion:
         before += run
     # Every pass but the last kept all of its tokens except the bonus token from the draft. The
     # last, which an end or the limit may have cut, kept what is left of the statistics.
-    drafted = [run - 1 for run in completion.runs[1:-1]]
+    drafted = [max(run - 1, 0) for run in completion.runs[1:-1]]
     drafted.append(sum(completion.accepted) - sum(drafted))
     drafted = [min(pair) for pair in zip(drafted, runs[1:], strict=False)]
     depths = range(1, len(completion.accepted) + 1)

@@ -107,6 +107,17 @@ def test_random_texts_equal_a_reader_of_characters():
     assert 100 < found_any < 500
 
 
+def test_passes_that_emitted_nothing_kept_nothing():
+    """As where a draft had spoilt one, and where the model's output was not finite at last."""
+    whole = Completion((0, 1, 2, 3, 4), "error", calls=4, runs=(1, 2, 0, 2, 0), accepted=(2,))
+    for letter, runs, kept in (("c", (1, 2), 1), ("d", (1, 2, 0, 1), 2), ("e", (1, 2, 0, 2), 2)):
+        cut, _ = cut_at_stop(whole, lambda ids: "abcde"[: len(ids)], [letter])
+        assert (cut.runs, cut.calls, cut.finish) == (runs, len(runs) - 1, "stop")
+        assert cut.accepted == (kept,)
+    whole = Completion((0, 1, 2), "length", calls=2, runs=(1, 0, 2), accepted=(1, 0))
+    assert cut_at_stop(whole, lambda ids: "abc"[: len(ids)], ["c"])[0].accepted == (1, 0)
+
+
 @pytest.mark.parametrize("drafted", [True, False])
 def test_counters_are_those_of_a_run_that_ended_there(tiny, drafted):
     """A limit at the same token gives the same passes; an end of sequence behind it too."""

@@ -240,7 +240,8 @@ def decode_step(
     with jax.named_scope("write"):
         cache = write_path(state.cache, output.block, acceptance.path, cached, emission.count)
         depths = jnp.arange(1, drafter.max_depth + 1)
-        kept = jnp.minimum(acceptance.num_accepted, emission.count)
+        # Where a pass broke off, its last token counts as the one behind the nodes that it kept.
+        kept = jnp.minimum(acceptance.num_accepted, emission.count - emission.broken)
         failed = emission.broken & undrafted
         following = _append(state, emission, cache, state.calls + 1, failed).replace(
             calls=state.calls + ~state.done,
