@@ -24,19 +24,26 @@ jax.config.update("jax_num_cpu_devices", 8)  # for tests/test_partitioning.py; t
 
 import oracles  # noqa: E402
 
-# Minutes each; begun first, so that neither worker is left alone with one at the end.
+# A minute and more each; begun first, so that neither worker is left alone with one at the end.
 SLOW_FILES = (
     "test_runs.py",
     "test_sample.py",
     "test_finetune.py",
     "test_lossless_matrix.py",
     "test_partitioning.py",
+    "test_calibration.py",
+    "test_processes.py",
+    "test_study.py",
     "test_sampling_penalties.py",
+    "test_plan.py",
+    "test_malformed.py",
+    "test_transformer.py",
 )
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in SLOW_FILES)
+    places = {name: place for place, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session")
