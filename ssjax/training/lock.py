@@ -7,6 +7,7 @@ the lock go with the process, however that ends. Where a file system keeps locks
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import socket
@@ -25,25 +26,16 @@ FILE = "lock"
 def hold(workdir: Path) -> Iterator[None]:
     """Makes a run directory if it is not there, and keeps other runs out of it.
 
+    A directory that was made here goes again if nothing was written to it.
+
     Raises:
       UserError: another process holds it, says which; or it cannot be written to.
     """
-    path = make_directory(workdir) / FILE
-    with writing(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    with os.fdopen(handle, "r+b", buffering=0) as file:
-        holder = _describe(file.read(1000))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{workdir} is in use by {holder or 'another process'}; wait until that ends, "
-                "stop it, or choose another --config.workdir"
-            ) from None
-        except OSError as error:
-            say(f"{path}: {error.strerror}; see to it that no other process trains in {workdir}")
+    missing = [path for path in (workdir, *workdir.parents) if not path.exists()]
+    file, holder = _lock(workdir)
+    with file:
         if holder and not holder.endswith(f"on {socket.gethostname()}"):
-            say(f"{path}: left by {holder}; see to it that this has ended")
+            say(f"{workdir / FILE}: left by {holder}; see to it that this has ended")
         since = time.strftime("%Y-%m-%d %H:%M:%S %z")
         values = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
         _write(file, json.dumps(values))
@@ -51,6 +43,35 @@ def hold(workdir: Path) -> Iterator[None]:
             yield
         finally:
             _write(file, "")
+            with contextlib.suppress(OSError):
+                if missing and os.listdir(workdir) == [FILE]:
+                    (workdir / FILE).unlink()
+                    for path in missing:
+                        path.rmdir()
+
+
+def _lock(workdir: Path) -> tuple[io.FileIO, str]:
+    """The locked file, and who is named in it."""
+    while True:
+        path = make_directory(workdir) / FILE
+        with writing(path):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        file = io.FileIO(handle, "r+")
+        holder = _describe(file.read(1000))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UserError(
+                f"{workdir} is in use by {holder or 'another process'}; wait until that ends, "
+                "stop it, or choose another --config.workdir"
+            ) from None
+        except OSError as error:
+            say(f"{path}: {error.strerror}; see to it that no other process trains in {workdir}")
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return file, holder
+        file.close()  # who held it has just removed it
 
 
 def _write(file, text: str) -> None:

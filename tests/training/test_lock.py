@@ -20,8 +20,10 @@ def test_the_second_learns_who_holds_it_and_the_next_may_have_it(tmp_path):
         ):
             pass
         assert (workdir / lock.FILE).read_bytes() == before
+    assert not (tmp_path / "runs").exists()  # nothing was written there
     with lock.hold(workdir):
-        pass
+        (workdir / "config.json").touch()
+    assert {path.name for path in workdir.iterdir()} == {lock.FILE, "config.json"}
 
 
 _HOLDS = """
