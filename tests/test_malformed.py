@@ -2,7 +2,7 @@
 
 A seeded sample for every verb: files that are damaged, settings, experiments, flags. Whole inputs
 are what the verbs themselves wrote. SSJAX_MALFORMED=20 tries twenty times as many, which takes as
-many times as long; SSJAX_MALFORMED_SEED=1 others.
+many times as long; SSJAX_MALFORMED_SEED=1 others; SSJAX_MALFORMED_LOG=FILE keeps how each ended.
 """
 
 import dataclasses
@@ -84,20 +84,29 @@ def write_model(directory: Path) -> None:
     directory.mkdir()
     width, inner, vocabulary = 16, 24, 512
     values = tiny_models.find("llama").config_json | {
-        "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": inner,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-    }  # fmt: skip
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     outside = {
-        "model.embed_tokens": (vocabulary, width), "lm_head": (vocabulary, width),
+        "model.embed_tokens": (vocabulary, width),
+        "lm_head": (vocabulary, width),
         "model.norm": (width,),
-    }  # fmt: skip
+    }
     layer = {
-        "self_attn.q_proj": (width, width), "self_attn.k_proj": (8, width),
-        "self_attn.v_proj": (8, width), "self_attn.o_proj": (width, width),
-        "mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width),
-        "mlp.down_proj": (width, inner), "input_layernorm": (width,),
+        "self_attn.q_proj": (width, width),
+        "self_attn.k_proj": (8, width),
+        "self_attn.v_proj": (8, width),
+        "self_attn.o_proj": (width, width),
+        "mlp.gate_proj": (inner, width),
+        "mlp.up_proj": (inner, width),
+        "mlp.down_proj": (width, inner),
+        "input_layernorm": (width,),
         "post_attention_layernorm": (width,),
-    }  # fmt: skip
+    }
     rng, weight_map = np.random.default_rng(0), {}
     for number, more in enumerate((outside, {})):
         file = f"model-0000{number + 1}-of-00002.safetensors"
@@ -119,16 +128,18 @@ DATA = {
     "pairs": {"prompt": "Anna wants a red coat", "response": " Why, Anna?"},
     "dialogsum": {"fname": "a", "dialogue": "#Person1#: Why?", "summary": "Tea.", "topic": "tea"},
     "sql_context": {
-        "context": "CREATE TABLE a (b INTEGER)", "question": "How many?",
+        "context": "CREATE TABLE a (b INTEGER)",
+        "question": "How many?",
         "answer": "SELECT COUNT(*) FROM a",
     },
     "chat": {
         "messages": [
-            {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Tea."},
+            {"role": "user", "content": "Why?"},
+            {"role": "assistant", "content": "Tea."},
         ]
     },
     "e2e_nlg": 'mr,ref\n"name[A], food[B]",A serves B.\nname[C],C.\n',
-}  # fmt: skip
+}
 
 
 def write_data(directory: Path, task: str) -> None:
@@ -236,9 +247,13 @@ def damaged(verb, arguments, parts, patterns, count):
 def test_models(check):
     """Of Hugging Face: config, index, weights, tokenizer."""
     patterns = (
-        "model/config.json", "model/config.json", "model/model.safetensors.index.json",
-        "model/*.safetensors", "model/tokenizer*", "model/*_config.json",
-    )  # fmt: skip
+        "model/config.json",
+        "model/config.json",
+        "model/model.safetensors.index.json",
+        "model/*.safetensors",
+        "model/tokenizer*",
+        "model/*_config.json",
+    )
     arguments = ("--source=model", "--target=new", "--json=out.json")
     check(damaged("convert", arguments, ("model",), patterns, 26))
 
@@ -246,9 +261,15 @@ def test_models(check):
 def test_runs(check):
     """Of training: config, tokenizer, digest of the base, checkpoints."""
     patterns = (
-        "run/config.json", "run/*.json", "run/tokenizer*", "run/checkpoints", "run/checkpoints/*",
-        "run/checkpoints/1/*", "run/checkpoints/1/*/*", "run/checkpoints/1/**/*",
-    )  # fmt: skip
+        "run/config.json",
+        "run/*.json",
+        "run/tokenizer*",
+        "run/checkpoints",
+        "run/checkpoints/*",
+        "run/checkpoints/1/*",
+        "run/checkpoints/1/*/*",
+        "run/checkpoints/1/**/*",
+    )
     arguments = ("--workdir=run", "--format=hf", "--target=new")
     check(damaged("export", arguments, ("model", "run"), patterns, 16))
 
@@ -278,9 +299,11 @@ def test_tokenizers(check):
     for kind, make in small_tokenizers.SMALL.items():
         task = "chat" if kind in ("sentencepiece chat", "byte level") else "pairs"
         arguments = (
-            "--config=experiment.py", f"--config.data.task={task}",
-            f"--config.data.path=data/{task}", *LONG,
-        )  # fmt: skip
+            "--config=experiment.py",
+            f"--config.data.task={task}",
+            f"--config.data.path=data/{task}",
+            *LONG,
+        )
 
         def prepare(directory, kind, make, number):
             dice = dice_of(kind, number)
@@ -292,13 +315,15 @@ def test_tokenizers(check):
 
         cases += [
             Case(
-                "data.show", arguments, ("experiment.py", "model", "data"),
+                "data.show",
+                arguments,
+                ("experiment.py", "model", "data"),
                 lambda directory, some=(kind, make, number), prepare=prepare: prepare(
                     directory, *some
                 ),
             )
             for number in times(4)
-        ]  # fmt: skip
+        ]
     check(cases)
 
 
@@ -316,11 +341,13 @@ def test_families(check):
 
         cases += [
             Case(
-                "plan", ("--config=experiment.py", "--show_shardings"), ("experiment.py",),
+                "plan",
+                ("--config=experiment.py", "--show_shardings"),
+                ("experiment.py",),
                 lambda directory, some=(tiny, number), prepare=prepare: prepare(directory, *some),
             )
             for number in times(2)
-        ]  # fmt: skip
+        ]
     check(cases)
 
 
@@ -329,9 +356,12 @@ def test_data(check):
     for task in DATA:
         for split in ("train", "validation", "test"):
             arguments = (
-                "--config=experiment.py", f"--config.data.task={task}", f"--split={split}",
-                f"--config.data.path=data/{task}", *LONG,
-            )  # fmt: skip
+                "--config=experiment.py",
+                f"--config.data.task={task}",
+                f"--split={split}",
+                f"--config.data.path=data/{task}",
+                *LONG,
+            )
             file = "*set*.csv" if task == "e2e_nlg" else f"{split}.jsonl"
             parts = ("experiment.py", "model", "data")
             cases += damaged("data.show", arguments, parts, (f"data/{task}/{file}",), 2)
@@ -340,8 +370,13 @@ def test_data(check):
 
 def test_prompts(check):
     """A file of prompts: of ssjax.generate, and questions of ssjax.benchmark."""
-    cases = damaged("generate", ("--workdir=model", "--prompts_file=prompts.txt", "--top_p=2"),
-                    ("model", "prompts.txt"), ("prompts.txt",), 4)  # fmt: skip
+    cases = damaged(
+        "generate",
+        ("--workdir=model", "--prompts_file=prompts.txt", "--top_p=2"),
+        ("model", "prompts.txt"),
+        ("prompts.txt",),
+        4,
+    )
     arguments = ("--workdir=run", "--questions=questions.jsonl", "--batch_sizes=0")
     parts = ("model", "run", "questions.jsonl")
     cases += damaged("benchmark", arguments, parts, ("questions.jsonl",), 6)
@@ -350,11 +385,11 @@ def test_prompts(check):
 
 # Settings.
 
-ODD = (
-    "nan", "inf", "-inf", "-1", "0", "3000000000", "1e400", "text", "", "\u0663", "1,a", "[]", "()",
-    "None", "3.7", "9" * 20, " ", "True", "(-1,)", "{}", "../x", "(", "'", "1e-400", "(nan,)",
-    "('a',)", "1_0", "0x10", "2147483648", "(2147483648,)", "a\nb", "0.0", "-0.5", "1", "2",
-)  # fmt: skip
+VALUES = """
+    nan inf -inf -1 0 0.0 -0.5 1 2 3.7 1e400 1e-400 3000000000 2147483648 1_0 0x10 text None True
+    1,a [] () {} ( ' ../x (-1,) (nan,) ('a',) (2147483648,)
+"""
+ODD = (*VALUES.split(), "9" * 20, "\u0663", "a\nb", " ", "")
 
 
 def odd_settings(verb, count, *arguments, groups=("",)):
@@ -376,8 +411,21 @@ def test_settings_of_a_training(check):
 
 def test_settings_as_far_as_shapes(check):
     """The train state and what decoding holds, nothing is compiled."""
-    groups = ("model.", "streams.", "drafter.", "adaptation.", "loss.", "optimizer.", "decode.",
-              "mesh.", "train.", "data.batch", "data.max", "data.token", "seed")  # fmt: skip
+    groups = (
+        "model.",
+        "streams.",
+        "drafter.",
+        "adaptation.",
+        "loss.",
+        "optimizer.",
+        "decode.",
+        "mesh.",
+        "train.",
+        "data.batch",
+        "data.max",
+        "data.token",
+        "seed",
+    )
     check(odd_settings("plan", 24, "--show_shardings", groups=groups))
 
 
@@ -389,33 +437,44 @@ def test_settings_of_data(check):
 # Experiments. What files may hold is in test_experiment.py.
 
 IN_FILES = (
-    "", "def get_config(:\n", "raise ValueError('two\\nlines')\n", "import no_such_module\n",
-    "def get_config():\n    return undefined_name\n", "def get_config():\n    return {}\n",
-    "import sys\ndef get_config():\n    sys.exit(7)\n", "raise SystemExit('bye')\n",
-    "def get_config():\n    return get_config()\n", "x = '\x00'\n", "get_config = 3\n",
-    "def get_config():\n    raise MemoryError\n", "# -*- coding: nonsense -*-\n",
+    "",
+    "def get_config(:\n",
+    "raise ValueError('two\\nlines')\n",
+    "import no_such_module\n",
+    "def get_config():\n    return undefined_name\n",
+    "def get_config():\n    return {}\n",
+    "import sys\ndef get_config():\n    sys.exit(7)\n",
+    "raise SystemExit('bye')\n",
+    "def get_config():\n    return get_config()\n",
+    "x = '\x00'\n",
+    "get_config = 3\n",
+    "def get_config():\n    raise MemoryError\n",
+    "# -*- coding: nonsense -*-\n",
     "def get_config():\n    assert False\n",
     "def get_config():\n    return open('/no/such/file')\n",
-)  # fmt: skip
+)
 NAMED = (
-    (), ("--config",), ("--config=",), ("--config=missing.py",), ("--config=model",),
-    ("--config=model/config.json",), ("--config=experiment.py:nope:b",), ("--config=/dev/null",),
-    ("--config=bad\udcff.py",), ("--confg=experiment.py",), ("--config.seed=1",),
-    *(
-        ("--config=experiment.py", more)
-        for more in (
-            "--config.nope=1", "--config.train.num_step=1", "--config.train=1", "--config.=1",
-            "--config.train.num_steps.x=1", "--config.data.path", "--config.train.num_steps",
-            "--config.train.__class__=1", "--config..=1", "--config.keys=1", "--noconfig",
-            "--config.data.length_buckets[0]=1", "--config.model.local_layers=(1,2", "more",
-            "--noconfig.train.num_steps", "--config.model.pretrained=run",
-            "--config.model.pretrained=missing", "--config.model.pretrained=no/such@revision",
-            "--config.data.tokenizer=data", "--config.workdir=experiment.py/x",
-            "--config.workdir=/proc/x", "--config.data.prepared_dir=/proc/x",
-            "--config.compilation_cache=experiment.py",
-        )
-    ),
-)  # fmt: skip
+    "",
+    "--config",
+    "--config=",
+    "--config=missing.py",
+    "--config=model",
+    "--config=/dev/null",
+    "--config=model/config.json",
+    "--config=experiment.py:nope:b",
+    "--config=bad\udcff.py",
+    "--confg=experiment.py",
+    "--config.seed=1",
+)
+CHANGED = """
+    --config.nope=1 --config.train.num_step=1 --config.train=1 --config.=1 --config..=1 more
+    --config.train.num_steps.x=1 --config.data.path --config.train.num_steps --noconfig
+    --config.train.__class__=1 --config.keys=1 --config.data.length_buckets[0]=1
+    --config.model.local_layers=(1,2 --noconfig.train.num_steps --config.model.pretrained=run
+    --config.model.pretrained=missing --config.model.pretrained=no/such@revision
+    --config.data.tokenizer=data --config.workdir=experiment.py/x --config.workdir=/proc/x
+    --config.data.prepared_dir=/proc/x --config.compilation_cache=experiment.py
+"""
 
 
 def test_experiments(check):
@@ -428,81 +487,84 @@ def test_experiments(check):
 
     missing = "--config.data.path=missing"
     cases = [Case("train", ("--config=bad.py", missing), (), written(text)) for text in IN_FILES]
+    cases += [Case("train", arguments.split()) for arguments in NAMED]
     cases += [
-        Case("train", (*arguments, missing) if len(arguments) == 2 else arguments)
-        for arguments in NAMED
-    ]  # fmt: skip
+        Case("train", ("--config=experiment.py", argument, missing)) for argument in CHANGED.split()
+    ]
     check(cases)
 
 
 # Flags.
 
-RUN = ("workdir", "checkpoint", "base", "json")
+RUN = "workdir checkpoint base json"
 DECODE = (
-    "max_new_tokens", "batch_size", "drafter", "draft_model", "num_nodes", "num_streams",
-    "lookup_nodes", "kept_nodes", "exit_threshold", "deferred", "temperature", "top_k", "top_p",
-    "min_p", "repetition_penalty", "presence_penalty", "banned_tokens", "min_new_tokens", "accept",
-    "stop", "seed", "mesh", "calibration",
-)  # fmt: skip
+    "max_new_tokens batch_size drafter draft_model num_nodes num_streams lookup_nodes kept_nodes "
+    "exit_threshold deferred temperature top_k top_p min_p repetition_penalty presence_penalty "
+    "banned_tokens min_new_tokens accept stop seed mesh calibration"
+)
 # By verb: what is given, and what is odd. As it is given it ends soon, right or not.
 FLAGS = {
     "generate": (
-        ("--workdir=run", "--prompt=Anna", "--draft_model=run"),  # of a drafter that is not given
-        (*RUN, *DECODE, "adapter", "prompts_file", "prompt", "raw", "stream", "log_probs",
-         "show_runs"),
+        "--workdir=run --prompt=Anna --draft_model=run",  # of a drafter that is not given
+        f"{RUN} {DECODE} adapter prompts_file prompt raw stream log_probs show_runs",
     ),
     "evaluate": (
-        ("--workdir=run", "--data_path=missing"),
-        (*RUN, *DECODE, "adapter", "split", "max_records", "data_path"),
+        "--workdir=run --data_path=missing",
+        f"{RUN} {DECODE} adapter split max_records data_path",
     ),
     "verify": (
-        ("--workdir=converted", "--prompt=Anna"),
-        (*RUN, "adapter", "split", "num_prompts", "num_samples", "temperature", "max_new_tokens",
-         "accept", "prompts_file"),
+        "--workdir=converted --prompt=Anna",
+        f"{RUN} adapter split num_prompts num_samples temperature max_new_tokens accept "
+        "prompts_file",
     ),
     "calibrate": (
-        ("--workdir=converted",),
-        (*RUN, "adapter", "batch_sizes", "num_prompts", "nodes", "plot"),
+        "--workdir=converted",
+        f"{RUN} adapter batch_sizes num_prompts nodes plot",
     ),
     "benchmark": (
-        ("--workdir=run", "--data_path=missing"),
-        (*RUN, "drafters", "batch_sizes", "split", "data_path", "questions", "num_prompts",
-         "max_new_tokens", "temperature", "plot", "markdown"),
+        "--workdir=run --data_path=missing",
+        f"{RUN} drafters batch_sizes split data_path questions num_prompts max_new_tokens "
+        "temperature plot markdown",
     ),
     "export": (
-        ("--workdir=run", "--format=adapter", "--target=new"),
-        ("workdir", "checkpoint", "format", "target", "base", "dtype"),
+        "--workdir=run --format=adapter --target=new",
+        "workdir checkpoint format target base dtype",
     ),
-    "convert": (("--source=model", "--target=new"), ("source", "target", "dtype", "json")),
+    "convert": ("--source=model --target=new", "source target dtype json"),
     "plan": (
-        ("--config=experiment.py", "--show_shardings"),
-        ("topology", "devices", "show_shardings", "json", "config"),
+        "--config=experiment.py --show_shardings",
+        "topology devices show_shardings json config",
     ),
     "reproduce": (
-        ("--suite=small", "--workdir=study", "--data_path=missing"),
-        ("suite", "workdir", "data_path", "tasks", "report", "only_report", "untimed"),
+        "--suite=small --workdir=study --data_path=missing",
+        "suite workdir data_path tasks report only_report untimed",
     ),
-    "data.show": (("--config=experiment.py", *LONG), ("split", "num_records", "json")),
-    "train": (("--config=experiment.py", "--config.data.path=missing"), ("json", "distributed")),
-}  # fmt: skip
-ODD_FLAGS = (
-    *ODD, "1,1,1", "0,0,0", "9,9,9", "missing/x", "experiment.py", "model", "run", "data", "\udcff",
-    "/proc/x/y", "x" * 5000, "auto,plain", "plain:num_nodes=x", "streams:nope=1",
-    "streams:num_nodes=nan", "draft_model@missing", "auto@model", "best", "007", "/dev/null",
-    "experiment.py/x.json", "v5e:9x9", "hub/model@main@x",
-)  # fmt: skip
+    "data.show": (f"--config=experiment.py {' '.join(LONG)}", "split num_records json"),
+    "train": ("--config=experiment.py --config.data.path=missing", "json distributed"),
+}
+FLAG_VALUES = """
+    1,1,1 0,0,0 9,9,9 007 best v5e:9x9 auto,plain auto@model hub/model@main@x missing/x model run
+    data experiment.py experiment.py/x.json /proc/x/y /dev/null plain:num_nodes=x streams:nope=1
+    streams:num_nodes=nan draft_model@missing
+"""
+ODD_FLAGS = (*ODD, *FLAG_VALUES.split(), "x" * 5000, "\udcff")
 
 
 @pytest.mark.parametrize("verb", FLAGS)
 def test_flags(check, verb):
     dice = dice_of(verb, "flags")
-    given, names = FLAGS[verb]
+    given, names = (words.split() for words in FLAGS[verb])
     every = [f"--{name}={value}" for name in names for value in ODD_FLAGS]
     odd = [(*given, flag) for flag in dice.sample(every, min(len(times(8)), len(every)))]
     name = dice.choice(names)
     odd += [
-        (), given[1:], (*given, f"--{name}"), (*given, f"--{name}x=1"), (*given, "more"),
-        (*given, "--flagfile=missing"), (*given, f"--no{name}x"),
-    ]  # fmt: skip
+        (),
+        given[1:],
+        (*given, f"--{name}"),
+        (*given, f"--{name}x=1"),
+        (*given, "more"),
+        (*given, "--flagfile=missing"),
+        (*given, f"--no{name}x"),
+    ]
     parts = ("experiment.py", "model", "data", "run", "converted")
     check([Case(verb, arguments, parts) for arguments in odd])

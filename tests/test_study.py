@@ -171,11 +171,13 @@ def test_the_smoke_suite_is_stopped_and_goes_on(tmp_path):
         sys.executable, "-m", "ssjax.reproduce", "--suite=smoke", f"--workdir={tmp_path}",
     ]  # fmt: skip
     environment = os.environ | {
-        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": "",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": "",
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # else a training starts itself anew, 2 s each
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),  # its steps share programs
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }  # fmt: skip
+    }
     first = subprocess.Popen(command, cwd=ROOT, env=environment)
     (task,) = study.SUITES["smoke"]
     metrics = tmp_path / task.task / "draft" / "metrics.jsonl"

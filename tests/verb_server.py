@@ -25,9 +25,18 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 VERBS = {
-    "benchmark", "calibrate", "convert", "data.show", "evaluate", "export", "generate", "plan",
-    "reproduce", "train", "verify",
-}  # fmt: skip
+    "benchmark",
+    "calibrate",
+    "convert",
+    "data.show",
+    "evaluate",
+    "export",
+    "generate",
+    "plan",
+    "reproduce",
+    "train",
+    "verify",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,22 +62,33 @@ class Server:
         """environment: variables beside those of this process."""
         self._streams = tempfile.TemporaryDirectory()
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | environment,
-        )  # fmt: skip
+        )
         assert self._process.stdout.readline() == "ready\n"
 
     def call(
-        self, verb: str, arguments: Sequence, *, directory: Path = ROOT, text: str = "",
+        self,
+        verb: str,
+        arguments: Sequence,
+        *,
+        directory: Path = ROOT,
+        text: str = "",
         limit: float = 500.0,
-    ) -> Ended:  # fmt: skip
+    ) -> Ended:
         """Runs a verb in a directory, with a text on standard input and a limit in seconds."""
         paths = {name: Path(self._streams.name) / name for name in ("stdin", "stdout", "stderr")}
         paths["stdin"].write_text(text)
         request = {
-            "verb": verb, "arguments": list(map(str, arguments)), "directory": str(directory),
-            "limit": limit, **{name: str(path) for name, path in paths.items()},
-        }  # fmt: skip
+            "verb": verb,
+            "arguments": list(map(str, arguments)),
+            "directory": str(directory),
+            "limit": limit,
+            **{name: str(path) for name, path in paths.items()},
+        }
         print(json.dumps(request), file=self._process.stdin, flush=True)
         code, seconds = json.loads(self._process.stdout.readline())
         out, err = (paths[name].read_text(errors="replace") for name in ("stdout", "stderr"))

@@ -40,9 +40,13 @@ def call(verb, *arguments, text=""):
 def call_anew(verb, *arguments):
     """A verb in a process of its own."""
     return subprocess.run(
-        command(verb, *arguments), cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True,
-        text=True, timeout=500,
-    )  # fmt: skip
+        command(verb, *arguments),
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
 
 
 def train_arguments(workdir, prepared, *more):

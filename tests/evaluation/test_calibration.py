@@ -432,8 +432,8 @@ def test_a_damaged_file_is_ignored_or_still_a_way_to_decode(tmp_path):
         path.unlink(missing_ok=True)
         drafter = STATIC if number % 2 else BestFirstDrafter(8, 4)
         stored(tmp_path, calibration_of(1, drafter))
-        path.write_bytes((damage.odd_json if number % 3 else damage.odd_bytes)(
-            path.read_bytes(), dice)[0])  # fmt: skip
+        how = damage.odd_json if number % 3 else damage.odd_bytes
+        path.write_bytes(how(path.read_bytes(), dice)[0])
         way, line = calibrated.find(tmp_path, HERE, 1)
         assert line.count("\n") == 0 and 0 < len(line) < 700
         if way is None:
