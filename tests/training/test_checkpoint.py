@@ -113,6 +113,7 @@ def test_an_unfinished_save_is_not_seen_and_is_removed(saved):
     assert restore(saved, make_state(0))[1]["next_batch"] == 4
     with open_checkpoints(saved) as checkpoints:
         assert checkpoints.latest_step == 4
+        save(checkpoints, 5, None)  # waits for the removal, which goes on in the background
     assert not unfinished.exists()
 
 
