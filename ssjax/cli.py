@@ -138,7 +138,8 @@ def fail(message: str, code: int = EXIT_BAD_INPUT) -> int:
 def write_json(path: str, value) -> None:
     """Writes a result for machines; an empty path writes nothing."""
     if path:
-        write_atomic(path, to_json(value))
+        # Bytes of a path that are no text are half characters here, which JSON can escape.
+        write_atomic(path, to_json(value).encode(errors="backslashreplace"))
 
 
 _outputs: list[tuple[str, Callable]] = []

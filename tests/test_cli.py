@@ -1,6 +1,7 @@
 """The command line that all verbs share."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -53,6 +54,14 @@ def test_settings_on_the_command_line_have_their_ranges():
     }
     with pytest.raises(UserError, match="decode.presence_penalty must be a number"):
         cli.given({"presence_penalty": Given(float("nan"))})
+
+
+def test_a_result_may_name_a_path_that_is_no_text(tmp_path):
+    cli.write_json(str(tmp_path / "result.json"), {"workdir": "run\udcff", "text": "é"})
+    assert json.loads((tmp_path / "result.json").read_text()) == {
+        "workdir": "run\udcff",
+        "text": "é",
+    }
 
 
 def raising(error):
