@@ -143,7 +143,7 @@ def test_the_report_holds_what_was_measured_and_says_what_was_not(tmp_path):
     dice = random.Random(0)
     whole = {path: path.read_bytes() for path in sorted(directory.glob("*.json"))}
     refused = 0
-    for number in range(60):
+    for number in range(18):
         path = list(whole)[number % len(whole)]
         how = damage.odd_json if number % 2 else damage.odd_bytes
         path.write_bytes(how(whole[path], dice)[0])
@@ -153,7 +153,7 @@ def test_the_report_holds_what_was_measured_and_says_what_was_not(tmp_path):
             refused += 1
             assert str(tmp_path) in str(error)
         path.write_bytes(whole[path])
-    assert refused > 20
+    assert refused > 6
 
 
 def test_a_step_that_fails_is_one_line_with_its_log(tmp_path):
