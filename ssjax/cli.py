@@ -6,6 +6,7 @@ signal after saving, run the same command again to continue; 130 interrupted whe
 nothing to save.
 """
 
+import contextlib
 import dataclasses
 import faulthandler
 import os
@@ -385,11 +386,20 @@ def _parse_flags(argv):
         if "config" in flags.FLAGS:
             argv, overrides = experiment_lib.split_overrides(argv)
             _overrides.update(overrides)
-        return app.parse_flags_with_usage(argv) if "--help" in argv else flags.FLAGS(argv)
+        if {"--help", "-help", "-h", "--helpfull"} & set(argv):
+            _show_help(argv)
+        return flags.FLAGS(argv)
     except flags.Error as error:
         sys.exit(fail(_flag_problem(error)))
     except UserError as error:
         sys.exit(fail(str(error)))
+
+
+def _show_help(argv: list[str]) -> None:
+    """Prints what the flags mean, and exits with 0; absl would exit with 1."""
+    with contextlib.suppress(SystemExit):
+        app.parse_flags_with_usage(["--help" if each == "-h" else each for each in argv])
+    sys.exit(0)
 
 
 def _flag_problem(error: flags.Error) -> str:

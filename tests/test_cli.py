@@ -125,10 +125,10 @@ def test_results_are_checked_before_the_work(tmp_path, monkeypatch, capsys):
         assert capsys.readouterr().err.count("\n") == (code != 0)
 
 
-def started(code, **environment):
+def started(code, *arguments, **environment):
     """A process that runs a line of Python as a verb would."""
     return subprocess.Popen(
-        [sys.executable, "-c", f"from ssjax import cli\ncli.run({code})"],
+        [sys.executable, "-c", f"from ssjax import cli\ncli.run({code})", *arguments],
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -136,13 +136,16 @@ def started(code, **environment):
     )
 
 
-def test_a_closed_pipe_and_a_missing_backend_end_quietly():
+def test_a_closed_pipe_a_missing_backend_and_help_end_as_they_should():
     wordy = started("lambda: [print('x' * 1000) for _ in range(10000)] and 0")
+    helped = started("lambda: 0", "--helpfull")
     lost = started("lambda: __import__('jax').devices() and 0", JAX_PLATFORMS="no_such_thing")
     wordy.stdout.readline()
     wordy.stdout.close()
     assert wordy.wait() == cli.EXIT_CLOSED_PIPE and wordy.stderr.read() == ""
     wordy.stderr.close()
+    shown, told = helped.communicate()
+    assert helped.returncode == 0 and "--[no]only_check_args" in shown and told == ""
     _, told = lost.communicate()
     assert lost.returncode == 2 and told.count("\n") == 1
     assert told.startswith("error: no device to compute on (JAX_PLATFORMS=no_such_thing)")
