@@ -27,7 +27,7 @@ INT32_MAX = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Bounds of a number, or of each number in a tuple."""
+    """Bounds of a number."""
 
     low: float | None = None  # the least value
     high: float | None = None  # the greatest
@@ -149,19 +149,16 @@ def checked(value: Any, hint: Any, key: str) -> Any:
     """
     kind, bounds = _parts(hint)
     if typing.get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple):
-            raise UserError(f"config: {key} must be {wanted(hint)}, got {value!r:.80}")
-        element = typing.get_args(kind)[0]
-        element = element if bounds is None else typing.Annotated[element, bounds]
-        try:
-            return tuple(checked(each, element, key) for each in value)
-        except UserError:  # names the whole value, in which the place can be found
-            raise UserError(f"config: {key} must be {wanted(hint)}, got {value!r:.80}") from None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) < 2**1000 else math.inf
-    if not _fits(value, kind, bounds):
-        raise UserError(f"config: {key} must be {wanted(hint)}, got {value!r:.80}")
-    return value
+        element, bounds = _parts(typing.get_args(kind)[0])
+        values = tuple(_as(element, each) for each in value) if _is_list(value) else (None,)
+        if all(_fits(each, element, bounds) for each in values):
+            return values
+    else:
+        converted = _as(kind, value)
+        # A single text names something, where a stop string may hold any character.
+        if _fits(converted, kind, bounds) and not (kind is str and "\0" in converted):
+            return converted
+    raise UserError(f"config: {key} must be {wanted(hint)}, got {value!r:.80}")
 
 
 def parse(text: str, hint: Any, key: str) -> Any:
@@ -188,9 +185,7 @@ def wanted(hint: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return f"one of {', '.join(typing.get_args(kind))}"
     if typing.get_origin(kind) is tuple:
-        element = typing.get_args(kind)[0]
-        element = element if bounds is None else typing.Annotated[element, bounds]
-        return f"a tuple, each of it {wanted(element)}"
+        return f"a tuple, each of it {wanted(typing.get_args(kind)[0])}"
     if kind is int:
         low = bounds.low if bounds and bounds.low is not None else _INT32.low
         high = bounds.high if bounds and bounds.high is not None else _INT32.high
@@ -215,7 +210,18 @@ def _fits(value: Any, kind: Any, bounds: Range | None) -> bool:
         return _INT32.holds(value) and (bounds is None or bounds.holds(value))
     if kind is float:
         return math.isfinite(value) and (bounds is None or bounds.holds(value))
-    return "\0" not in value if kind is str else True
+    return True
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _as(kind: Any, value: Any) -> Any:
+    """A whole number where a number is wanted becomes one."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value) if abs(value) < 2**1000 else math.inf
+    return value
 
 
 def _parse(text: str, kind: Any) -> Any:

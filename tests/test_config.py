@@ -178,6 +178,10 @@ def test_values_that_cannot_work_together_are_named(key, value, message):
     assert message in refusal(key, value)
 
 
+def test_a_stop_string_may_hold_any_character():
+    assert config_lib.from_dict(changed("decode.stop", ["\0", "\n"])).decode.stop == ("\0", "\n")
+
+
 def test_zero_is_off_where_it_can_be():
     off = {"optimizer": {"clip_norm": 0.0}, "train": {"log_every": 0, "eval_every": 0}}
     off |= {"checkpoint": {"save_every": 0, "keep_best": 0}, "data": {"tokenizer_records": 0}}
