@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +168,12 @@ def check_file(path: str | os.PathLike) -> None:
     path = Path(path)
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a directory; give the name of a file")
+    with writing(path):
+        if _is_special(path):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        path = Path(os.path.realpath(path))
     _check_place(path)
 
 
@@ -204,7 +211,9 @@ def write_atomic(path: str | os.PathLike, content: str | bytes) -> None:
     """Writes a file so that a reader, or the next start after a kill, never sees half of it.
 
     Missing parent directories are made. The content goes to a temporary file in the same
-    directory, is flushed to disk, and takes the place of `path` in one step.
+    directory, is flushed to disk, and takes the place of `path` in one step. A link stays and what
+    it points to is replaced; a device or a pipe (/dev/null, /dev/stdout) is written to, because a
+    file in its place would harm every other program.
 
     Raises:
       UserError: it cannot be written.
@@ -212,6 +221,10 @@ def write_atomic(path: str | os.PathLike, content: str | bytes) -> None:
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     with writing(path):
+        if _is_special(path):
+            path.write_bytes(data)
+            return
+        path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -224,6 +237,15 @@ def write_atomic(path: str | os.PathLike, content: str | bytes) -> None:
         except BaseException:
             os.unlink(temporary)
             raise
+
+
+def _is_special(path: Path) -> bool:
+    """Whether there is something that can be written to, but is no file of ours to replace."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import random
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -212,6 +213,7 @@ def check(server, whole, tmp_path):
                 record += [stderr[-4000:], ended.seconds]
                 with open(LOG, "a") as file:
                     print(json.dumps(record), file=file)
+        assert stat.S_ISCHR(os.stat(os.devnull).st_mode), "a verb replaced the null device"
         assert not bad, f"{len(bad)} of {len(cases)}:\n\n" + "\n\n".join(bad)
 
     return run_all
