@@ -27,12 +27,12 @@ from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, Way
 from ssjax.errors import UserError
+from ssjax.evaluation.markdown import table
 from ssjax.evaluation.pass_time import seconds_per_pass
-from ssjax.files import write_atomic
-from ssjax.markdown import table
+from ssjax.files.writing import write_atomic
 from ssjax.models.parameters import Params, count
 from ssjax.models.transformer import Transformer, abstract_params
-from ssjax.topologies import CHIPS
+from ssjax.planning.topologies import CHIPS
 
 _MODELS = flags.DEFINE_list("models", "1b,7b", "Which of the shapes.")
 _NODES = flags.DEFINE_list("nodes", "1,3,7,15,31,63", "Draft nodes, the root not counted.")
@@ -57,7 +57,7 @@ SHAPES = {
 NUM_STREAMS = 4
 
 # Published bandwidths, bytes per second, by a part of JAX's device_kind (NVIDIA's data sheets; of
-# TPUs those of ssjax/topologies.py).
+# TPUs those of ssjax/planning/topologies.py).
 BANDWIDTH = {
     "A100-SXM4-80GB": 2039e9,
     "A100-SXM4-40GB": 1555e9,

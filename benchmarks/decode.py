@@ -25,16 +25,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ssjax import cli, huggingface
+from ssjax import cli
 from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.decoding import loop
+from ssjax.decoding.acceptance import Acceptance
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, Way
 from ssjax.decoding.sampling import Sampling
-from ssjax.decoding.verify import Acceptance
 from ssjax.evaluation.pass_time import seconds_per_pass
 from ssjax.models.parameters import count
 from ssjax.models.transformer import Transformer, init_params
+from ssjax.weights import huggingface
 
 _SHAPES = flags.DEFINE_list("shapes", "5M,30M,100M", "Which of the shapes.")
 _PROMPTS = flags.DEFINE_integer("prompts", 7, "Prompts that both decoders are timed on.")

@@ -24,9 +24,9 @@ def write_model(directory: Path, dtype: str) -> None:
     import jax
     import jax.numpy as jnp
 
-    from ssjax import huggingface
     from ssjax.config import ModelConfig, StreamsConfig
     from ssjax.models.transformer import Transformer, init_params
+    from ssjax.weights import huggingface
 
     config = ModelConfig(
         vocab_size=VOCAB, embed_dim=WIDTH, num_layers=LAYERS, num_heads=12, num_kv_heads=12,
@@ -44,8 +44,8 @@ def import_model(directory: Path, dtype: str) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from ssjax import huggingface
     from ssjax.models.parameters import count
+    from ssjax.weights import huggingface
 
     source = huggingface.open_source(directory)
     config = source.model_config("float32")

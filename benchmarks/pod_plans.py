@@ -19,12 +19,14 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from ssjax import cli, messages, partitioning, planning
+from ssjax import cli, messages
 from ssjax import config as config_lib
 from ssjax.config import MeshConfig
-from ssjax.files import write_atomic
+from ssjax.files.writing import write_atomic
+from ssjax.parallel import partitioning
 from ssjax.plan import resolve_shapes
-from ssjax.topologies import GIB, open_topology
+from ssjax.planning import plans
+from ssjax.planning.topologies import GIB, open_topology
 
 _OUT = flags.DEFINE_string("out", "docs", "Directory of pods.md and pods.json.")
 _ONLY = flags.DEFINE_string("only", "", "Plan this model alone.")
@@ -131,15 +133,15 @@ def plan(directory: Path, name: str, topology_name: str, num_streams: int, kind:
             "num_tokens": data.max_prompt_length + data.max_target_length,
         }
     if kind == "train":
-        program = planning.plan_training(config, model, mesh, hbm)
+        program = plans.plan_training(config, model, mesh, hbm)
     else:
         mesh = partitioning.make_mesh(for_decoding, topology.devices)
-        program = planning.plan_decoding(config, model, mesh, hbm)
+        program = plans.plan_decoding(config, model, mesh, hbm)
     values = dataclasses.asdict(program)
     if program.traffic:
         values["seconds"] = program.seconds(topology.device)
     if not program.fits:
-        values["advice"] = planning.advice(program, config, hbm)
+        values["advice"] = plans.advice(program, config, hbm)
     return values
 
 

@@ -13,7 +13,7 @@ import random
 from pathlib import Path
 
 import ssjax
-from ssjax.files import write_atomic
+from ssjax.files.writing import write_atomic
 
 SPLITS = {"train": 0.9, "validation": 0.05, "test": 0.05}
 

@@ -18,11 +18,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from ssjax import cli, partitioning
+from ssjax import cli
 from ssjax.config import Config, ModelConfig, StreamsConfig
 from ssjax.models.transformer import Transformer, init_params
-from ssjax.programs import make_train_programs
+from ssjax.parallel import partitioning
 from ssjax.training.losses import Batch
+from ssjax.training.programs import make_train_programs
 
 _WIDTH = flags.DEFINE_integer("width", 512, "Model width; a multiple of 64.")
 _VOCAB = flags.DEFINE_integer("vocab", 4096, "Vocabulary.")

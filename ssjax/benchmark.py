@@ -28,17 +28,17 @@ import jax
 from absl import flags
 
 from ssjax import cli, messages
-from ssjax.benchmarking import describe, markdown, open_entry, quality
 from ssjax.data import builders, pipeline
 from ssjax.data.pipeline import Example
+from ssjax.data.prompt_files import read_questions
 from ssjax.decoding.drafters import PlainDrafter, Way
 from ssjax.errors import UserError
-from ssjax.evaluation import benchmark_picture, speed
-from ssjax.evaluation.calibration_picture import require_matplotlib
+from ssjax.evaluation import pictures, speed
+from ssjax.evaluation.benchmark_tables import describe, markdown, open_entry, quality
+from ssjax.evaluation.pictures import require_matplotlib
 from ssjax.evaluation.speed import Entry
-from ssjax.files import write_atomic
+from ssjax.files.writing import write_atomic
 from ssjax.models.parameters import count
-from ssjax.prompts import read_questions
 from ssjax.run import Run, load_run, make_sampling
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
@@ -121,7 +121,7 @@ def main() -> int:
         write_atomic(Path(_MARKDOWN.value), markdown(result))
     if _PLOT.value:
         title = f"{result['source']}, {result['parameters']:,} parameters, {result['device']}"
-        write_atomic(Path(_PLOT.value), benchmark_picture.png(rows, title))
+        write_atomic(Path(_PLOT.value), pictures.of_benchmark(rows, title))
     print(markdown(result), end="")
     return 0
 

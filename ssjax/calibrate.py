@@ -16,19 +16,19 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from ssjax import calibrated, cli, messages
+from ssjax import cli, messages
 from ssjax.data import builders, pipeline
 from ssjax.decoding.drafters import StaticDrafter
 from ssjax.errors import UserError
-from ssjax.evaluation import calibration_picture
-from ssjax.evaluation.calibration import (
+from ssjax.evaluation import best_way, pictures
+from ssjax.evaluation.best_way import (
     Acceptance,
     Calibration,
     calibrate,
     measure_acceptance,
     require_streams,
 )
-from ssjax.files import write_atomic
+from ssjax.files.writing import write_atomic
 from ssjax.run import Run, load_run
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
@@ -53,7 +53,7 @@ def main() -> int:
     if _PLOT.value:
         if not _PLOT.value.endswith(".png"):
             raise UserError(f"--plot={_PLOT.value} must end in .png; no other form is drawn")
-        calibration_picture.require_matplotlib()
+        pictures.require_matplotlib()
     run = load_run(_WORKDIR.value, _CHECKPOINT.value, adapter=_ADAPTER.value, base=_BASE.value)
     require_streams(run.decoder.model, _WORKDIR.value)
     prompts = read_prompts(run, _NUM_PROMPTS.value)
@@ -74,12 +74,12 @@ def main() -> int:
                 on_compiled=lambda number: number % 10 or messages.say(f"compiled {number}"),
             )  # fmt: skip
         )
-    entries = [calibrated.entry_of(run.situation, acceptance, each) for each in calibrations]
-    path = calibrated.store(run.workdir, entries)
+    entries = [best_way.entry_of(run.situation, acceptance, each) for each in calibrations]
+    path = best_way.store(run.workdir, entries)
     cli.write_json(_JSON.value, {"calibrations": entries})
     if _PLOT.value:
         title = f"{run.task.name}, step {run.step}, {run.situation.device}, {run.situation.dtype}"
-        picture = calibration_picture.png(acceptance, calibrations, title)
+        picture = pictures.of_calibration(acceptance, calibrations, title)
         write_atomic(_PLOT.value, picture)
     show(run, acceptance, calibrations)
     print(f"kept in {path}")
@@ -119,7 +119,7 @@ def show(run: Run, acceptance: Acceptance, calibrations: list[Calibration]) -> N
     for calibration in calibrations:
         console.print(_candidate_table(calibration))
         # The line may be long, and a file that it is piped into wants one line.
-        console.print(f"chosen: {calibrated.summary(calibration)}", soft_wrap=True)
+        console.print(f"chosen: {best_way.summary(calibration)}", soft_wrap=True)
 
 
 def _candidate_table(calibration: Calibration) -> Table:

@@ -18,14 +18,16 @@ import jax
 from absl import app, flags, logging
 from jax.sharding import Mesh
 
-from ssjax import experiment as experiment_lib
-from ssjax import partitioning, prompts
 from ssjax.config import Config, DecodeConfig, MeshConfig
+from ssjax.config import experiment as experiment_lib
+from ssjax.config.ranges import INT32_MAX, checked, hints
+from ssjax.data import prompt_files
+from ssjax.data.prompts import Prompt, check_text
 from ssjax.errors import UserError
-from ssjax.files import check_directory, check_file, to_json, write_atomic
-from ssjax.inputs import Prompt, check_text
+from ssjax.files.reading import to_json
+from ssjax.files.writing import check_directory, check_file, write_atomic
 from ssjax.messages import say
-from ssjax.ranges import INT32_MAX, checked, hints
+from ssjax.parallel import partitioning
 
 EXIT_BAD_INPUT = 2
 EXIT_RESUMABLE = 42
@@ -204,7 +206,7 @@ class PromptFlags:
         return self._raw.value
 
     def read(self) -> list[Prompt]:
-        """The prompts of the command line, of a file, or of standard input; see `ssjax.prompts`.
+        """The prompts of the command line, of a file (`ssjax.data.prompt_files`), or of stdin.
 
         Raises:
           UserError: no prompt, two sources, or a file that cannot be read.
@@ -213,18 +215,18 @@ class PromptFlags:
         if self._prompt.value and file_name:
             raise UserError("give --prompt or --prompts_file, not both")
         if self._prompt.value:
-            given = [prompts.from_line(prompt) for prompt in self._prompt.value]
+            given = [prompt_files.from_line(prompt) for prompt in self._prompt.value]
             for number, prompt in enumerate(given, start=1):
                 check_text(prompt, f"prompt {number}")
-                if prompts.is_blank(prompt):
+                if prompt_files.is_blank(prompt):
                     raise UserError(f"prompt {number} is empty; give at least one word")
             return given
         if file_name in ("", "-"):
             content = sys.stdin.buffer.read() if sys.stdin else b""
-            given = prompts.parse_lines(content, "standard input")
+            given = prompt_files.parse_lines(content, "standard input")
         else:
-            given = prompts.read_file(file_name)
-        if all(prompts.is_blank(prompt) for prompt in given):
+            given = prompt_files.read_file(file_name)
+        if all(prompt_files.is_blank(prompt) for prompt in given):
             raise UserError("no prompt; give --prompt TEXT, --prompts_file FILE, or lines on stdin")
         return given
 

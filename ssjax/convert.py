@@ -14,15 +14,16 @@ import dataclasses
 import jax.numpy as jnp
 from absl import flags
 
-from ssjax import cli, huggingface
+from ssjax import cli
 from ssjax import config as config_lib
-from ssjax.data.tokenizer import open_tokenizer
+from ssjax.data.tokenizers.tokenizer import open_tokenizer
 from ssjax.errors import UserError
-from ssjax.files import new_directory, to_json, write_atomic
+from ssjax.files.reading import to_json
+from ssjax.files.writing import new_directory, write_atomic
 from ssjax.models.parameters import count, fingerprint
-from ssjax.pretrained import keep_origin, title
-from ssjax.trained import untouched_config
-from ssjax.training import checkpoint
+from ssjax.weights import checkpoint, huggingface
+from ssjax.weights.base import keep_origin, title
+from ssjax.weights.load import untouched_config
 
 _SOURCE = flags.DEFINE_string("source", None, "Model directory or hub id.", required=True)
 _TARGET = cli.define_output("target", "Directory to write; must be new.", directory=True)

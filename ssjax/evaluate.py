@@ -7,7 +7,8 @@ import dataclasses
 
 from absl import flags
 
-from ssjax import cli, report
+from ssjax import cli
+from ssjax.evaluation import report
 from ssjax.run import load_run
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from absl import flags
 
-from ssjax import cli, formats
-from ssjax.files import new_directory
-from ssjax.trained import load_trained
+from ssjax import cli
+from ssjax.files.writing import new_directory
+from ssjax.weights import exported
+from ssjax.weights.load import load_trained
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
@@ -40,7 +41,7 @@ def main() -> int:
     """Exports the run of the command line; returns the exit code."""
     trained = load_trained(_WORKDIR.value, _CHECKPOINT.value, base=_BASE.value)
     target = Path(_TARGET.value or Path(_WORKDIR.value) / "export" / _FORMAT.value)
-    write = getattr(formats, f"write_{_FORMAT.value}")
+    write = getattr(exported, f"write_{_FORMAT.value}")
     with new_directory(target) as directory:
         write(directory, trained, _DTYPE.value or trained.config.model.dtype)
     print(f"{_FORMAT.value}: step {trained.step} of {_WORKDIR.value}, written to {target}")

@@ -20,11 +20,12 @@ a line on stderr names the prompt, and its "finish" in --json is "error".
 
 from absl import flags
 
-from ssjax import cli, prompts
+from ssjax import cli
+from ssjax.data import prompt_files
+from ssjax.data.prompts import Prompt
 from ssjax.decoding.decoder import Completion
 from ssjax.errors import UserError
 from ssjax.evaluation.compare import mark_runs
-from ssjax.inputs import Prompt
 from ssjax.run import Answer, Run, load_run, visible_text
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
@@ -72,7 +73,7 @@ def main() -> int:
 
 def _generated(run: Run, asked: list[Prompt], changes: dict) -> list[Answer]:
     """Prints and returns the answers."""
-    places = [i for i, prompt in enumerate(asked) if not prompts.is_blank(prompt)]
+    places = [i for i, prompt in enumerate(asked) if not prompt_files.is_blank(prompt)]
     found = run.generate(
         [asked[i] for i in places],
         numbers=places,
@@ -87,7 +88,7 @@ def _generated(run: Run, asked: list[Prompt], changes: dict) -> list[Answer]:
         text = answer.text
         if _SHOW_RUNS.value:
             text = mark_runs(answer.completion, visible_text(run, answer.text, answer.completion))
-        print(prompts.as_line(text))
+        print(prompt_files.as_line(text))
     return answers
 
 
@@ -97,14 +98,14 @@ _NOTHING = Answer("", "", Completion((), finish="empty", calls=0, runs=(0,), acc
 
 def _streamed(run: Run, number: int, prompt: Prompt, changes: dict) -> Answer:
     """Prints an answer while it grows, on one line; returns it."""
-    if prompts.is_blank(prompt):
+    if prompt_files.is_blank(prompt):
         print()
         return _NOTHING
     shown = 0
     for answer in run.stream(
         prompt, number=number, raw=_PROMPTS.raw, calibration=_CALIBRATION.value, **changes
     ):
-        print(prompts.as_line(answer.text[shown:]), end="", flush=True)
+        print(prompt_files.as_line(answer.text[shown:]), end="", flush=True)
         shown = len(answer.text)
     print()
     return answer

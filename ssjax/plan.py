@@ -17,15 +17,16 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from ssjax import cli, partitioning
+from ssjax import cli
 from ssjax import config as config_lib
 from ssjax.config import Config
 from ssjax.models.parameters import flatten
 from ssjax.models.transformer import Transformer
-from ssjax.planning import ProgramPlan, advice, plan_decoding, plan_training
-from ssjax.pretrained import read_model_config
-from ssjax.programs import TrainPrograms, make_train_programs
-from ssjax.topologies import GIB, Topology, open_topology
+from ssjax.parallel import partitioning
+from ssjax.planning.plans import ProgramPlan, advice, plan_decoding, plan_training
+from ssjax.planning.topologies import GIB, Topology, open_topology
+from ssjax.training.programs import TrainPrograms, make_train_programs
+from ssjax.weights.base import read_model_config
 
 _CONFIG = cli.define_experiment_flag()
 _TOPOLOGY = flags.DEFINE_string("topology", "", "TPU to compile for, such as v5e:4x4 or v5p:4x4x4.")

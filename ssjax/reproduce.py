@@ -6,12 +6,12 @@
     python -m ssjax.reproduce --suite small --workdir DIR --tasks e2e_nlg --untimed
 
 DATA holds e2e_nlg/, dialogsum/ and sql_context/ with their published files. To be run in the
-checkout, where experiments/ lies. What is trained and compared: ssjax/study.py. Every step is a
-command of this package in a process of its own; its output goes to DIR/TASK/STEP.log, its result to
-DIR/TASK/STEP.json, and the same command continues where the last one stopped, inside a training
-too. With --untimed it leaves out what needs the machine to itself, so that a process for each task
-can train beside the others; the same command without it does the rest. The report is written from
-those files alone, finished or not.
+checkout, where experiments/ lies. What is trained and compared: ssjax/study/suites.py. Every step
+is a command of this package in a process of its own; its output goes to DIR/TASK/STEP.log, its
+result to DIR/TASK/STEP.json, and the same command continues where the last one stopped, inside a
+training too. With --untimed it leaves out what needs the machine to itself, so that a process for
+each task can train beside the others; the same command without it does the rest. The report is
+written from those files alone, finished or not.
 """
 
 import dataclasses
@@ -26,12 +26,14 @@ from pathlib import Path
 
 from absl import flags
 
-from ssjax import cli, messages, study, study_report
+from ssjax import cli, messages
 from ssjax.errors import UserError
-from ssjax.files import make_directory, read_json_object, to_json, write_atomic
-from ssjax.study import TaskStudy, Training
+from ssjax.files.reading import read_json_object, to_json
+from ssjax.files.writing import make_directory, write_atomic
+from ssjax.study import page, suites
+from ssjax.study.suites import TaskStudy, Training
 
-_SUITE = flags.DEFINE_enum("suite", None, list(study.SUITES), "What is run.", required=True)
+_SUITE = flags.DEFINE_enum("suite", None, list(suites.SUITES), "What is run.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept.", required=True)
 _DATA = flags.DEFINE_string("data_path", "", "Holds a directory for each task.")
 _TASKS = flags.DEFINE_list("tasks", [], "Only these; default: all of the suite.")
@@ -55,7 +57,7 @@ class Step:
 
 def main() -> int:
     """Runs the suite of the command line; returns the exit code."""
-    suite = {task.task: task for task in study.SUITES[_SUITE.value]}
+    suite = {task.task: task for task in suites.SUITES[_SUITE.value]}
     unknown = [name for name in _TASKS.value if name not in suite]
     if unknown:
         raise UserError(f"--tasks: {unknown[0]!r} is none of {', '.join(suite)}")
@@ -67,7 +69,7 @@ def main() -> int:
     if code == 0:
         default = "docs/results.md" if _SUITE.value == "small" else root / "results.md"
         report = Path(_REPORT.value or default)
-        study_report.write(report, root, list(suite.values()), _SUITE.value)
+        page.write(report, root, list(suite.values()), _SUITE.value)
         print(f"report: {report}")
     return code
 
@@ -82,7 +84,7 @@ def _run_all(chosen: list[TaskStudy], root: Path) -> int:
                 "directory that holds e2e_nlg/, dialogsum/ and sql_context/"
             )
     # What is compared comes first in every task.
-    for trainings in (study.models, study.ablations):
+    for trainings in (suites.models, suites.ablations):
         for task in chosen:
             directory = root / task.task
             make_directory(directory)
@@ -142,7 +144,7 @@ def steps(
             verify = ("verify", workdir, "--num_prompts=40", f"--json={result}")
             yield Step(result.stem, verify, result)
         result = directory / f"benchmark-{model.name}.json"
-        compared = ",".join(study.drafters(task, model.name, runs)) or "plain"
+        compared = ",".join(suites.drafters(task, model.name, runs)) or "plain"
         options = (f"--drafters={compared}", f"--num_prompts={task.prompts}", f"--json={result}")
         yield Step(result.stem, ("benchmark", workdir, *options), result)
 

@@ -7,32 +7,25 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from ssjax import calibrated, partitioning
 from ssjax import config as config_lib
-from ssjax.calibrated import Situation
 from ssjax.config import AdaptationConfig, Config, DecodeConfig
+from ssjax.config.arguments import read_changes, read_count, read_numbers, read_path, read_seeds
 from ssjax.data import pipeline
+from ssjax.data.prompts import Prompt, is_chat, read_prompts
 from ssjax.data.tasks import ChatTask, Task, get_task
-from ssjax.data.tokenizer import Tokenizer, same_tokens
+from ssjax.data.tokenizers.tokenizer import Tokenizer, same_tokens
+from ssjax.decoding import ways
+from ssjax.decoding.acceptance import RULES
 from ssjax.decoding.decoder import Completion, Decoder, not_finite
 from ssjax.decoding.draft_model import ModelDrafter
 from ssjax.decoding.drafters import Drafter, Way, make_drafter
 from ssjax.decoding.sampling import Sampling
-from ssjax.decoding.verify import RULES
+from ssjax.decoding.ways import Situation
 from ssjax.errors import UserError
-from ssjax.inputs import (
-    Prompt,
-    is_chat,
-    read_changes,
-    read_count,
-    read_numbers,
-    read_path,
-    read_prompts,
-    read_seeds,
-)
 from ssjax.messages import say, say_once
 from ssjax.models.lora import merge_lora
-from ssjax.trained import Trained, load_trained, make_model
+from ssjax.parallel import partitioning
+from ssjax.weights.load import Trained, load_trained, make_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,8 +206,8 @@ class Run:
         decode = self.decode_config(**changes)
         num_streams = self.config.streams.num_streams
         found = None
-        if calibration and num_streams and not calibrated.DRAFTING_KEYS & changes.keys():
-            found, line = calibrated.find(self.workdir, self.situation, batch_size)
+        if calibration and num_streams and not ways.DRAFTING_KEYS & changes.keys():
+            found, line = ways.find(self.workdir, self.situation, batch_size)
             say_once(line)
         return found or Way(self.make_drafter(decode), decode.deferred)
 

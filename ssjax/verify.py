@@ -18,12 +18,13 @@ against the base. Exit status 0: every promise holds; 1: one does not; 2: bad in
 
 from absl import flags
 
-from ssjax import certify, cli
+from ssjax import cli
 from ssjax.data import builders, pipeline
+from ssjax.data.prompt_files import is_blank
 from ssjax.errors import UserError
-from ssjax.prompts import is_blank
+from ssjax.evaluation import certificates
 from ssjax.run import Run, open_run
-from ssjax.trained import load_trained
+from ssjax.weights.load import load_trained
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
@@ -60,8 +61,8 @@ def main() -> int:
         raise UserError(
             f"{_WORKDIR.value} has no streams: it decodes plainly, with nothing to check"
         )
-    run = open_run(certify.in_float32(trained))
-    result = certify.certify(
+    run = open_run(certificates.in_float32(trained))
+    result = certificates.certify(
         trained,
         read_prompts(run),
         run.decode_config(**changes),
@@ -70,7 +71,7 @@ def main() -> int:
         base_name=_BASE.value,
     )
     cli.write_json(_JSON.value, result)
-    certify.show(result)
+    certificates.show(result)
     return 0 if result["holds"] else 1
 
 

@@ -20,7 +20,9 @@ if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     if jax.__version_info__ < (0, 11):  # a flag that XLA does not know ends the process
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
-jax.config.update("jax_num_cpu_devices", 8)  # for tests/test_partitioning.py; the others use one
+jax.config.update(
+    "jax_num_cpu_devices", 8
+)  # for tests/parallel/test_partitioning.py; the others use one
 
 import oracles  # noqa: E402
 
@@ -31,11 +33,11 @@ SLOW_FILES = (
     "test_finetune.py",
     "test_lossless_matrix.py",
     "test_partitioning.py",
-    "test_calibration.py",
+    "test_best_way.py",
     "test_processes.py",
     "test_study.py",
     "test_sampling_penalties.py",
-    "test_plan.py",
+    "test_plans.py",
     "test_malformed.py",
     "test_transformer.py",
 )

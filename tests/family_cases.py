@@ -16,10 +16,10 @@ import safetensors.numpy
 import tiny_models
 from tiny_models import ROW_LENGTHS, TinyModel
 
-from ssjax import huggingface
 from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.models.parameters import Params
 from ssjax.models.transformer import Transformer
+from ssjax.weights import huggingface
 
 GOLDEN = Path(__file__).parent / "golden" / "families"
 NUM_STREAMS = 3

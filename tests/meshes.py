@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import oracles
 
-from ssjax import partitioning, programs
 from ssjax.config import AdaptationConfig, Config, MeshConfig
 from ssjax.models.lora import split_trainable
 from ssjax.models.parameters import flatten
+from ssjax.parallel import partitioning
+from ssjax.training import programs
 
 BATCH_SIZE, PROMPT, TARGET = 16, 12, 10
 MESHES = ((8, 1, 1), (2, 2, 2), (1, 1, 8))

@@ -17,7 +17,7 @@ from ssjax.decoding.drafters import Memoryless
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.tree import DraftTree
 from ssjax.models.attention import Causal
-from ssjax.models.parameters import unflatten, unstack_layers  # noqa: F401, for tests too
+from ssjax.models.parameters import unstack_layers
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.training.losses import Batch
 from ssjax.training.optimizer import make_optimizer

@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from ssjax.data.tokenizer import Tokenizer, tokenizer_from_files, train_tokenizer
+from ssjax.data.tokenizers.tokenizer import Tokenizer, tokenizer_from_files, train_tokenizer
 
 TEXTS = [
     f"#Person{1 + i % 2}#: {name} wants {item} on {day}.\n#Person2#: Why {item}, {name}?"

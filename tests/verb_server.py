@@ -28,12 +28,12 @@ VERBS = {
     "benchmark",
     "calibrate",
     "convert",
-    "data.show",
     "evaluate",
     "export",
     "generate",
     "plan",
     "reproduce",
+    "show",
     "train",
     "verify",
 }

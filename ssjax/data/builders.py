@@ -22,11 +22,11 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
-from ssjax import manifest
 from ssjax.data import sample
 from ssjax.data.tasks import CHAT, DIALOGSUM, E2E_NLG, PAIRS, SQL_CONTEXT, get_task
 from ssjax.errors import UserError
-from ssjax.files import decode_text, parse_json_object, read_bytes, split_lines
+from ssjax.files import manifest
+from ssjax.files.reading import decode_text, parse_json_object, read_bytes, split_lines
 
 SPLITS = ("train", "validation", "test")
 

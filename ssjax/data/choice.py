@@ -6,7 +6,7 @@ from pathlib import Path
 from ssjax.config import Config
 from ssjax.data import builders, pipeline
 from ssjax.data.tasks import get_task
-from ssjax.data.tokenizer import (
+from ssjax.data.tokenizers.tokenizer import (
     SentencePieceTokenizer,
     Tokenizer,
     open_tokenizer,

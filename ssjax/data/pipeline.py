@@ -23,7 +23,7 @@ import numpy as np
 
 from ssjax.data.order import Buckets, OneARow, Packed
 from ssjax.data.tasks import Record, Task
-from ssjax.data.tokenizer import Tokenizer
+from ssjax.data.tokenizers.tokenizer import Tokenizer
 from ssjax.errors import UserError
 
 # Two threads hide reading and encoding behind a step, and eight batches a slow file system.

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ssjax.data.chat_template import Messages
-from ssjax.data.tokenizer import Tokenizer
+from ssjax.data.tokenizers.chat_template import Messages
+from ssjax.data.tokenizers.tokenizer import Tokenizer
 from ssjax.errors import UserError
 
 Record = Mapping[str, Any]

@@ -15,18 +15,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ssjax import partitioning
 from ssjax.decoding import loop
+from ssjax.decoding.acceptance import RULES
 from ssjax.decoding.drafters import Drafter
 from ssjax.decoding.loop import DecodeSpec, DecodeState
 from ssjax.decoding.sampling import Sampling
-from ssjax.decoding.verify import RULES
 from ssjax.errors import UserError
 from ssjax.messages import say_once
 from ssjax.models.execution import Execution
 from ssjax.models.parameters import Params, cast, join_projections, unstack_layers
 from ssjax.models.transformer import Transformer
-from ssjax.partitioning import to_host
+from ssjax.parallel import partitioning
+from ssjax.parallel.partitioning import to_host
 
 # Rows have room for a multiple of this, so that a few more tokens asked for do not compile anew.
 CAPACITY_MULTIPLE = 64
@@ -137,7 +137,7 @@ class Decoder:
           seed: with temperature above 0, prompt i is sampled with key (seed, numbers[i]). With one
             seed for each prompt, prompt i has the key (seed[i], 0), whatever the other prompts are.
           log_probs: also return the log-probabilities of the tokens.
-          accept: "exact", or "typical" of `ssjax.decoding.verify`, under which drafts do change
+          accept: "exact", or "typical" of `ssjax.decoding.acceptance`, under which drafts do change
             the completions.
           numbers: one for each prompt; None: 0, 1, ...
         """

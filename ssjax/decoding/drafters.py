@@ -21,13 +21,7 @@ from flax import struct
 
 from ssjax.config import DecodeConfig, StreamsConfig
 from ssjax.decoding.lookup import lookup_chain, merge_chain
-from ssjax.decoding.tree import (
-    DraftTree,
-    StaticTree,
-    best_first_tree,
-    root_only,
-    static_tree,
-)
+from ssjax.decoding.tree import DraftTree, StaticTree, best_first_tree, root_only, static_tree
 from ssjax.errors import UserError
 from ssjax.models.parameters import Params
 

@@ -23,6 +23,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ssjax.decoding.acceptance import (
+    Acceptance,
+    Emission,
+    accept,
+    accept_typical,
+    emit,
+    with_log_probs,
+)
 from ssjax.decoding.drafters import Context, Drafter
 from ssjax.decoding.pruning import joint_log_probs, prune
 from ssjax.decoding.sampling import (
@@ -35,14 +43,7 @@ from ssjax.decoding.sampling import (
     start_history,
     warp,
 )
-from ssjax.decoding.tree import (
-    NO_PARENT,
-    DraftTree,
-    ancestor_mask,
-    root_only,
-    without_drafts,
-)
-from ssjax.decoding.verify import Acceptance, Emission, accept, accept_typical, emit, with_log_probs
+from ssjax.decoding.tree import NO_PARENT, DraftTree, ancestor_mask, root_only, without_drafts
 from ssjax.models.attention import Causal
 from ssjax.models.cache import KVCache, cache_from_block, write_path
 from ssjax.models.parameters import Params

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ssjax.partitioning import per_row, top_k
+from ssjax.parallel.partitioning import per_row, top_k
 
 NO_PARENT = -1
 NO_TOKEN = -1  # in place of an id, where there is none; no node holds it

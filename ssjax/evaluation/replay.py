@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssjax.decoding.acceptance import accept
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import Context, Drafter
 from ssjax.decoding.tree import DraftTree
-from ssjax.decoding.verify import accept
 from ssjax.models.attention import Causal
-from ssjax.partitioning import to_host
+from ssjax.parallel.partitioning import to_host
 
 Tokens = Sequence[int]
 

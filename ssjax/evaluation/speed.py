@@ -15,7 +15,7 @@ import numpy as np
 from ssjax.decoding.decoder import BatchTiming, Completion, Decoder, check_finite
 from ssjax.decoding.drafters import Way
 from ssjax.decoding.sampling import Sampling
-from ssjax.evaluation.bootstrap import interval
+from ssjax.metrics.bootstrap import interval
 
 
 @dataclasses.dataclass(frozen=True)

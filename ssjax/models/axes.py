@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ssjax import partitioning
 from ssjax.config import ModelConfig
 from ssjax.models.parameters import Params
+from ssjax.parallel import partitioning
 
 # Weights are [out, in]. The first axis of LoRA's a and the last of its b are the rank.
 PROJECTIONS: Mapping[str, tuple[str, str]] = {

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from ssjax.models.attention import KV
-from ssjax.partitioning import constrain
+from ssjax.parallel.partitioning import constrain
 
 
 @struct.dataclass

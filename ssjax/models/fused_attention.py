@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ssjax import partitioning
 from ssjax.config import ModelConfig
 from ssjax.models.attention import KV
 from ssjax.models.execution import Execution
+from ssjax.parallel import partitioning
 
 _BLOCK = 128  # splash wants lengths in multiples of it
 _CUDNN_MAX_HEAD_DIM = 128

@@ -36,7 +36,7 @@ from ssjax.models.execution import Execution
 from ssjax.models.fused_attention import fused_causal_attention
 from ssjax.models.lora import LoRA
 from ssjax.models.parameters import JOINED
-from ssjax.partitioning import constrain
+from ssjax.parallel.partitioning import constrain
 
 _ACTIVATIONS = {
     "silu": nn.silu,

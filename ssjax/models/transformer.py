@@ -28,20 +28,14 @@ from flax import struct
 
 from ssjax.config import AdaptationConfig, ModelConfig, StreamsConfig
 from ssjax.models import lora
-from ssjax.models.attention import (
-    KV,
-    Causal,
-    matmul_precision,
-    rotary_frequencies,
-    rotary_tables,
-)
+from ssjax.models.attention import KV, Causal, matmul_precision, rotary_frequencies, rotary_tables
 from ssjax.models.axes import gathered
 from ssjax.models.cache import KVCache, block_at
 from ssjax.models.execution import Execution
 from ssjax.models.fused_attention import is_fused
 from ssjax.models.layers import Layout, Norm, Stack, project
 from ssjax.models.parameters import Params
-from ssjax.partitioning import constrain
+from ssjax.parallel.partitioning import constrain
 
 
 @struct.dataclass

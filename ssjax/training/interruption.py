@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ssjax.partitioning import MESH_AXES, replicated
+from ssjax.parallel.partitioning import MESH_AXES, replicated
 
 
 class Interruption:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ssjax.errors import UserError
-from ssjax.files import make_directory, writing
+from ssjax.files.writing import make_directory, writing
 from ssjax.messages import say
 
 FILE = "lock"

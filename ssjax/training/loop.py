@@ -17,13 +17,13 @@ from jax.sharding import Mesh
 
 from ssjax.config import Config
 from ssjax.models.parameters import Params
-from ssjax.partitioning import global_batch
-from ssjax.training.checkpoint import Checkpoints
+from ssjax.parallel.partitioning import global_batch
 from ssjax.training.interruption import Interruption, StopVote
 from ssjax.training.losses import Batch, loss_weights, weighted_loss
 from ssjax.training.profiling import Profile
 from ssjax.training.reporting import Reporter
 from ssjax.training.step import TrainState
+from ssjax.weights.checkpoint import Checkpoints
 
 
 class Steps(Protocol):

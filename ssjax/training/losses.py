@@ -23,14 +23,8 @@ from flax import struct
 from ssjax.config import LossConfig, StreamsConfig
 from ssjax.models.attention import Causal
 from ssjax.models.execution import Execution
-from ssjax.models.transformer import (
-    Head,
-    Transformer,
-    head_logits,
-    make_head,
-    make_medusa_head,
-)
-from ssjax.partitioning import constrain, num_batch_shards
+from ssjax.models.transformer import Head, Transformer, head_logits, make_head, make_medusa_head
+from ssjax.parallel.partitioning import constrain, num_batch_shards
 
 
 @struct.dataclass

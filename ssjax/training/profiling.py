@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-from ssjax.files import make_directory, writing
+from ssjax.files.writing import make_directory, writing
 
 
 class Profile:

@@ -26,7 +26,8 @@ from rich.progress import (
 )
 
 from ssjax.errors import DivergedError
-from ssjax.files import make_directory, read_bytes, write_atomic, writing
+from ssjax.files.reading import read_bytes
+from ssjax.files.writing import make_directory, write_atomic, writing
 from ssjax.training.losses import LossSums
 from ssjax.training.step import StepMetrics
 

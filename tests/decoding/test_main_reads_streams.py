@@ -11,7 +11,7 @@ from ssjax.config import DecodeConfig, StreamsConfig
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter, make_drafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.tree import StaticTree
-from ssjax.evaluation.certificate import goodness_of_fit, make_replay
+from ssjax.evaluation.evidence import goodness_of_fit, make_replay
 from ssjax.training.losses import anchor_targets
 
 NUM_NEW = 12

@@ -9,13 +9,13 @@ import oracles
 import pytest
 from oracles import generate, tokens_of
 
-from ssjax import certify
 from ssjax.config import DecodeConfig
+from ssjax.decoding.acceptance import accept_typical
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.tree import NO_TOKEN, DraftTree, ancestor_mask
-from ssjax.decoding.verify import accept_typical
 from ssjax.errors import UserError
+from ssjax.evaluation import certificates
 
 MAX_DEPTH, VOCAB, BATCH, NODES = 3, 6, 2000, 9
 
@@ -186,4 +186,4 @@ def test_greedy_and_unknown_rules_are_refused(tiny, prompts):
 def test_a_lossy_rule_is_not_certified():
     decode = DecodeConfig(accept="typical", temperature=1.0)
     with pytest.raises(UserError, match="'typical' is lossy"):
-        certify.certify(None, [], decode)
+        certificates.certify(None, [], decode)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from ssjax.trained import load_trained
+from ssjax.weights.load import load_trained
 
 ROOT = Path(__file__).parents[2]
 NUM_STEPS = 12

@@ -8,11 +8,11 @@ import pytest
 
 import ssjax
 import ssjax.run
-from ssjax import report
 from ssjax.data import builders, pipeline
 from ssjax.decoding.decoder import num_compilations
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter
 from ssjax.decoding.tree import StaticTree
+from ssjax.evaluation import report
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.stress

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ssjax.evaluation import benchmark_picture as picture
+from ssjax.evaluation import pictures
 
 
 def row(drafter, batch_size, nodes, value):
@@ -23,7 +23,7 @@ ROWS = [
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:3], ROWS[:1]])
 def test_it_is_a_png(rows):
     pytest.importorskip("matplotlib")
-    content = picture.png(rows, "title")
+    content = pictures.of_benchmark(rows, "title")
     assert content.startswith(b"\x89PNG") and len(content) > 10_000
 
 
@@ -38,5 +38,5 @@ def test_every_drafter_has_its_bars(monkeypatch):
         return barh(self, place, width, *arguments, **options)
 
     monkeypatch.setattr(axes, "barh", recording)
-    assert figure and picture.png(ROWS, "title")
+    assert figure and pictures.of_benchmark(ROWS, "title")
     assert drawn == [(0, 4.5), (1, 2.5), (0.4, 1.5), (1.4, 1.0), (0, 2.0), (1, 1.5)]

@@ -8,8 +8,8 @@ import pytest
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter, Way
 from ssjax.decoding.tree import StaticTree
 from ssjax.errors import UserError
-from ssjax.evaluation import calibration_picture as picture
-from ssjax.evaluation.calibration import Acceptance, Calibration, Candidate
+from ssjax.evaluation import pictures
+from ssjax.evaluation.best_way import Acceptance, Calibration, Candidate
 
 TOKENS_PER_CALL = {
     BestFirstDrafter(8, 1): 1.7,
@@ -36,7 +36,7 @@ CALIBRATION = calibration_of(
 
 
 def test_tokens_by_hand():
-    assert picture.tokens_by_nodes(ACCEPTANCE) == {
+    assert pictures.tokens_by_nodes(ACCEPTANCE) == {
         "best-first, 1 stream": [(0, 1.0), (2, 1.5), (8, 1.7)],
         "best-first, 2 streams": [(0, 1.0), (2, 1.6)],
         "static": [(0, 1.0), (3, 2.0)],
@@ -45,7 +45,7 @@ def test_tokens_by_hand():
 
 def test_times_by_hand():
     """The fastest with two nodes is the one of one stream."""
-    assert picture.relative_time_by_nodes(CALIBRATION) == {
+    assert pictures.relative_time_by_nodes(CALIBRATION) == {
         "deferred": [(0, 1.0), (2, pytest.approx(2.0)), (8, pytest.approx(4.0))],
         "beside every node": [(0, 1.0), (2, pytest.approx(2.5))],
     }
@@ -53,11 +53,11 @@ def test_times_by_hand():
 
 def test_it_is_a_png():
     pytest.importorskip("matplotlib")
-    content = picture.png(ACCEPTANCE, [CALIBRATION], "title")
+    content = pictures.of_calibration(ACCEPTANCE, [CALIBRATION], "title")
     assert content.startswith(b"\x89PNG") and len(content) > 10_000
 
 
 def test_without_matplotlib_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match=r"needs matplotlib; run pip install 'ssjax\[plot\]'"):
-        picture.require_matplotlib()
+        pictures.require_matplotlib()

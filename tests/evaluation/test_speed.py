@@ -4,11 +4,10 @@ import numpy as np
 import oracles
 import pytest
 
-from ssjax import benchmarking
 from ssjax.decoding.decoder import BatchTiming, Completion, num_compilations
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, PromptLookup, Way
 from ssjax.decoding.sampling import Sampling
-from ssjax.evaluation import speed
+from ssjax.evaluation import benchmark_tables, speed
 from ssjax.evaluation.speed import Entry, TimedBatch
 
 
@@ -26,7 +25,7 @@ FAST = [batch(11, 0.5, 0.5, 5), batch(21, 0.7, 0.8, 6)]
 
 def test_figures_by_hand(tiny):
     way = Entry(oracles.make_decoder(*tiny), Way(BestFirstDrafter(4, 3), True))
-    found = benchmarking.describe(way, PLAIN, FAST)
+    found = benchmark_tables.describe(way, PLAIN, FAST)
     assert found["identical"] == 2 and found["tokens"] == 32 and found["calls"] == 11
     assert found["tokens_per_call"] == 30 / 11
     assert found["call_reduction"] == 30 / 11
@@ -43,7 +42,7 @@ def test_extra_parameters_are_those_of_the_streams_that_run():
     model = oracles.make_model(init_rank=2)
     decoder = oracles.make_decoder(model, oracles.random_params(model, seed=0))
     for drafter, extra in ((BestFirstDrafter(4, 3), 3 * 24 + 2 * 2 * 24), (PlainDrafter(), 0)):
-        assert benchmarking.extra_parameters(Entry(decoder, Way(drafter, True))) == extra
+        assert benchmark_tables.extra_parameters(Entry(decoder, Way(drafter, True))) == extra
 
 
 def test_speedup_against_itself_is_one_without_doubt():

@@ -7,9 +7,9 @@ import pytest
 import tiny_models
 from small_tokenizers import as_json, byte_level, llama, merges, metaspace, sentencepiece_chat
 
-from ssjax import formats
 from ssjax.run import load_run
-from ssjax.trained import load_trained
+from ssjax.weights.exported import write_hf
+from ssjax.weights.load import load_trained
 
 PROMPTS = ["Anna wants", " a red  coat\n", "#Person1#: Why?\n\n", "caf\u00e9 \U0001f389 12"]
 CHAT = [{"role": "user", "content": "Why a coat?"}]
@@ -62,7 +62,7 @@ def exported(tiny, tmp_path):
     for name, content in TOKENIZERS[values["model_type"]].items():
         (base / name).write_bytes(content)
     trained = load_trained(base)
-    formats.write_hf(out, trained, "float32")
+    write_hf(out, trained, "float32")
     return trained.tokenizer, out
 
 

@@ -13,9 +13,9 @@ import tiny_models
 from family_cases import GOLDEN, read_tensors
 from tiny_models import TINY_MODELS
 
-from ssjax import huggingface
 from ssjax.errors import UserError
 from ssjax.models.parameters import flatten
+from ssjax.weights import huggingface
 
 
 def config_of(source):

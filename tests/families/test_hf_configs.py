@@ -7,12 +7,11 @@ import pytest
 import tiny_models
 from family_cases import GOLDEN
 
-from ssjax import huggingface
 from ssjax.config import StreamsConfig
-from ssjax.models import families
 from ssjax.models.attention import rotary_frequencies
 from ssjax.models.parameters import count
 from ssjax.models.transformer import Transformer, abstract_params
+from ssjax.weights import families, huggingface
 
 COUNTS = json.loads((GOLDEN / "parameter_counts.json").read_text())
 

@@ -13,10 +13,9 @@ import tiny_models
 from safetensors.numpy import save_file
 
 from ssjax import config as config_lib
-from ssjax import huggingface, tensor_files
 from ssjax.config import ModelConfig
 from ssjax.errors import UserError
-from ssjax.models import families
+from ssjax.weights import families, huggingface, tensor_files
 
 NAN, INF = float("nan"), float("inf")
 HUGE = 10**400

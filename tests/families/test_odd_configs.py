@@ -13,9 +13,9 @@ import pytest
 import tiny_models
 from oracles import LOGIT_TOLERANCE
 
-from ssjax import huggingface
 from ssjax.config import StreamsConfig
 from ssjax.models.transformer import Transformer
+from ssjax.weights import huggingface
 
 LINEAR = {"rope_type": "linear", "factor": 3.0}
 LLAMA3 = {

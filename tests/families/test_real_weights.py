@@ -9,12 +9,12 @@ import numpy as np
 import oracles
 import pytest
 
-from ssjax import huggingface
 from ssjax.config import StreamsConfig
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter
 from ssjax.decoding.tree import StaticTree
 from ssjax.models.transformer import Transformer
+from ssjax.weights import huggingface
 
 NUM_STREAMS = 3
 NLL_TOLERANCE = 2e-5  # five decimals are given

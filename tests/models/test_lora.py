@@ -12,11 +12,11 @@ from oracles import LOGIT_TOLERANCE
 
 from ssjax.config import AdaptationConfig, LossConfig
 from ssjax.models.lora import is_lora, is_new, merge_lora, split_trainable
-from ssjax.models.parameters import fingerprint, flatten, has_fingerprint, merge, split
+from ssjax.models.parameters import fingerprint, flatten, has_fingerprint, merge, split, unflatten
 from ssjax.models.transformer import abstract_params, init_params
-from ssjax.train import parameter_line
 from ssjax.training.optimizer import make_optimizer
 from ssjax.training.step import init_state, make_train_step
+from ssjax.training.trainer import parameter_line
 
 LOSSLESS = AdaptationConfig(mode="lossless", rank=2, alpha=6.0)
 SHARED = dataclasses.replace(LOSSLESS, mode="shared")
@@ -50,7 +50,7 @@ def folded_by_hand(params, adaptation, stacks):
         a, b = leaves.pop(name), leaves.pop(home + "lora_b")
         if name.startswith(stacks):
             leaves[home + "weight"] += scale * np.einsum("lor,lri->loi", b, a)
-    return oracles.unflatten(leaves)
+    return unflatten(leaves)
 
 
 def test_shared_is_the_base_with_updated_weights():

@@ -8,12 +8,14 @@ import shutil
 import pytest
 from small_tokenizers import TEXTS
 
-from ssjax import distributed, manifest, train
-from ssjax.claim import about_run, claim_workdir
 from ssjax.config import Config, DataConfig
 from ssjax.data.choice import kept_tokenizer
-from ssjax.data.tokenizer import train_tokenizer
+from ssjax.data.tokenizers.tokenizer import train_tokenizer
 from ssjax.errors import DamagedError, UserError
+from ssjax.files import manifest
+from ssjax.parallel import distributed
+from ssjax.training import trainer
+from ssjax.training.claim import about_run, claim_workdir
 
 SPLITS = ("train", "validation", "test")
 
@@ -112,7 +114,7 @@ def test_what_is_refused_may_be_started_again_with_other_settings(tmp_path, data
     workdir = tmp_path / "run"
     wrong = config_of(data, tokenizer_vocab_size=5000, prepared_dir=str(tmp_path / "prepared"))
     with pytest.raises(UserError, match="5000 pieces is too large"):
-        train.prepare(workdir, wrong, None)
+        trainer.prepare(workdir, wrong, None)
     right = dataclasses.replace(wrong.data, tokenizer_vocab_size=272)
-    train.prepare(workdir, dataclasses.replace(wrong, data=right), None)
+    trainer.prepare(workdir, dataclasses.replace(wrong, data=right), None)
     assert kept_tokenizer(workdir).vocab_size == 272

@@ -8,12 +8,12 @@ import numpy as np
 import oracles
 import pytest
 
-from ssjax.programs import make_train_programs
 from ssjax.training import loop, optimizer
-from ssjax.training.checkpoint import Checkpoints
 from ssjax.training.interruption import StopVote
 from ssjax.training.losses import output_names
+from ssjax.training.programs import make_train_programs
 from ssjax.training.reporting import Reporter
+from ssjax.weights.checkpoint import Checkpoints
 
 NUM_STEPS = 6
 

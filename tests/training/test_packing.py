@@ -6,13 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
-from ssjax.training.losses import (
-    Batch,
-    loss_sums,
-    output_offsets,
-    target_weight,
-    token_positions,
-)
+from ssjax.training.losses import Batch, loss_sums, output_offsets, target_weight, token_positions
 
 SEQUENCES = [([5, 1, 2], [8, 9, 2]), ([7], [4, 0, 6, 1, 2]), ([3, 3, 0, 4], [1]), ([1, 2], [2, 2])]
 ROWS = ((0, 1), (2, 3))  # by row, its sequences

@@ -1,0 +1,171 @@
+"""What values of a config must be together."""
+
+import dataclasses
+
+from ssjax.config import ranges
+from ssjax.config.keys import Config, DecodeConfig, ModelConfig, StreamsConfig
+from ssjax.errors import UserError
+
+
+def validate(config: Config) -> None:
+    """Checks that the values of a config can work together. Raises: UserError."""
+    streams, data = config.streams, config.data
+    train, decode = config.train, config.decode
+    _validate_model(config.model)
+    for key in ("main_reads_streams", "init_rank"):
+        _check(
+            streams.num_streams > 0 or not getattr(streams, key),
+            f"streams.{key} needs streams, and streams.num_streams is 0",
+        )
+    _check(
+        streams.medusa_heads == 0 or config.drafter.kind == "medusa",
+        "streams.medusa_heads is set by drafter.kind=medusa; give drafter.num_heads instead",
+    )
+    if not config.model.pretrained:  # else num_layers is not known yet
+        check_stream_layers(config)
+    _validate_adaptation(config)
+    _validate_loss(config)
+    _check(
+        not (data.length_buckets and data.packing),
+        "data.length_buckets and data.packing are two ways to save padding; choose one",
+    )
+    places = {
+        "workdir": config.workdir,
+        "data.path": data.path,
+        "data.prepared_dir": data.prepared_dir,
+    }
+    for key, place in places.items():
+        _check(
+            "://" not in place,
+            f"{key} {place!r} is not a path; mount the bucket on every host, see docs/launch.md",
+        )
+    _check(bool(config.workdir), "workdir is empty; give the directory of the run")
+    sizes = dataclasses.astuple(config.mesh)
+    _check(
+        0 not in sizes and sizes.count(-1) <= 1,
+        f"mesh.data, mesh.fsdp and mesh.tensor are {sizes}: positive sizes, one of which may be -1",
+    )
+    _check(
+        data.batch_size % train.accumulation == 0,
+        f"data.batch_size {data.batch_size} is not a multiple of train.accumulation "
+        f"{train.accumulation}",
+    )
+    _validate_decode(decode, streams)
+
+
+def _validate_loss(config: Config) -> None:
+    """A loss without any weight would train nothing and not say so."""
+    loss, streams = config.loss, config.streams
+    drafts = streams.num_streams + streams.medusa_heads > 0
+    weights = {
+        "loss.main_weight": 0.0 if config.adaptation.mode == "lossless" else loss.main_weight,
+        "loss.stream_weight": loss.stream_weight if drafts else 0.0,
+        "loss.exit_weight": loss.exit_weight if streams.exit_rank else 0.0,
+    }
+    _check(
+        any(weights.values()),
+        f"{', '.join(weights)} leave nothing to train; give one that is trained a weight above 0",
+    )
+
+
+def _validate_decode(decode: DecodeConfig, streams: StreamsConfig) -> None:
+    _check(
+        (decode.drafter == "draft_model") == bool(decode.draft_model),
+        "decode.drafter=draft_model and decode.draft_model=DIR go together",
+    )
+    for key in ("kept_nodes", "exit_threshold"):
+        _check(
+            getattr(decode, key) == 0 or streams.exit_rank > 0,
+            f"decode.{key} {getattr(decode, key)} needs the early exit that prunes, and "
+            "streams.exit_rank is 0",
+        )
+    trained = max(streams.num_streams, streams.medusa_heads)
+    _check(
+        decode.num_streams <= trained,
+        f"decode.num_streams {decode.num_streams} is more than the {trained} streams of the model",
+    )
+    # Logits divided by less would leave float32.
+    _check(
+        decode.temperature == 0 or decode.temperature >= 1e-4,
+        f"decode.temperature must be 0 (greedy) or at least 0.0001, got {decode.temperature}",
+    )
+    _check(
+        decode.min_new_tokens <= decode.max_new_tokens,
+        f"decode.min_new_tokens {decode.min_new_tokens} must lie between 0 and "
+        f"decode.max_new_tokens {decode.max_new_tokens}",
+    )
+    _check(
+        decode.accept == "exact" or decode.temperature > 0,
+        "decode.accept 'typical' needs decode.temperature above 0: of greedy decoding only one "
+        "token is right",
+    )
+    _check(all(decode.stop), "decode.stop must hold strings that are not empty")
+    for key in ("branching", "prompt_buckets"):
+        _check(len(getattr(decode, key)) > 0, f"decode.{key} is empty; give at least one")
+
+
+def check_stream_layers(config: Config) -> None:
+    """Checks that the model has the stream layers. Raises: UserError."""
+    num_layers = config.model.num_layers
+    _check(
+        1 <= config.streams.num_stream_layers <= num_layers,
+        f"streams.num_stream_layers {config.streams.num_stream_layers} must lie between 1 and "
+        f"model.num_layers {num_layers}",
+    )
+
+
+def validate_model(model: ModelConfig) -> None:
+    """Checks every value of a model that no config file names. Raises: UserError with the key."""
+    ranges.check_fields(model, "model.")
+    _validate_model(model)
+
+
+def _validate_model(model: ModelConfig) -> None:
+    """Checks that the values can work together."""
+    _check(
+        model.num_heads % model.num_kv_heads == 0,
+        f"model.num_heads {model.num_heads} is not a multiple of model.num_kv_heads "
+        f"{model.num_kv_heads}",
+    )
+    _check(
+        model.head_dim % 2 == 0,
+        f"model.head_dim {model.head_dim} must be even: rotary positions turn pairs",
+    )
+    _check(
+        model.rotary_dim <= model.head_dim and model.rotary_dim % 2 == 0,
+        f"model.rotary_dim {model.rotary_dim} must be even and at most model.head_dim",
+    )
+    _check(
+        model.positions == "rotary" or model.max_positions > 0,
+        "model.max_positions must be given for learned positions",
+    )
+    _check(
+        all(layer < model.num_layers for layer in model.local_layers),
+        f"model.local_layers {model.local_layers} names a layer that does not exist",
+    )
+    _check(
+        not model.local_layers or model.window > 0,
+        "model.window must be positive where model.local_layers names layers",
+    )
+
+
+def _validate_adaptation(config: Config) -> None:
+    adaptation = config.adaptation
+    if adaptation.mode == "full":
+        return
+    _check(
+        adaptation.mode != "lossless" or not config.streams.main_reads_streams,
+        "adaptation.mode lossless cannot hold with streams.main_reads_streams: streams would "
+        "change the main output; choose shared, or main_reads_streams=False",
+    )
+    _check(
+        adaptation.mode != "lossless"
+        or config.streams.num_streams + config.streams.medusa_heads > 0,
+        "adaptation.mode lossless trains streams alone, and streams.num_streams is 0",
+    )
+    _check(bool(adaptation.targets), "adaptation.targets is empty; name some projections")
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(f"config: {message}")

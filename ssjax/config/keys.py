@@ -1,0 +1,297 @@
+"""The keys of a config, by group: default, range, unit and meaning."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from ssjax.config.ranges import Range
+
+Count = Annotated[int, Range(0)]
+Size = Annotated[int, Range(1)]
+Id = Annotated[int, Range(0)]
+# Of what a program holds a copy each, or a square of: more would compile for hours.
+Few = Annotated[int, Range(0, 256)]
+Some = Annotated[int, Range(1, 256)]
+Weight = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(above=0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and mathematics of the decoder; the defaults are a small Llama.
+
+    With `pretrained`, everything but `pretrained` and `dtype` is read from there.
+    """
+
+    pretrained: str = ""  # directory or hub id of the base weights; empty: random weights
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of products; trained weights stay float32
+
+    vocab_size: Count = 0  # 0: as many as the tokenizer has
+    embed_dim: Size = 192  # D
+    num_layers: Annotated[int, Range(1, 10000)] = 6  # L, trunk and stream layers together
+    num_heads: Size = 6  # N
+    num_kv_heads: Size = 2  # K, divides num_heads
+    head_dim: Size = 32  # H, even (rotary halves)
+    mlp_dim: Size = 512  # F
+    tie_embeddings: bool = True  # the LM head is the embedding table
+
+    positions: Literal["rotary", "learned"] = "rotary"  # learned: a table that is added
+    # Of a learned table: no sequence may be longer. Of rotary positions: what the model was made
+    # for, beyond which decoding and training warn; 0: not known.
+    max_positions: Count = 0
+    position_offset: Count = 0  # rows of a learned table before position 0
+    rotary_dim: Count = 0  # leading part of each head that is rotated; 0: all of it
+    rope_theta: Positive = 10000.0
+    rope_local_theta: Weight = 0.0  # of the layers in local_layers; 0: rope_theta, scaled alike
+    rope_scaling: Literal["none", "linear", "llama3"] = "none"  # linear: positions / factor
+    rope_factor: Positive = 1.0
+    rope_low_freq_factor: Positive = 1.0  # llama3
+    rope_high_freq_factor: Positive = 4.0  # llama3
+    rope_original_positions: Count = 0  # llama3: length before scaling
+
+    # Order of norms and residuals, see models/layers.py.
+    block: Literal["pre_norm", "post_norm", "parallel", "sandwich"] = "pre_norm"
+    norm: Literal["rms", "layer"] = "rms"  # rms or layer (mean taken off, bias)
+    norm_epsilon: Annotated[float, Range(above=0, below=1)] = 1e-5
+    norm_offset: float = 0.0  # added to norm weights: 1 where they are stored around 0
+    final_norm: bool = True  # a norm before the LM head
+    query_key_norm: bool = False  # RMS norm of each query and key head
+    activation: Literal["silu", "relu", "gelu", "gelu_tanh"] = "silu"
+    gated_mlp: bool = True  # down(act(gate(x)) * up(x)), else down(act(up(x)))
+
+    qkv_bias: bool = False
+    output_bias: bool = False  # of the attention's output projection
+    mlp_bias: bool = False
+    head_bias: bool = False  # of the LM head
+
+    table_dim: Count = 0  # width of the embedding table, projected to D and back; 0: D
+    scale_embeddings: bool = False  # embeddings times sqrt(D)
+    query_scale: Weight = 0.0  # times query-key products; 0: head_dim ** -0.5
+    attention_softcap: Weight = 0.0  # c * tanh(scores / c); 0: off
+    logit_softcap: Weight = 0.0  # the same for the LM head
+    window: Count = 0  # tokens that the layers in local_layers see; 0: no layer is local
+    local_layers: tuple[Id, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamsConfig:
+    """Speculative streams (the paper's gamma and N_s)."""
+
+    num_streams: Few = 4  # J; 0 trains an ordinary language model
+    num_stream_layers: Size = 2  # N_s top layers that run the streams
+    # The form of the PMLR paper: the main stream also reads its own streams. J is then part of
+    # the model, which cannot be decoded without its streams. False: arXiv v1 and lossless.
+    main_reads_streams: bool = False
+    # What tells streams apart beside their positions: embedding (a learned vector each, paper
+    # Eq. 3) or rotation of their values by an angle each, without parameters (v1 Eq. 7).
+    variation: Literal["embedding", "rotation"] = "embedding"
+    # For rotation: the values of stream j turn by j * pi / (2 * (rotation_length + J)). The paper
+    # has the longest sequence here; bfloat16 loses most of so small an angle. 0: the widest,
+    # a quarter turn over the J streams.
+    rotation_length: Count = 2048
+    # Rank of the map from the trunk's hidden state to the start of the streams (f of paper Eq. 3),
+    # which is added to the identity; 0: the identity alone, as in all reported runs.
+    init_rank: Count = 0
+    exit_rank: Count = 0  # rank of the early-exit adapter that prunes drafts; 0: none, paper: 8
+    medusa_heads: Few = 0  # extra heads in place of streams; set by drafter.kind=medusa
+
+
+@dataclasses.dataclass(frozen=True)
+class DrafterConfig:
+    """What the model is given to draft with.
+
+    streams   speculative streams, see `StreamsConfig`
+    medusa    Medusa heads (Cai et al. 2024): a residual block and a vocabulary projection for each
+              token ahead, on the last hidden state. With adaptation.mode=lossless the base is
+              frozen (Medusa-1), else trained along (Medusa-2).
+    """
+
+    kind: Literal["streams", "medusa"] = "streams"
+    num_heads: Some = 4  # of medusa
+
+
+Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptationConfig:
+    """What is trained, and how.
+
+    full      all weights
+    shared    LoRA on all layers, used by main and stream rows: a new model
+    lossless  LoRA on the stream layers for stream rows only: outputs are the base model's
+    """
+
+    mode: Literal["full", "shared", "lossless"] = "full"
+    rank: Size = 32  # of LoRA, as the rest of this group
+    alpha: Positive = 64.0  # the update is multiplied by alpha / rank
+    dropout: Annotated[float, Range(0, below=1)] = 0.0  # on the input of LoRA, in training
+    targets: tuple[Projection, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )  # those that the model has
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the training loss, paper Eq. 5, each a mean over its own targets."""
+
+    main_weight: Weight = 1.0  # alpha_0
+    stream_weight: Weight = 0.1  # alpha_1, of the first stream or Medusa head
+    # alpha_j is stream_weight * stream_decay ** (j - 1). 1: the same for all (paper); Medusa: 0.8.
+    stream_decay: Annotated[float, Range(above=0, high=1)] = 1.0
+    exit_weight: Weight = 0.1  # of the early-exit adapter, if there is one
+    chunk_size: Size = 1024  # rows projected onto the vocabulary at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up."""
+
+    learning_rate: Positive = 1e-3  # peak
+    final_learning_rate: Weight = 1e-5  # at the last step
+    warmup_steps: Count = 50
+    decay: Literal["cosine", "linear"] = "cosine"  # of the learning rate after the warm-up
+    weight_decay: Weight = 0.01  # projection matrices only, not LoRA
+    beta1: Annotated[float, Range(0, below=1)] = 0.9
+    beta2: Annotated[float, Range(0, below=1)] = 0.98
+    clip_norm: Weight = 1.0  # global gradient norm; 0: off
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read and how it is cut."""
+
+    task: str = "dialogsum"  # dialogsum, e2e_nlg, sql_context, pairs or chat
+    path: str = ""  # directory of the real files; empty: the generated sample (dialogsum only)
+    prepared_dir: str = "runs/data"  # where prepared (array_record) data sets are kept
+    max_prompt_length: Size = 160  # tokens; longer prompts lose their beginning
+    max_target_length: Size = 48  # tokens, end of sequence included
+    batch_size: Size = 32  # rows per optimizer step, one sequence each unless packed
+    # Widths of rows below the greatest: batches of sequences of like length, a compiled program
+    # for each width. Looks at all records once.
+    length_buckets: tuple[Size, ...] = ()
+    # Several sequences a row, with max_target_length target tokens in all. As length_buckets.
+    packing: bool = False
+    # A directory with tokenizer files or a SentencePiece .model; empty: that of the pretrained
+    # model, or one trained on the training split.
+    tokenizer: str = ""
+    tokenizer_vocab_size: Size = 1024  # of the trained tokenizer
+    tokenizer_records: Count = 20000  # training records that it is trained on, at most; 0: all
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How devices are arranged; the product is their number, one size may be -1."""
+
+    data: Annotated[int, Range(-1)] = -1  # the batch is divided, weights are copied
+    fsdp: Annotated[int, Range(-1)] = 1  # the batch and the weights are divided
+    tensor: Annotated[int, Range(-1)] = 1  # heads, MLP features and vocabulary are divided
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    num_steps: Size = 400  # optimizer steps
+    accumulation: Size = 1  # micro-batches per step; divides data.batch_size
+    # What the backward pass computes again to save memory: none, products (all but matrix
+    # products with weights), or full (each layer).
+    remat: Literal["none", "products", "full"] = "none"
+    # On TPU and GPU, in bfloat16: main rows by the platform's fused kernel, where it applies.
+    fused_attention: bool = True
+    log_every: Count = 20  # steps; 0: only at the end
+    eval_every: Count = 200  # steps between validation losses; 0: only at the end
+    eval_batches: Size = 4  # validation batches per validation loss
+    profile_at: Count = 0  # first step that jax.profiler records, into workdir/profile; 0: none
+    profile_steps: Size = 3  # how many
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept on disk."""
+
+    save_every: Count = 100  # steps; 0: off; the last step is always saved
+    keep_latest: Size = 2
+    keep_best: Count = 1  # by validation loss; 0: none beyond the latest
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """The decoder's defaults, for evaluation and generation."""
+
+    # plain, streams, medusa, prompt_lookup or draft_model; auto: what the model was trained with,
+    # else plain.
+    drafter: Literal["auto", "plain", "streams", "medusa", "prompt_lookup", "draft_model"] = "auto"
+    draft_model: str = ""  # for draft_model: directory of a model with the same tokenizer
+    # The tree that streams fill: best_first (joint probability), static (top-k per depth) or
+    # explicit (any shape, filled with the token of the given rank).
+    tree: Literal["best_first", "static", "explicit"] = "best_first"
+    # Draft nodes per pass, the root not counted, of best_first, prompt_lookup and draft_model.
+    num_nodes: Some = 8
+    branching: tuple[Size, ...] = (2, 1, 1)  # children per node at depth 1, 2, ... for static
+    parents: tuple[Annotated[int, Range(-1)], ...] = (-1,)  # of every node, for explicit
+    ranks: tuple[Id, ...] = (0,)  # of every node, 0 the best token of its stream, for explicit
+    num_streams: Few = 0  # streams or Medusa heads used for drafting; 0: all that were trained
+    lookup_nodes: Few = 0  # draft nodes that prompt lookup adds to the tree of the streams
+    lookup_match: Some = 3  # last tokens that prompt lookup looks for, at most
+    # Draft nodes that go on into the stream layers, the likeliest by the early exit (it needs
+    # streams.exit_rank above 0); 0: all.
+    kept_nodes: Few = 0
+    # Of those, nodes that the early exit gives a smaller chance behind their parent are dropped
+    # with all below them: the paper's form, which saves no time here; 0: none.
+    exit_threshold: Annotated[float, Range(0, below=1)] = 0.0
+    # Streams run after verification, at the accepted node alone. Has no effect where the main
+    # stream reads its streams: they run in every pass.
+    deferred: bool = True
+    temperature: Weight = 0.0  # 0: greedy
+    top_k: Count = 0  # 0: off
+    top_p: Annotated[float, Range(above=0, high=1)] = 1.0  # 1: off
+    min_p: Annotated[float, Range(0, 1)] = 0.0  # least share of the largest probability; 0: off
+    # These hold for greedy decoding too; see `ssjax.decoding.sampling` for their order.
+    repetition_penalty: Annotated[float, Range(1e-3, 1e3)] = 1.0  # of prompt and output; 1: off
+    presence_penalty: Annotated[float, Range(-1e3, 1e3)] = 0.0  # of tokens in the output; 0: off
+    banned_tokens: tuple[Id, ...] = ()  # ids that are never drawn
+    min_new_tokens: Count = 0  # tokens before which no end of sequence is drawn
+    # exact, or typical: lossy acceptance of likely drafts, see `ssjax.decoding.acceptance`.
+    accept: Literal["exact", "typical"] = "exact"
+    # The output ends where its text completes one of these; neither it nor what follows is text.
+    stop: tuple[str, ...] = ()
+    seed: int = 0  # sampling only
+    max_new_tokens: Count = 48
+    batch_size: Size = 1  # prompts decoded together
+    prompt_buckets: tuple[Size, ...] = (64, 128, 256, 512, 1024)  # padded prompt lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """The evaluation that ends a training run."""
+
+    split: Literal["train", "validation", "test"] = "test"
+    max_records: Count = 0  # 0: the whole split
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run. See each group for units and meanings."""
+
+    workdir: str = "runs/default"  # the run directory; an existing run continues
+    # Where compiled programs are kept between starts; empty: JAX_COMPILATION_CACHE_DIR, if set.
+    compilation_cache: str = ""
+    seed: Count = 0  # weights, data order, tokenizer sample
+    model: ModelConfig = ModelConfig()
+    streams: StreamsConfig = StreamsConfig()
+    drafter: DrafterConfig = DrafterConfig()
+    adaptation: AdaptationConfig = AdaptationConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    mesh: MeshConfig = MeshConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    decode: DecodeConfig = DecodeConfig()
+    eval: EvalConfig = EvalConfig()

@@ -1,0 +1,147 @@
+"""The evaluation of a run: measured, as plain values, and as a table on the terminal."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+import jax
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ssjax.data import builders, pipeline
+from ssjax.decoding.acceptance import RULES
+from ssjax.errors import UserError
+from ssjax.evaluation.compare import Comparison, Measurement, compare, mark_runs
+from ssjax.metrics.quality import LABELS, cell, score, shown_metrics
+from ssjax.run import Run, make_sampling, visible_text
+
+
+def evaluate(
+    run: Run, split: str, max_records: int, *, calibration: bool = True, **changes
+) -> dict:
+    """Decodes a split plainly and speculatively and compares.
+
+    Args:
+      run: an opened run.
+      split: "train", "validation" or "test".
+      max_records: 0 for all.
+      calibration: whether a calibration of the run says how to draft; see `Run.way`.
+      **changes: fields of `DecodeConfig` to use in place of the run's.
+
+    Returns:
+      Plain values: settings, `Comparison.summary`, the task's metrics of both, one example.
+    """
+    decode = run.decode_config(**changes)
+    data = run.config.data
+    source = builders.open_source(data.task, data.path, data.prepared_dir, run.config.seed, split)
+    examples = pipeline.decode_examples(
+        source, run.task, run.tokenizer, data.max_prompt_length, max_records or len(source)
+    )
+    if not examples:
+        raise UserError(f"split {split!r} has no records")
+    way = run.way(changes, decode.batch_size, calibration=calibration)
+    comparison = compare(
+        run.decoder,
+        [example.prompt_ids for example in examples],
+        drafter=way.drafter,
+        sampling=make_sampling(decode),
+        deferred=way.deferred,
+        max_new_tokens=decode.max_new_tokens,
+        batch_size=decode.batch_size,
+        seed=decode.seed,
+        accept=decode.accept,
+        on_batch=_progress(len(examples)),
+    )
+    plain, plain_texts = _finished(run, comparison.plain, decode.stop)
+    fast, fast_texts = _finished(run, comparison.speculative, decode.stop)
+    summary = Comparison(plain, fast).summary()
+    quality = score(run.task.name, plain_texts, examples)
+    summary["plain"] |= quality
+    same = fast_texts == plain_texts
+    summary["speculative"] |= quality if same else score(run.task.name, fast_texts, examples)
+    shown = fast.completions[0]
+    return {
+        "workdir": str(run.workdir),
+        "step": run.step,
+        "task": run.task.name,
+        "split": split,
+        "device": jax.devices()[0].device_kind,
+        "dtype": run.config.model.dtype,
+        "batch_size": decode.batch_size,
+        "temperature": decode.temperature,
+        "max_new_tokens": decode.max_new_tokens,
+        "drafter": type(way.drafter).__name__,
+        "draft_nodes": way.drafter.num_nodes - 1,
+        "streams": way.drafter.num_streams,
+        "deferred": way.deferred,
+        "acceptance": RULES[decode.accept],
+        **summary,
+        "example": {
+            "prompt": examples[0].prompt,
+            "reference": examples[0].references[0],
+            "output": fast_texts[0],
+            "runs": mark_runs(shown, visible_text(run, fast_texts[0], shown)),
+        },
+    }
+
+
+def _finished(run: Run, measured: Measurement, stops: Sequence[str]):
+    """The measurement cut at stop strings, and the texts.
+
+    Tokens and passes behind a stop string do not count; the seconds that they took are left in.
+    """
+    pairs = [run.finish(completion, stops) for completion in measured.completions]
+    completions = tuple(completion for completion, _ in pairs)
+    return dataclasses.replace(measured, completions=completions), [text for _, text in pairs]
+
+
+def show(evaluation: dict) -> None:
+    """Prints an evaluation to stdout."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    console.print(
+        f"\n{evaluation['task']} {evaluation['split']}: {evaluation['prompts']} prompts, "
+        f"step {evaluation['step']}, {evaluation['device']}, {evaluation['dtype']}, "
+        f"batch size {evaluation['batch_size']}, {evaluation['streams']} streams, "
+        f"{evaluation['draft_nodes']} draft nodes, acceptance {evaluation['acceptance']}"
+    )
+    table = Table()
+    table.add_column("")
+    for name in ("plain", "speculative"):
+        table.add_column(name, justify="right")
+    plain, fast = evaluation["plain"], evaluation["speculative"]
+    identical = f"{evaluation['identical']} of {evaluation['prompts']}"
+    table.add_row("identical outputs", "", identical)
+    table.add_row("tokens", f"{plain['tokens']:,}", f"{fast['tokens']:,}")
+    table.add_row("decode passes", f"{plain['calls']:,}", f"{fast['calls']:,}")
+    table.add_row("call reduction", "", f"{evaluation['call_reduction']:.2f}x")
+    for key, name, form in (
+        ("tokens_per_call", "tokens per call", ".2f"),
+        ("milliseconds_per_call", "milliseconds per pass", ".2f"),
+        ("tokens_per_second", "tokens per second", ",.0f"),
+    ):
+        table.add_row(name, f"{plain[key]:{form}}", f"{fast[key]:{form}}")
+    table.add_row("speedup", "", f"{evaluation['speedup']:.2f}x")
+    for name in shown_metrics(evaluation["task"]):
+        table.add_row(LABELS[name], cell(plain, name), cell(fast, name))
+    console.print(table)
+    depths = " ".join(f"{share:.2f}" for share in fast["acceptance_by_depth"])
+    console.print(f"acceptance by depth: {depths or 'no drafts'}")
+    example = evaluation["example"]
+    console.print("\nOne example; brackets hold what one pass emitted.")
+    for name in ("prompt", "reference", "runs"):
+        console.print(Text(f"{name}: {example[name]}"), soft_wrap=True)
+
+
+def _progress(total):
+    """Plain lines at each quarter, to stderr."""
+    quarters = {max(1, total * part // 4) for part in range(1, 5)}
+    last = 0
+
+    def on_batch(done):
+        nonlocal last
+        if any(last < quarter <= done for quarter in quarters):
+            print(f"evaluating: {done} of {total} prompts", file=sys.stderr, flush=True)
+        last = done
+
+    return on_batch

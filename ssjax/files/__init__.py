@@ -1,0 +1,1 @@
+"""Reading what users give and writing what they keep."""

@@ -1,0 +1,109 @@
+"""Names, sizes and digests of the files of a directory, such as a checkpoint, kept beside them.
+
+What is read later is compared first: a file that was cut short, lost or changed in a single bit
+is found before anything is made of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+from ssjax.errors import UserError
+from ssjax.files.reading import read_json_object, to_json
+from ssjax.files.writing import write_atomic
+
+_FILE = "manifest.json"
+
+# Orbax writes these once more when it commits a checkpoint, which has its manifest by then.
+_UNLISTED = (_FILE, "_CHECKPOINT_METADATA", "commit_success.txt")
+
+
+def write(directory: Path, about: dict[str, Any]) -> None:
+    """Lists every file that is there now.
+
+    Args:
+      directory: complete but for this.
+      about: plain values that are kept with the list.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    names = [path.relative_to(directory).as_posix() for path in paths]
+    content = {"about": about, "files": {n: _entry(directory / n) for n in names if _listed(n)}}
+    write_atomic(directory / _FILE, to_json(content | {"sha256": _digest(content)}))
+
+
+def exists(directory: Path) -> bool:
+    """Whether there is a list; directories of older versions have none."""
+    return (directory / _FILE).is_file()
+
+
+def about(directory: Path) -> dict[str, Any] | None:
+    """What was kept with the list; None: there is no list that can be trusted."""
+    try:
+        return _read(directory)["about"]
+    except UserError:
+        return None
+
+
+def damage(directory: Path, *, only: Sequence[str] = (), part: int = 0, num_parts: int = 1) -> str:
+    """What is not as it was written, empty if nothing is found.
+
+    Args:
+      directory: one without a list can only be seen to have something in it.
+      only: names of files to look at; empty: all.
+      part, num_parts: every num_parts-th file from number `part` on, to share the work.
+    """
+    if not directory.is_dir():
+        return "it is a file, not a directory" if directory.exists() else "it is not there"
+    if not exists(directory):
+        return "" if any(directory.iterdir()) else "it is empty"
+    try:
+        files = _read(directory)["files"]
+    except UserError as error:
+        return str(error)
+    names = [name for name in sorted(files) if not only or name in only]
+    with futures.ThreadPoolExecutor() as pool:  # large checkpoints have files of 2 GB
+        found = pool.map(lambda n: _difference(directory / n, n, files[n]), names[part::num_parts])
+        return next(filter(None, found), "")
+
+
+def digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    """SHA-256 of contents by name."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+
+
+def _difference(path: Path, name: str, entry: dict[str, Any]) -> str:
+    try:
+        size = path.stat().st_size
+        if size != entry["size"]:
+            return f"{name} has {size:,} bytes, {entry['size']:,} were written"
+        return "" if _entry(path) == entry else f"{name} is not what was written"
+    except OSError as error:
+        return f"{name}: {error.strerror}"
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    content = read_json_object(directory / _FILE)
+    digest = content.pop("sha256", None)
+    if digest != _digest(content):
+        raise UserError(f"{_FILE} is not what was written")
+    return content
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"size": file.tell(), "sha256": digest}
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _listed(name: str) -> bool:
+    return name.rsplit("/", 1)[-1] not in _UNLISTED

@@ -1,0 +1,1 @@
+"""Devices as a mesh, and processes that work together."""

@@ -1,0 +1,224 @@
+"""Compiles the programs of a run for a mesh and says what they need and cost, per device."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from ssjax.config import AdaptationConfig, Config
+from ssjax.decoding import decoder
+from ssjax.decoding.drafters import make_drafter
+from ssjax.decoding.loop import DecodeSpec, DecodeState
+from ssjax.models.axes import placed
+from ssjax.models.execution import Execution
+from ssjax.models.transformer import Transformer, abstract_params
+from ssjax.parallel import partitioning
+from ssjax.planning.compiled_cost import count_flops, program_cost
+from ssjax.planning.topologies import Chip
+from ssjax.run import make_sampling
+from ssjax.training.programs import make_train_programs, platform_of
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramPlan:
+    """One compiled program. Bytes and operations are those of one device."""
+
+    fits: bool
+    inputs: dict[str, int]  # bytes by what they are: parameters, optimizer, cache, ...
+    temporary: int  # bytes that the program needs besides
+    peak: int  # bytes of memory, at once
+    flops: float  # of matrix products; of a decode loop: of one pass
+    traffic: int  # bytes read and written; of a decode loop: of one pass
+    collectives: dict[str, tuple[int, int]]  # by kind: number and bytes, as traffic
+    error: str = ""  # the compiler's words, where it gave up
+
+    def seconds(self, chip: Chip) -> dict[str, float]:
+        """A lower bound of the time of each resource, by its published peak."""
+        moved = sum(size for _, size in self.collectives.values())
+        return {
+            "compute": self.flops / chip.flops,
+            "memory": self.traffic / chip.bandwidth,
+            "interconnect": moved / chip.interconnect,
+        }
+
+
+def plan_training(config: Config, model: Transformer, mesh: Mesh, hbm: int) -> ProgramPlan:
+    """Compiles the train step that `ssjax.train` would run.
+
+    Args:
+      config: resolved, checked for the mesh.
+      model: of the config.
+      mesh: of devices that need not exist.
+      hbm: bytes of a device; 0: unknown.
+    """
+    programs = make_train_programs(config, model, mesh)
+    inputs = {
+        "trained parameters": _bytes(programs.state.params),
+        "frozen parameters": _bytes(programs.frozen),
+        "optimizer": _bytes(programs.state.opt_state),
+        "batch": _bytes(programs.batch),
+    }
+    arguments = (programs.state, programs.frozen, programs.batch)
+    reference = _reference_step(config, model, mesh)
+    with jax.set_mesh(mesh):
+        flops = count_flops(reference, *arguments) / mesh.size
+        return _compile(programs.train, arguments, inputs, flops, hbm, main_loop=False)
+
+
+def plan_decoding(config: Config, model: Transformer, mesh: Mesh, hbm: int) -> ProgramPlan:
+    """Compiles the decode loop with the config's drafter, as `ssjax.evaluate` would run it."""
+    decode, data = config.decode, config.data
+    if config.adaptation.mode == "shared":  # its adapters are folded into the weights
+        model = model.clone(adaptation=AdaptationConfig())
+    model = model.clone(scan=True, execution=Execution(platform_of(mesh)))
+    drafter = make_drafter(decode, config.streams)
+    dtype = jnp.dtype(config.model.dtype)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract_params(model))
+    params = placed(params, config.model, mesh)
+    capacity = data.max_prompt_length + decode.max_new_tokens
+    spec = DecodeSpec(
+        capacity=-(-capacity // decoder.CAPACITY_MULTIPLE) * decoder.CAPACITY_MULTIPLE,
+        eos_ids=(0,),
+        pad_id=0,
+        sampling=make_sampling(decode),
+        deferred=decode.deferred,
+        accept=decode.accept,
+    )
+    rows = partitioning.batch_sharding(mesh, decode.batch_size)
+
+    def per_row(*shape, dtype=jnp.int32):
+        return jax.ShapeDtypeStruct((decode.batch_size, *shape), dtype, sharding=rows)
+
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), decode.batch_size))
+    prompts = (per_row(data.max_prompt_length), per_row(), per_row(), per_row(dtype=keys.dtype))
+    with jax.set_mesh(mesh):
+        shapes = jax.eval_shape(
+            lambda params, *prompts: decoder.loop.prefill(model, params, drafter, spec, *prompts),
+            params,
+            *prompts,
+        )
+        state = _placed_state(shapes, mesh)
+        flops = count_flops(
+            lambda params, state: decoder.loop.decode_step(model, params, drafter, spec, state),
+            params,
+            state,
+        )
+        inputs = {"parameters": _bytes(params), "cache": _bytes(state.cache)}
+        return _compile(
+            decoder.decode_program,
+            (model, params, drafter, spec, state),
+            inputs,
+            flops / mesh.size,
+            hbm,
+            main_loop=True,
+        )
+
+
+def _placed_state(shapes: DecodeState, mesh: Mesh) -> DecodeState:
+    """The shapes of a decode state with the shardings that a prefill leaves it in."""
+
+    def place(leaf, *axes):
+        spec = partitioning.spec(axes, leaf.shape, mesh.shape)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    def row(leaf):
+        return place(leaf, "batch", *["length"] * (leaf.ndim - 1))
+
+    def cached(leaf):
+        return place(leaf, "layers", "batch", "kv_heads", "length", "head_dim")
+
+    placed = jax.tree.map(row, shapes.replace(cache=None))
+    return placed.replace(cache=jax.tree.map(cached, shapes.cache))
+
+
+def advice(plan: ProgramPlan, config: Config, hbm: int) -> str:
+    """What to change where a program does not fit."""
+    held = sum(plan.inputs.values())
+    if held > 0.6 * hbm:
+        return (
+            "weights and what belongs to them take most of it: raise mesh.fsdp or mesh.tensor, "
+            "or take more chips"
+        )
+    if config.train.remat != "full":
+        return "activations take most of it: train.remat=full"
+    return "activations take most of it: raise train.accumulation, or mesh.tensor"
+
+
+def _reference_step(config, model, mesh):
+    """The train step without kernels, whose products could not be counted."""
+    plain = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, fused_attention=False)
+    )
+    return make_train_programs(plain, model, mesh).train
+
+
+def _compile(
+    program: Callable, arguments, inputs, flops: float, hbm: int, main_loop: bool
+) -> ProgramPlan:
+    try:
+        compiled = program.lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        return _does_not_fit(error, inputs, flops)
+    memory = compiled.memory_analysis()
+    peak = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+    cost = program_cost(compiled.as_text(), main_loop)
+    return ProgramPlan(
+        fits=not hbm or peak <= hbm,
+        inputs=inputs,
+        temporary=memory.temp_size_in_bytes,
+        peak=peak,
+        flops=flops,
+        traffic=cost.traffic,
+        collectives=dict(cost.collectives),
+    )
+
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _does_not_fit(error: Exception, inputs, flops: float) -> ProgramPlan:
+    """The plan of a program that the compiler found no room for; other errors go on."""
+    text = str(error)
+    found = re.search(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm", text)
+    only_temporary = found is None
+    found = found or re.search(
+        r"\(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)", text
+    )
+    if found is None:
+        raise error
+    peak = _parse_size(found.group(1)) + (sum(inputs.values()) if only_temporary else 0)
+    return ProgramPlan(
+        fits=False,
+        inputs=inputs,
+        temporary=max(peak - sum(inputs.values()), 0),
+        peak=peak,
+        flops=flops,
+        traffic=0,
+        collectives={},
+        error=found.group(0),
+    )
+
+
+def _parse_size(text: str) -> int:
+    """Such as 32.91G."""
+    unit = _UNITS.get(text[-1])
+    return int(float(text[:-1]) * unit) if unit else int(float(text))
+
+
+def _bytes(tree) -> int:
+    """Bytes of abstract arrays on one device."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        itemsize = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
+        total += math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.int64(itemsize)
+    return int(total)

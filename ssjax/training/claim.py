@@ -1,0 +1,135 @@
+"""Whether a directory holds the run that is to be trained there.
+
+The same are the settings that decide the weights, and what the data and the tokenizer hold,
+wherever they lie. Every checkpoint carries the digests of both; data.json those of a run that has
+no checkpoint yet.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ssjax import config as config_lib
+from ssjax import messages
+from ssjax.config import Config
+from ssjax.data.choice import data_digests, given_tokenizer, kept_tokenizer
+from ssjax.data.tokenizers.tokenizer import Tokenizer
+from ssjax.errors import UserError
+from ssjax.files import manifest
+from ssjax.files.reading import read_json_object, to_json
+from ssjax.files.writing import write_atomic
+from ssjax.parallel import distributed
+from ssjax.weights import checkpoint
+from ssjax.weights.base import read_config
+from ssjax.weights.load import check_tokenizer
+
+# Groups of the config that decide the weights; a run continues only with the same ones. Of the
+# base, the data and the tokenizer the digests are compared instead.
+_DECIDES_WEIGHTS = ("seed", "model", "streams", "adaptation", "loss", "optimizer", "data", "train")
+_MAY_CHANGE = (
+    "model.pretrained",
+    "data.path",
+    "data.tokenizer",
+    "data.prepared_dir",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_batches",
+    "train.remat",
+    "train.fused_attention",
+    "train.profile_at",
+    "train.profile_steps",
+)
+
+
+def check_workdir(workdir: Path, config: Config) -> dict[str, str]:
+    """Checks that a directory holds no run, or this one; returns the digests of its data.
+
+    Raises:
+      UserError: it holds another run; names the first differing key, or the splits.
+      DamagedError: its tokenizer is not the one it was trained with.
+    """
+    digests = data_digests(config)
+    about = checkpoint.read_about(workdir / "checkpoints")
+    _check_settings(workdir, config)
+    _check_data(workdir, config, about, digests)
+    _check_tokenizer(workdir, config, about)
+    return digests
+
+
+def claim_workdir(workdir: Path, config: Config) -> None:
+    """The same, and makes the directory that of this run: writes config.json and data.json."""
+    digests = check_workdir(workdir, config)
+    write_atomic(workdir / "config.json", to_json(config_lib.to_dict(config)))
+    values = {"path": config.data.path, "sha256": digests}
+    write_atomic(workdir / "data.json", to_json(values))
+
+
+def about_run(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What every checkpoint of a run carries; to be called by all processes.
+
+    Raises:
+      UserError: the data of this process cannot be read, or is not that of the first process.
+    """
+    digests = data_digests(config)
+    if len(set(distributed.gather(json.dumps(digests)))) > 1:
+        raise UserError(
+            f"the processes of this run find different data in {config.data.path}; give a path "
+            "with the same files on every host"
+        )
+    return {"data": digests, "tokenizer": manifest.digests(tokenizer.files)}
+
+
+def _check_settings(workdir, config) -> None:
+    if not (workdir / "config.json").exists():
+        return
+    here, now = (_flat(config_lib.to_dict(c)) for c in (read_config(workdir), config))
+    for key, value in now.items():
+        decides = key.split(".")[0] in _DECIDES_WEIGHTS and key not in _MAY_CHANGE
+        if key == "model.max_positions" and config.model.positions == "rotary":
+            continue  # decides about a warning
+        if decides and here[key] != value:
+            raise UserError(
+                f"{workdir} holds a run with {key}={here[key]!r}, not {value!r}; choose "
+                "another --config.workdir, or give that value to continue the run"
+            )
+
+
+def _check_data(workdir, config, about, digests) -> None:
+    known, file = about and about["data"], workdir / "data.json"
+    if known is None and file.exists():
+        known = read_json_object(file).get("sha256")
+    where = config.data.path or "the generated sample"
+    if isinstance(known, dict):
+        other = [split for split in digests if known.get(split) != digests[split]]
+        if other:
+            raise UserError(
+                f"{workdir} holds a run on other data: {', '.join(other)} of {where} differ from "
+                "what it was trained on; give that data with --config.data.path, or choose another "
+                "--config.workdir"
+            )
+    elif checkpoint.steps(workdir / "checkpoints"):
+        messages.say_once(
+            f"{workdir} was begun by an older version, which kept no digest of its data; {where} "
+            "is taken for the same"
+        )
+
+
+def _check_tokenizer(workdir, config, about) -> None:
+    kept, given = kept_tokenizer(workdir), config.data.tokenizer
+    if kept is None:
+        return
+    check_tokenizer(workdir, kept, about)
+    # The run has its own copy: one that has gone meanwhile is not missed.
+    if given and Path(given).exists() and given_tokenizer(given).files != kept.files:
+        raise UserError(
+            f"{workdir} holds a run with another tokenizer than data.tokenizer={given}; choose "
+            "another --config.workdir, or give the tokenizer of the run"
+        )
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return flat

@@ -1,0 +1,1 @@
+"""Base models, families, adapters, exports and checkpoints: every form that weights lie in."""

@@ -1,0 +1,471 @@
+"""Checkpoints of a training run. The only module that calls Orbax.
+
+A checkpoint holds the train state (trainable leaves, optimizer, step), the position in the
+data, the resolved config and the tokenizer, so it can be read without the rest of the run
+directory, and a list of its files with their digests (`manifest`). It is written in the background
+and becomes visible in one rename: a process that is killed while saving leaves the checkpoint
+before as the latest.
+
+Nothing is read from a checkpoint before its files are known to be as they were written. Decoding
+then says what is damaged and what is whole; a training goes on from the last that is whole.
+
+Where the weights of a run come from, in this order: (1) the latest whole checkpoint in its own
+directory, (2) random initialisation.
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+import logging
+import math
+import queue
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import jax
+import numpy as np
+from absl import logging as absl_logging
+from orbax.checkpoint import v1 as ocp
+
+from ssjax.errors import DamagedError, StorageError, UserError
+from ssjax.files import manifest
+from ssjax.files.writing import make_directory, storage_error
+from ssjax.messages import say, say_once
+from ssjax.models.parameters import Params, flatten
+from ssjax.parallel import distributed
+
+_BEST_METRIC = "validation_loss"
+_METRICS_FILE = "metrics/metrics"  # where Orbax writes it
+
+Read = TypeVar("Read")
+
+_logged: list[Exception] = []  # failures of Orbax in the background
+
+
+class State(Protocol):
+    """What training changes: a tree of arrays that knows how many steps made it."""
+
+    step: jax.Array  # [] int32
+
+
+class Checkpoints:
+    """The checkpoints of one run, for writing. A context manager.
+
+    Args:
+      directory: made if missing. What cannot be read there is no matter of this class: `restore`
+        first.
+      keep_latest: newest checkpoints that are kept.
+      keep_best: checkpoints with the lowest validation loss that are kept besides.
+      about: plain values that every checkpoint carries: what `read_about` gives.
+
+    Raises:
+      UserError: the directory cannot be made or written to.
+      DamagedError: what is there cannot be opened.
+    """
+
+    def __init__(
+        self, directory: Path, *, keep_latest: int, keep_best: int, about: Mapping[str, Any]
+    ):
+        _hush()
+        policies = ocp.training.preservation_policies
+        context = ocp.Context()
+        # Called when all files are written, before the rename. A function, since Orbax copies its
+        # settings in depth, and a method with its object.
+        context.asynchronous.post_finalization_callback = lambda: self._write_manifest()
+        self._directory = directory
+        self._about = dict(about)
+        self._step = None  # that is saved, or was last
+        self._failed = False
+        self._logged = 0  # failures before this save
+        preserved = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(keep_latest),
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[_BEST_METRIC],
+                    reverse=True,
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        make_directory(directory)
+        try:
+            self._checkpointer = ocp.training.Checkpointer(
+                directory.absolute(),
+                context=context,
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=preserved,
+                cleanup_tmp_directories=True,
+            )
+        except Exception as error:
+            raise DamagedError(f"{directory} cannot be opened ({_reason(error)})") from None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if self._failed or kind is KeyboardInterrupt:
+            return  # it would be raised once more; whoever interrupts twice does not wait
+        try:
+            self._call(self._checkpointer.close)
+        except Exception as error:
+            failure = self._not_saved(error)
+            if kind is None:
+                raise failure from None
+            say(str(failure))  # beside the exception that is under way
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint, None before the first."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(
+        self,
+        state: State,
+        *,
+        data: dict[str, int],
+        config: dict[str, Any],
+        tokenizer: dict[str, bytes],
+        validation_loss: float | None,
+    ) -> None:
+        """Starts to save in the background; waits for a save that is still under way.
+
+        Args:
+          state: may be donated as soon as this returns.
+          data: position in the data, plain numbers.
+          config: the resolved config, plain values.
+          tokenizer: its files by name.
+          validation_loss: at this step, None where it was not measured.
+
+        Raises:
+          UserError: this save or the one before failed; what was saved earlier is as it was.
+        """
+        self.wait()
+        self._step, self._logged = int(state.step), len(_logged)
+        try:
+            self._checkpointer.save_checkpointables_async(
+                self._step,
+                {
+                    "state": state,
+                    "data": data,
+                    "config": config,
+                    "tokenizer": {k: np.frombuffer(v, np.uint8) for k, v in tokenizer.items()},
+                },
+                metrics=None if validation_loss is None else {_BEST_METRIC: validation_loss},
+            )
+        except Exception as error:
+            raise self._not_saved(error) from None
+
+    def wait(self) -> None:
+        """Blocks until every save is complete on disk.
+
+        Raises:
+          UserError: one failed.
+        """
+        try:
+            self._call(self._checkpointer.wait)
+        except Exception as error:
+            raise self._not_saved(error) from None
+
+    def _call(self, wait: Callable[[], None]):
+        """Calls what waits for the background, until that has failed.
+
+        Of several processes, the thread that failed waits for the others first, and they for it:
+        for 20 minutes.
+        """
+        if jax.process_count() == 1:
+            return wait()
+        ended = queue.SimpleQueue()
+
+        def run():
+            try:
+                wait()
+                ended.put(None)
+            except Exception as error:
+                ended.put(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        while True:
+            with contextlib.suppress(queue.Empty):
+                if (error := ended.get(timeout=0.5)) is None:
+                    return None
+                raise error
+            if len(_logged) > self._logged:
+                raise _logged[-1]
+
+    def _write_manifest(self):
+        [directory] = self._unfinished()
+        manifest.write(directory, self._about)
+
+    def _unfinished(self):
+        return list(self._directory.glob(f"{self._step}.orbax-checkpoint-tmp*"))
+
+    def _not_saved(self, error: Exception) -> UserError:
+        self._failed = True
+        if distributed.is_first():
+            for directory in self._unfinished():
+                shutil.rmtree(directory, ignore_errors=True)  # what is there may fill the disk
+        saved = [str(step) for step in steps(self._directory) if step != self._step]
+        reason = _reason(error)
+        kind = StorageError if isinstance(error, TimeoutError) else storage_error(reason)
+        return kind(
+            f"checkpoint {self._directory / str(self._step)} could not be saved ({reason}); "
+            f"earlier ones are as they were: {', '.join(saved) or 'none'}; make room or mend the "
+            "place, and run the same command to go on from there"
+        )
+
+
+def restore(directory: Path, state: State) -> tuple[State, dict[str, int]] | None:
+    """Reads the latest whole checkpoint; to be called by all processes, before `Checkpoints`.
+
+    Damaged ones that are newer are named on stderr and set aside, as STEP.damaged: the steps
+    are trained again.
+
+    Args:
+      directory: of the checkpoints.
+      state: arrays, or shape structs that carry shardings.
+
+    Returns:
+      The train state and the position in the data; None if nothing was ever saved.
+
+    Raises:
+      DamagedError: there are checkpoints, but none is whole.
+      UserError: the checkpoint is whole, but of another model.
+    """
+    damaged = {}
+    restored = None
+    left = steps(directory)
+    while left and restored is None:
+        step = left.pop()
+        try:
+            restored = _read(
+                directory / str(step),
+                lambda path: ocp.load_checkpointables(
+                    path, {"state": _abstract(state), "data": None}
+                ),
+                partial=False,
+            )
+        except DamagedError as error:
+            damaged[step] = str(error)
+    if damaged and restored is None:
+        raise DamagedError(
+            f"no checkpoint in {directory} is whole: {'; '.join(damaged.values())}; put a copy "
+            "back, or remove that directory to train from the start"
+        )
+    # Orbax looks at the metrics of all when it opens the directory.
+    damaged |= {step: problem for step in left if (problem := _metrics_damage(directory, step))}
+    distributed.first(lambda: _set_aside(directory, damaged))
+    return restored and (restored["state"], restored["data"])
+
+
+def read_about(directory: Path) -> dict[str, Any] | None:
+    """What the newest checkpoint that can be read says about its run.
+
+    None: there is no checkpoint, or they were written by a version that kept nothing.
+    """
+    found = (manifest.about(directory / str(step)) for step in reversed(steps(directory)))
+    return next((about for about in found if about is not None), None)
+
+
+def find_step(directory: Path, which: str) -> int:
+    """Resolves "latest", "best" (lowest validation loss) or a number to a saved step.
+
+    Raises:
+      UserError: there is no such checkpoint.
+      DamagedError: it cannot be told which is the best.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory.parent} holds no checkpoints; is it the workdir of a run?")
+    saved = steps(directory)
+    if which == "latest" and saved:
+        return saved[-1]
+    if which == "best":
+        for step in saved:
+            if problem := _metrics_damage(directory, step):
+                raise _damaged(directory, step, problem)
+        losses = {step: _validation_loss(directory / str(step)) for step in saved}
+        measured = {step: loss for step, loss in losses.items() if loss is not None}
+        if measured:
+            return min(measured, key=measured.get)
+    if _is_step(which) and int(which) in saved:
+        return int(which)
+    names = ", ".join(map(str, saved)) or "none"
+    raise UserError(f"no checkpoint {which!r} in {directory}; steps saved: {names}")
+
+
+def load_params(directory: Path, step: int, params: Params) -> Params:
+    """Reads only the parameters of a checkpoint.
+
+    Args:
+      directory: of the checkpoints.
+      step: a saved step.
+      params: arrays, or shape structs that carry shardings.
+
+    Raises:
+      DamagedError: the checkpoint is not as it was written; says which others are whole.
+      UserError: it does not hold these parameters.
+    """
+    try:
+        return _read(
+            directory / str(step),
+            lambda path: ocp.load(path, {"params": _abstract(params)}, checkpointable_name="state")[
+                "params"
+            ],
+        )
+    except DamagedError as error:
+        raise _damaged(directory, step, str(error)) from None
+
+
+def save_model(path: Path, params: Params) -> None:
+    """Writes parameters alone; the directory appears when it is complete.
+
+    Raises:
+      UserError: they cannot be written.
+    """
+    _hush()
+    try:
+        ocp.save(path.absolute(), params)
+    except Exception as error:
+        reason = _reason(error)
+        raise storage_error(reason)(f"cannot write {path} ({reason})") from None
+    manifest.write(path, {})
+
+
+def load_model(path: Path, params: Params) -> Params:
+    """Reads what `save_model` wrote, or part of it.
+
+    Args:
+      path: as given to `save_model`.
+      params: the leaves wanted, arrays or shape structs that carry shardings.
+
+    Raises:
+      DamagedError: it is not as it was written.
+      UserError: they are not there in this shape.
+    """
+    return _read(path, lambda absolute: ocp.load(absolute, _abstract(params)))
+
+
+def _read(path: Path, load: Callable[[Path], Read], *, partial: bool = True) -> Read:
+    """What Orbax makes of a directory whose files are as they were written."""
+    problem = manifest.damage(path, part=jax.process_index(), num_parts=jax.process_count())
+    problem = next(filter(None, distributed.gather(problem)), "")
+    if problem:
+        raise DamagedError(f"{path} is damaged: {problem}")
+    listed = manifest.exists(path)
+    if not listed:
+        say_once(f"{path} was written by an older version: its files cannot be checked")
+    _hush()
+    context = ocp.Context()
+    context.pytree.loading.partial_load = partial
+    try:
+        with context:
+            return load(path.absolute())
+    except Exception as error:
+        if listed:
+            raise UserError(f"{path} does not hold this model ({_reason(error)})") from None
+        raise DamagedError(f"{path} cannot be read as this model ({_reason(error)})") from None
+
+
+@functools.cache
+def _hush() -> None:
+    """Leaves a failure of Orbax to the exception that it raises, which becomes one line here.
+
+    It logs the traceback as well; Python logs the errors of tasks that it leaves behind; threads of
+    TensorStore print that they came too late for its event loop, which is closed by then.
+    """
+    for logger in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
+        logger.addFilter(_is_not_orbax)
+    excepthook, unraisablehook = sys.excepthook, sys.unraisablehook
+
+    def is_late(error):
+        return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+    sys.excepthook = lambda *found: is_late(found[1]) or excepthook(*found)
+    sys.unraisablehook = lambda found: is_late(found.exc_value) or unraisablehook(found)
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+    if "orbax" not in record.pathname + record.getMessage():
+        return True
+    if record.exc_info and isinstance(record.exc_info[1], Exception):
+        _logged.append(record.exc_info[1])
+    return False
+
+
+def _damaged(directory, step, problem) -> DamagedError:
+    others = [other for other in steps(directory) if other != step]
+    whole = [str(n) for n in others if not manifest.damage(directory / str(n))]
+    mend = f"whole: {', '.join(whole)} (--checkpoint {whole[-1]})" if whole else "no other is whole"
+    return DamagedError(f"{problem}; {mend}; the same training, started again, mends the run")
+
+
+def _metrics_damage(directory: Path, step: int) -> str:
+    path = directory / str(step)
+    problem = manifest.damage(path, only=[_METRICS_FILE])
+    if not problem:
+        try:
+            _validation_loss(path)
+        except (OSError, ValueError, TypeError, KeyError):
+            problem = f"{_METRICS_FILE} cannot be read"
+    return problem and f"{path} is damaged: {problem}"
+
+
+def _validation_loss(path: Path) -> float | None:
+    file = path / _METRICS_FILE
+    if not file.exists():
+        return None
+    loss = float(json.loads(file.read_bytes())[_BEST_METRIC])
+    return loss if math.isfinite(loss) else None
+
+
+def _set_aside(directory: Path, damaged: Mapping[int, str]) -> None:
+    for step, problem in sorted(damaged.items()):
+        path = directory / str(step)
+        names = (f"{step}.damaged{number or ''}" for number in itertools.count())
+        aside = next(p for name in names if not (p := directory / name).exists())
+        try:
+            path.rename(aside)
+        except OSError as error:
+            raise UserError(f"{problem}, and cannot be set aside: {error.strerror}") from None
+        say(f"{problem}; it is set aside as {aside.name}")
+
+
+def steps(directory: Path) -> list[int]:
+    """Saved steps in rising order, damaged ones too."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if _is_step(path.name))
+
+
+def _is_step(name: str) -> bool:
+    return re.fullmatch("0|[1-9][0-9]{0,17}", name) is not None
+
+
+def stored_names(path: Path) -> set[str]:
+    """Names of the leaves that `save_model` wrote there, as of `parameters.flatten`."""
+    return set(flatten(ocp.metadata(path.absolute()).metadata))
+
+
+def _abstract(tree):
+    def describe(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+    return jax.tree.map(describe, tree)
+
+
+def _reason(error: Exception) -> str:
+    """Why, in a few words: the end of a chain of errors."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).strip() or type(error).__name__
+    if chain := re.match(r"[A-Z_]+: (.*?)( \[|$)", text):  # TensorStore's, with a specification
+        return ": ".join(chain[1].split(": ")[-2:])
+    first = text.splitlines()[0].split(". See full")[0]
+    return first if len(first) <= 200 else f"{first[:200]}..."

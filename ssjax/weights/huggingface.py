@@ -1,0 +1,527 @@
+"""Hugging Face model directories: reading and writing safetensors without torch.
+
+A directory holds config.json and one or more *.safetensors files. What the tensors are called
+and what the config means is said by `models.families`; here are files, shapes and slices.
+Reading asks the file for just the slices that each device needs, and holds one layer's tensor
+at a time beside the arrays being filled.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax.sharding import Mesh
+from safetensors.numpy import save_file
+
+from ssjax import config as config_lib
+from ssjax.config import ModelConfig, StreamsConfig
+from ssjax.errors import UserError
+from ssjax.files.reading import read_json_object, to_json
+from ssjax.files.writing import write_atomic
+from ssjax.messages import say_once
+from ssjax.models.attention import rotary_frequencies
+from ssjax.models.axes import param_shardings
+from ssjax.models.parameters import Params, flatten, unflatten
+from ssjax.models.transformer import Transformer, abstract_params
+from ssjax.parallel import partitioning
+from ssjax.weights import families, hub, tensor_files
+from ssjax.weights.families import Family, Tensor
+from ssjax.weights.tensor_files import StoredTensor
+
+# The stored dtypes that are read.
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+}
+_CHUNK = 2**22  # values that are checked at a time
+_DEEPEST = 50  # objects and lists within each other in a config.json
+# Bytes of one file when writing; a larger model is split into several, as published ones are.
+_SHARD_BYTES = 5 * 10**9
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An opened model directory; nothing but headers has been read."""
+
+    name: str  # as the user gave it
+    directory: Path
+    revision: str  # commit of the hub's repository; empty: a directory of the user
+    values: Mapping[str, Any]  # config.json
+    family: Family
+    tensors: Mapping[str, StoredTensor]
+
+    def model_config(self, dtype: str) -> ModelConfig:
+        """The sizes and mathematics of the model, validated, with this compute dtype.
+
+        Raises:
+          UserError: the config asks for something that we do not compute, naming the file.
+        """
+        return _model_config(self.name, self.directory, self.family, self.values, dtype)
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype that most of the bytes have."""
+        sizes: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + int(np.prod(tensor.shape))
+        return max(sizes, key=sizes.get)
+
+
+def open_source(name: str | Path) -> Source:
+    """Opens a directory, or fetches a repository of the Hugging Face hub and opens that.
+
+    A head that is stored beside a config that ties it to the embedding is compared with it. If it
+    is another one, `values` say that they are not tied, as transformers then has it.
+
+    Args:
+      name: a directory, or an id such as "facebook/opt-125m" or "facebook/opt-125m@main".
+
+    Raises:
+      UserError: not there, not readable, not a model that we know; one line.
+    """
+    name = str(name)
+    place = hub.locate(name)
+    values, family = _read_config(place.directory)
+    tensors = tensor_files.find_tensors(place.directory)
+    if (place.directory / "adapter_config.json").exists():
+        say_once(
+            f"{place.directory}: the adapter of adapter_config.json is not applied; merge it into "
+            "the weights with peft if it belongs to the model"
+        )
+    source = Source(name, place.directory, place.revision, values, family, tensors)
+    head, table = _find(source, "lm_head"), _find(source, "embedder")
+    if not head or not table or not source.model_config("float32").tie_embeddings:
+        return source
+    for tensor in (head, table):
+        _check_dtype(tensor)
+    if tensor_files.equal(head, table):
+        return source
+    say_once(
+        f"{place.directory}: {head.name} differs from {table.name}, so they are not tied as "
+        'config.json says; set "tie_word_embeddings" to false there'
+    )
+    return dataclasses.replace(source, values=values | {"tie_word_embeddings": False})
+
+
+def read_model_config(name: str, dtype: str) -> ModelConfig:
+    """The config of a model from its config.json alone; no weights are needed.
+
+    Args:
+      name: a directory or a hub id.
+      dtype: compute dtype.
+
+    Raises:
+      UserError: as `open_source` and `Source.model_config`.
+    """
+    directory = hub.locate(name, ["config.json"]).directory
+    values, family = _read_config(directory)
+    return _model_config(name, directory, family, values, dtype)
+
+
+def _read_config(directory: Path) -> tuple[dict[str, Any], Family]:
+    values = read_config_json(directory)
+    return values, families.find_family(values, str(directory / "config.json"))
+
+
+def _model_config(name, directory, family, values, dtype) -> ModelConfig:
+    try:
+        model = ModelConfig(pretrained=name, dtype=dtype, **family.model_fields(values))
+        config_lib.validate_model(model)
+    except UserError as error:
+        raise UserError(f"{directory / 'config.json'}: {error}") from None
+    return model
+
+
+def read_config_json(directory: Path) -> dict[str, Any]:
+    """The config.json of a model directory.
+
+    Raises:
+      UserError: missing, not a JSON object, or one that could not be written again.
+    """
+    path = directory / "config.json"
+    values = read_json_object(path, "give a Hugging Face model directory or a hub id")
+    level = [values]
+    for _ in range(_DEEPEST):
+        inner = [entry.values() if isinstance(entry, dict) else entry for entry in level]
+        level = [value for part in inner for value in part if isinstance(value, dict | list)]
+    if level:
+        raise UserError(f"{path}: JSON nested too deeply; it is no model's config")
+    try:
+        to_json(values).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: a text in it has half of a character; correct it") from None
+    return values
+
+
+def is_model_directory(directory: Path) -> bool:
+    """Whether config.json there is one of Hugging Face."""
+    if not (directory / "config.json").is_file():
+        return False
+    values = read_config_json(directory)
+    return "architectures" in values or "model_type" in values
+
+
+def read_params(
+    source: Source,
+    config: ModelConfig,
+    num_stream_layers: int,
+    dtype: jnp.dtype = jnp.float32,
+    mesh: Mesh | None = None,
+) -> Params:
+    """Reads the weights into the scanned form, without any stream parameter.
+
+    Args:
+      source: opened.
+      config: of the source.
+      num_stream_layers: Ns, where the layers are split into trunk and stream layers.
+      dtype: of the arrays.
+      mesh: each device reads its own slices only; None: the first device.
+
+    Raises:
+      UserError: a tensor is missing, has another shape or dtype, is not known, or holds a value
+        that is not finite.
+    """
+    structs = _base_structs(config, num_stream_layers)
+    places = {
+        name: _places(source, config, name, leaf.shape, config.num_layers - num_stream_layers)
+        for name, leaf in flatten(structs).items()
+    }
+    _check_nothing_left(source, config, places)
+    shardings = flatten(param_shardings(structs, config, mesh or partitioning.one_device()))
+    leaves = {}
+    for name, leaf in flatten(structs).items():
+        read = _reader(places[name], leaf.shape, dtype)
+        leaves[name] = jax.make_array_from_callback(leaf.shape, shardings[name], read)
+    return unflatten(leaves)
+
+
+def write_params(
+    directory: str | Path, config: ModelConfig, params: Params, config_json: Mapping[str, Any]
+) -> None:
+    """Writes safetensors and config.json, the inverse of `read_params`.
+
+    Args:
+      directory: made if missing.
+      config: of the model.
+      params: scanned form, without stream parameters and LoRA; the dtype is kept.
+      config_json: of the model, as Hugging Face's config.json.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    family = families.find_family(config_json, "config.json")
+    shards = _shards(_stored_tensors(params, config, family))
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    names = names if len(shards) > 1 else ["model.safetensors"]
+    weight_map = {}
+    for file_name, shard in zip(names, shards, strict=True):
+        tensors = {name: make() for name, make, _ in shard}
+        temporary = directory / f".{file_name}"
+        save_tensors(temporary, tensors)
+        temporary.replace(directory / file_name)
+        weight_map |= dict.fromkeys(tensors, file_name)
+    if len(shards) > 1:
+        size = sum(size for shard in shards for _, _, size in shard)
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        write_atomic(directory / "model.safetensors.index.json", to_json(index))
+    write_atomic(directory / "config.json", to_json(config_json))
+
+
+def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes one safetensors file of contiguous arrays, readable by all."""
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors keeps others out
+
+
+def llama_config_json(config: ModelConfig) -> dict[str, Any]:
+    """A config.json for a model that was trained from random weights.
+
+    Raises:
+      UserError: the model is not of Llama's form.
+    """
+    values = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.embed_dim,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": config.activation,
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_bias": config.qkv_bias,
+        "mlp_bias": config.mlp_bias,
+    }
+    if config.max_positions:
+        values["max_position_embeddings"] = config.max_positions
+    family = families.find_family(values, "config.json")
+    read_back = ModelConfig(
+        pretrained=config.pretrained, dtype=config.dtype, **family.model_fields(values)
+    )
+    if read_back != config:
+        raise UserError(
+            "this model is not of Llama's form and has no Hugging Face config.json to go by; "
+            "export it with --format orbax"
+        )
+    return values
+
+
+def _base_structs(config: ModelConfig, num_stream_layers: int) -> Params:
+    streams = StreamsConfig(num_streams=0, num_stream_layers=num_stream_layers)
+    model = Transformer(config, streams, scan=True)
+    return abstract_params(model)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """One parameter of one layer in a file."""
+
+    stored: StoredTensor
+    tensor: Tensor
+
+
+def _table_name(name: str) -> tuple[str, str | None]:
+    """Our parameter name -> (its name in a family's table, its stack)."""
+    stack, _, rest = name.partition("/layers/")
+    return (f"layer/{rest}", stack) if rest else (name, None)
+
+
+def _full_name(family: Family, name: str) -> str:
+    """Of a tensor, with the prefix; the head stands beside the model that has it."""
+    return name if name.startswith("lm_head") else family.prefix + name
+
+
+def _find(source: Source, table_name: str, layer: int | None = None) -> StoredTensor | None:
+    """The tensor that a parameter lies in; some files leave the prefix of the names out."""
+    if table_name not in source.family.tensors:
+        return None
+    name = source.family.tensors[table_name].name.format(layer)
+    return source.tensors.get(name) or source.tensors.get(source.family.prefix + name)
+
+
+def _places(source: Source, config: ModelConfig, name: str, shape, num_trunk: int) -> list[_Place]:
+    """Where a parameter comes from, one place a layer; a single one outside the stacks."""
+    table_name, stack = _table_name(name)
+    if table_name not in source.family.tensors:
+        raise UserError(f"{source.directory}: {source.family.name} models have no {name}")
+    tensor = source.family.tensors[table_name]
+    first = {"trunk": 0, "stream_layers": num_trunk, None: 0}[stack]
+    own_shape, count = (shape[1:], shape[0]) if stack else (shape, 1)
+    places = []
+    for layer in range(first, first + count):
+        stored = _find(source, table_name, layer)
+        if stored is None and table_name == "embedder" and config.tie_embeddings:
+            stored = _find(source, "lm_head")  # of two equal tensors the file holds this one
+        if stored is None:
+            missing = _full_name(source.family, tensor.name.format(layer))
+            raise UserError(
+                f"{source.directory}: tensor {missing} is missing; the files do not hold the "
+                "whole model that config.json describes"
+            )
+        expected = (tensor.num_parts * own_shape[0], *own_shape[1:])
+        expected = expected[::-1] if tensor.transposed else expected
+        if stored.shape != expected:
+            raise UserError(
+                f"{stored.path}: tensor {stored.name} has shape {list(stored.shape)}, but "
+                f"config.json asks for {list(expected)}"
+            )
+        _check_dtype(stored)
+        places.append(_Place(stored, tensor))
+    return places
+
+
+def _check_dtype(stored: StoredTensor) -> None:
+    if stored.dtype not in _DTYPES:
+        raise UserError(
+            f"{stored.path}: tensor {stored.name} is stored as {stored.dtype}, and only "
+            f"{', '.join(_DTYPES)} are read; {families.DEQUANTISE}"
+        )
+
+
+def _check_nothing_left(source, config, places) -> None:
+    """A tensor that nothing reads must say no more than what is computed without it."""
+    read = {place.stored.name for found in places.values() for place in found}
+    head = _find(source, "lm_head") if config.tie_embeddings else None
+    if head is not None:  # equal to the embedding, see `open_source`
+        read.add(head.name)
+    for name, tensor in source.tensors.items():
+        if name in read:
+            continue
+        holds_what_is_computed = next(
+            (check for end, check in _BUFFERS.items() if f".{name}".endswith(end)), None
+        )
+        if holds_what_is_computed is None:
+            raise UserError(
+                f"{tensor.path}: tensor {name} has no place in a {source.family.name} model as "
+                "config.json describes it"
+            )
+        if not holds_what_is_computed(tensor, config):
+            raise UserError(
+                f"{tensor.path}: tensor {name} is not what config.json says, and nothing else is "
+                "computed; correct config.json, or take the tensor out of the file"
+            )
+
+
+def _are_frequencies(stored: StoredTensor, config: ModelConfig) -> bool:
+    """Of rotary positions; before transformers 4.38 they were stored before they were scaled."""
+    if config.positions != "rotary" or stored.dtype not in _DTYPES:
+        return False
+    unscaled = rotary_frequencies(dataclasses.replace(config, rope_scaling="none"), False)
+    found = stored.read_whole().astype(np.float32)
+    # As exact as the dtype; small ones of float16 are subnormal.
+    tolerance = max(1e-5, 2 * float(ml_dtypes.finfo(_DTYPES[stored.dtype]).eps))
+    return any(
+        found.shape == wanted.shape and np.allclose(found, wanted, rtol=tolerance, atol=1e-7)
+        for wanted in (unscaled, rotary_frequencies(config, False))
+    )
+
+
+def _is_causal_mask(stored: StoredTensor, config: ModelConfig) -> bool:
+    """1 where a position sees another, [1, 1, T, T]."""
+    del config
+    shape = stored.shape
+    if len(shape) != 4 or shape != (1, 1, shape[-1], shape[-1]):
+        return False
+    return np.array_equal(stored.read_whole()[0, 0] != 0, np.tri(shape[-1], dtype=bool))
+
+
+def _is_mask_value(stored: StoredTensor, config: ModelConfig) -> bool:
+    """What was added in place of a masked score."""
+    del config
+    return stored.shape == () and float(stored.read_whole()) <= -1e4
+
+
+# Buffers that old files carry beside the weights: by the end of their name, whether they hold
+# what is computed here.
+_BUFFERS = {
+    ".rotary_emb.inv_freq": _are_frequencies,
+    ".attn.bias": _is_causal_mask,
+    ".attn.masked_bias": _is_mask_value,
+}
+
+
+def _reader(places, shape, dtype):
+    """A callback for `jax.make_array_from_callback`: index into the whole leaf -> that part."""
+    stacked = len(shape) > len(places[0].stored.shape)
+
+    def read(index):
+        bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
+        own = bounds[1:] if stacked else bounds
+        layers = range(*bounds[0]) if stacked else range(1)
+        out = _empty_aligned([stop - start for start, stop in bounds], dtype)
+        for row, layer in enumerate(layers):
+            part = _read_part(places[layer], shape[1:] if stacked else shape, own)
+            target = out[row] if stacked else out
+            with np.errstate(over="ignore", invalid="ignore"):  # found below
+                target[...] = part
+            if not _all_finite(target):
+                raise _not_finite(places[layer].stored, part, target)
+        return out
+
+    return read
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    """Whether no value of a contiguous array is NaN or infinite, a part of it at a time."""
+    values = array.reshape(-1)
+    steps = range(0, values.size, _CHUNK)
+    return all(np.isfinite(values[start : start + _CHUNK]).all() for start in steps)
+
+
+def _not_finite(stored: StoredTensor, part, cast) -> UserError:
+    """The error for a tensor of which this part is not finite, as stored or once cast."""
+    wrong = ~np.isfinite(cast.astype(np.float32))
+    value = part.astype(np.float64)[wrong][0]
+    if np.isfinite(value):
+        return UserError(
+            f"{stored.path}: tensor {stored.name} holds {value:g}, which {cast.dtype} cannot hold; "
+            "scale the model, or take another one"
+        )
+    return UserError(
+        f"{stored.path}: tensor {stored.name} holds {value:g}, which is not a finite number; the "
+        "file is damaged or its training diverged, take another one"
+    )
+
+
+def _empty_aligned(shape, dtype):
+    """An uninitialised array that JAX on CPU takes over as it is; others it copies.
+
+    With copies, reading a model of 1.56 GB needed 576 MB beyond it.
+    """
+    alignment, size = 64, int(np.prod(shape)) * np.dtype(dtype).itemsize
+    buffer = np.empty(size + alignment, np.uint8)
+    start = -buffer.ctypes.data % alignment
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def _read_part(place: _Place, shape, bounds):
+    """Reads [start, stop) of every axis of one parameter of one layer."""
+    tensor, bounds = place.tensor, list(bounds)
+    first = tensor.part * shape[0]
+    bounds[0] = (first + bounds[0][0], first + bounds[0][1])
+    flipped = tensor.transposed and len(shape) == 2
+    slices = tuple(slice(*bound) for bound in (bounds[::-1] if flipped else bounds))
+    part = place.stored.read(slices)
+    return part.T if flipped else part
+
+
+def _stored_tensors(params: Params, config: ModelConfig, family: Family):
+    """Yields (name, function that makes the array, bytes) in the order of the layers."""
+    leaves = flatten(params)
+    num_trunk = _num_layers(leaves, "trunk")
+    by_name: dict[str, list] = {}
+    for name, leaf in leaves.items():
+        table_name, stack = _table_name(name)
+        tensor = family.tensors[table_name]
+        first = num_trunk if stack == "stream_layers" else 0
+        for row in range(leaf.shape[0] if stack else 1):
+            stored = _full_name(family, tensor.name.format(first + row))
+            by_name.setdefault(stored, []).append((tensor, leaf, row if stack else None))
+    for stored in sorted(by_name, key=_natural):
+        parts = sorted(by_name[stored], key=lambda part: part[0].part)
+
+        def make(parts=parts):
+            arrays = []
+            for tensor, leaf, row in parts:
+                array = np.asarray(jax.device_get(leaf if row is None else leaf[row]))
+                arrays.append(array.T if tensor.transposed else array)
+            axis = -1 if parts[0][0].transposed else 0
+            # save_file ignores strides: a transposed view would be written wrongly.
+            return np.ascontiguousarray(np.concatenate(arrays, axis=axis))
+
+        size = sum(
+            (leaf.size // (1 if row is None else leaf.shape[0])) * leaf.dtype.itemsize
+            for _, leaf, row in parts
+        )
+        yield stored, make, size
+
+
+def _num_layers(leaves: Mapping[str, Any], stack: str) -> int:
+    """Number of layers of a stack, 0 if it does not exist."""
+    counts = [leaf.shape[0] for name, leaf in leaves.items() if name.startswith(f"{stack}/layers/")]
+    return counts[0] if counts else 0
+
+
+def _shards(tensors):
+    shards, size = [[]], 0
+    for entry in tensors:
+        if size and size + entry[2] > _SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += entry[2]
+    return shards
+
+
+def _natural(name: str):
+    return [int(part) if part.isdigit() else part for part in name.split(".")]

@@ -1,0 +1,118 @@
+"""Which records make up a batch: orders, buckets, packed rows."""
+
+import itertools
+
+import numpy as np
+import pytest
+import small_tokenizers
+
+from ssjax.data import pipeline
+from ssjax.data.order import Buckets, OneARow, Packed
+from ssjax.data.tasks import PAIRS
+from ssjax.data.tokenizers.tokenizer import tokenizer_from_files
+
+LENGTHS = np.random.default_rng(0).integers(4, 60, 300)
+TARGETS = np.minimum(LENGTHS - 1, np.random.default_rng(1).integers(1, 12, 300))
+WIDTHS = (16, 32, 60)
+
+
+def records(plan, num_batches, first=0):
+    plans = [plan(index) for index in range(first, first + num_batches)]
+    return list(itertools.chain.from_iterable(row for p in plans for row in p.rows))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda seed: OneARow(300, 4, seed, 60),
+        lambda seed: Buckets(LENGTHS, 4, seed, WIDTHS),
+        lambda seed: Packed(LENGTHS, TARGETS, 4, seed, 60, 20),
+    ],
+    ids=["one a row", "buckets", "packed"],
+)
+def test_every_record_once_an_epoch_and_any_batch_at_any_time(make):
+    plan = make(3)
+    in_order = [plan(index) for index in range(80)]
+    assert make(3)(57) == in_order[57] and plan(5) == in_order[5]
+    assert make(4)(0) != in_order[0]
+    seen = records(make(3), 80)
+    counts = np.bincount(seen, minlength=300)
+    # Buckets draw an epoch and a bit more at a time: 32 batches of 4.
+    assert counts[:300].min() >= len(seen) // 300 - 1 and counts.max() <= len(seen) // 300 + 1
+
+
+def test_the_first_epoch_has_every_record():
+    assert sorted(records(OneARow(300, 4, 0, 60), 75)) == list(range(300))
+    first, second = records(OneARow(300, 4, 0, 60), 75), records(OneARow(300, 4, 0, 60), 75, 75)
+    assert first != second and sorted(second) == list(range(300))
+
+
+def test_buckets_are_as_narrow_as_can_be_and_save_padding():
+    plan = Buckets(LENGTHS, 4, 0, WIDTHS)
+    batches = [plan(index) for index in range(64)]
+    for batch in batches:
+        longest = max(LENGTHS[record] for (record,) in batch.rows)
+        assert batch.width == min(width for width in WIDTHS if width >= longest)
+    assert {batch.width for batch in batches} == set(WIDTHS)
+    assert sum(batch.width for batch in batches) < 0.75 * 64 * 60
+    widths = [batch.width for batch in batches]
+    assert widths != sorted(widths)  # lengths stay mixed over time
+
+
+def test_packed_rows_are_full_and_within_both_limits():
+    plan = Packed(LENGTHS, TARGETS, 4, 0, 60, 20)
+    rows = [row for index in range(40) for row in plan(index).rows]
+    following = rows[1:] + [None]
+    for row, after in zip(rows, following, strict=True):
+        tokens, targets = LENGTHS[list(row)].sum(), TARGETS[list(row)].sum()
+        assert tokens <= 60 and targets <= 20
+        if after:  # one more would not have fitted
+            more = after[0]
+            assert tokens + LENGTHS[more] > 60 or targets + TARGETS[more] > 20
+    assert max(map(len, rows)) >= 3
+
+
+def test_packed_batches_hold_whole_examples():
+    tokenizer = tokenizer_from_files(small_tokenizers.byte_level(), "t")
+    source = [{"prompt": "x" * (i % 7 + 1), "response": "y" * (i % 3)} for i in range(30)]
+    sizes = {"max_prompt_length": 12, "max_target_length": 8}
+    batches = pipeline.train_batches(
+        source, PAIRS, tokenizer, batch_size=2, seed=0, packing=True, **sizes
+    )
+    batch, seen = batches[1], 0
+    for tokens, segments, is_target in zip(*batch.values(), strict=True):
+        assert (np.diff(segments[segments > 0]) >= 0).all() and segments.max() > 1
+        assert (tokens[segments == 0] == tokenizer.pad_id).all() and len(tokens) == 20
+        for number in range(1, segments.max() + 1):
+            own = segments == number
+            prompt, target = tokens[own & ~is_target].tolist(), tokens[own & is_target].tolist()
+            assert any(
+                (prompt, target) == pipeline.encode_example(r, PAIRS, tokenizer, 12, 8)
+                for r in source
+            )
+            seen += 1
+    assert seen > 3
+
+
+def test_only_the_rows_of_a_process_are_read():
+    tokenizer = tokenizer_from_files(small_tokenizers.byte_level(), "t")
+    read = []
+
+    class Source(list):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    source = Source({"prompt": f"p{i} ", "response": f"r{i}"} for i in range(12))
+    sizes = {"batch_size": 4, "max_prompt_length": 12, "max_target_length": 8, "seed": 2}
+    whole = pipeline.train_batches(source, PAIRS, tokenizer, **sizes)[2]
+    read.clear()
+    part = pipeline.train_batches(source, PAIRS, tokenizer, rows=np.array([1, 3]), **sizes)[2]
+    assert len(read) == 2
+    for name, values in part.items():
+        np.testing.assert_array_equal(values, whole[name][[1, 3]])
+    evaluation = pipeline.eval_batches(
+        source, PAIRS, tokenizer, batch_size=8, max_prompt_length=12, max_target_length=8, rows=[7]
+    )
+    assert not evaluation[1]["is_target"].any()  # row 15 of 12 records
+    assert evaluation[0]["is_target"].shape == (1, 20)
