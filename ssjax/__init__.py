@@ -13,9 +13,10 @@ import importlib
 _HOME = {
     "UserError": "ssjax.errors",
     "load_run": "ssjax.run",
+    "register_task": "ssjax.data.tasks",
 }
 
-__all__ = ["UserError", "load_run"]  # noqa: F822
+__all__ = ["UserError", "load_run", "register_task"]  # noqa: F822
 
 
 def __getattr__(name):

@@ -12,7 +12,7 @@ from ssjax.config import AdaptationConfig, Config, DecodeConfig
 from ssjax.config.arguments import read_changes, read_count, read_numbers, read_path, read_seeds
 from ssjax.data import pipeline
 from ssjax.data.prompts import Prompt, is_chat, read_prompts
-from ssjax.data.tasks import ChatTask, Task, get_task
+from ssjax.data.tasks import ChatTask, Task, task_of_run
 from ssjax.data.tokenizers.tokenizer import Tokenizer, same_tokens
 from ssjax.decoding import ways
 from ssjax.decoding.acceptance import RULES
@@ -323,7 +323,7 @@ def open_run(trained: Trained, mesh: Mesh | None = None) -> Run:
         prompt_buckets=config.decode.prompt_buckets,
         mesh=mesh,
     )
-    task = get_task(config.data.task)
+    task = task_of_run(config.data.task, trained.directory)
     return Run(trained.directory, trained.step, config, task, tokenizer, decoder)
 
 

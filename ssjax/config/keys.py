@@ -166,7 +166,7 @@ class OptimizerConfig:
 class DataConfig:
     """What is read and how it is cut."""
 
-    task: str = "dialogsum"  # dialogsum, e2e_nlg, sql_context, pairs or chat
+    task: str = "dialogsum"  # dialogsum, e2e_nlg, sql_context, pairs, chat, or registered
     path: str = ""  # directory of the real files; empty: the generated sample (dialogsum only)
     prepared_dir: str = "runs/data"  # where prepared (array_record) data sets are kept
     max_prompt_length: Size = 160  # tokens; longer prompts lose their beginning

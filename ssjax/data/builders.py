@@ -23,7 +23,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from ssjax.data import sample
-from ssjax.data.tasks import CHAT, DIALOGSUM, E2E_NLG, PAIRS, SQL_CONTEXT, get_task
+from ssjax.data.columns import Columns
+from ssjax.data.tasks import CHAT, DIALOGSUM, E2E_NLG, PAIRS, SQL_CONTEXT, OwnTask, get_task
 from ssjax.errors import UserError
 from ssjax.files import manifest
 from ssjax.files.reading import decode_text, parse_json_object, read_bytes, split_lines
@@ -162,6 +163,25 @@ class Chat(_Builder, skip_registration=True):
                     number += 1
 
 
+class Own(_Builder, skip_registration=True):
+    """Records that `_own_lines` wrote, of texts and lists of texts."""
+
+    def _info(self):
+        text = tfds.features.Text
+        record = json.loads(self._files["train"].lines()[0])
+        return self._dataset_info(
+            {
+                name: text() if isinstance(value, str) else tfds.features.Sequence(text())
+                for name, value in record.items()
+            }
+        )
+
+    def _generate_examples(self, split, file):
+        del split
+        for number, line in enumerate(file.lines()):
+            yield number, json.loads(line)
+
+
 @dataclass(frozen=True)
 class _Published:
     """Where the files of a task come from and what they are called."""
@@ -224,6 +244,21 @@ _PUBLISHED = {
 }
 
 
+def _published(task_name: str) -> _Published:
+    """Raises: UserError for a name that is not known."""
+    task = get_task(task_name)
+    if not isinstance(task, OwnTask):
+        return _PUBLISHED[task_name]
+    columns = task.columns
+    named = f" with {', '.join(columns.names)} and {columns.answer}" if columns.read is None else ""
+    return _Published(
+        builder=Own,
+        file_names=_JSON_LINES,
+        url=f"your own data, an object a line{named}",
+        make_sample=None,
+    )
+
+
 class RecordSource(Sequence):
     """A prepared split: `len`, and records by number as dicts of str and tuple[str, ...]."""
 
@@ -261,7 +296,7 @@ def prepare(task_name: str, path: str, prepared_dir: str, seed: int) -> Path:
     Raises:
       UserError: a file is missing or malformed; the message names file and line.
     """
-    published = _PUBLISHED[get_task(task_name).name]
+    published = _published(task_name)
     files = _read_files(task_name, path, seed)
     version = published.builder.VERSION
     digest = hashlib.sha256(f"{task_name} {version}".encode())
@@ -298,7 +333,7 @@ def digests(task_name: str, path: str, seed: int) -> dict[str, str]:
     Raises:
       UserError: a file is missing.
     """
-    files = _read_files(get_task(task_name).name, path, seed)
+    files = _read_files(task_name, path, seed)
     return {split: hashlib.sha256(file.data).hexdigest() for split, file in files.items()}
 
 
@@ -324,7 +359,7 @@ def open_source(
 
 def _read_files(task_name: str, path: str, seed: int) -> dict[str, SourceFile]:
     """Reads what the splits are made from. Raises: UserError naming what is missing."""
-    published = _PUBLISHED[task_name]
+    published = _published(task_name)
     expected = f"the files {', '.join(published.file_names.values())}, from {published.url}"
     if not path:
         if published.make_sample is None:
@@ -340,6 +375,9 @@ def _read_files(task_name: str, path: str, seed: int) -> dict[str, SourceFile]:
         file = Path(path) / name
         hint = f"--config.data.path should hold {expected}"
         files[split] = SourceFile(str(file), read_bytes(file, hint))
+    task = get_task(task_name)
+    if isinstance(task, OwnTask):  # so that prepared data is keyed by what its function makes
+        return {split: _own_lines(file, task.columns) for split, file in files.items()}
     return files
 
 
@@ -408,6 +446,42 @@ def _json_lines(file: SourceFile) -> Iterator[tuple[int, dict[str, Any]]]:
             )
     if not "".join(lines).strip():
         raise file.error(1, "the file is empty; expected one JSON object a line")
+
+
+def _own_lines(file: SourceFile, columns: Columns) -> SourceFile:
+    """The records of a user's own file, an object a line with the columns of its task."""
+    records = []
+    for number, line in _json_lines(file):
+        record = line if columns.read is None else _own_columns(file, number, line, columns.read)
+        if record is None:
+            continue
+        texts = {n: _field(file, number, record, n, may_be_blank=True) for n in columns.names}
+        given = record.get(columns.answer)
+        answers = given if isinstance(given, list | tuple) and given else [given]
+        named = [record | {columns.answer: answer} for answer in answers]
+        if columns.answer not in record:
+            named = [record]
+        texts[columns.answer] = [
+            _field(file, number, each, columns.answer, may_be_blank=False) for each in named
+        ]
+        records.append(json.dumps(texts))
+    if not records:
+        raise file.error(1, "no line is left; expected some that read does not leave out")
+    return SourceFile(file.name, "\n".join(records).encode())
+
+
+def _own_columns(
+    file: SourceFile, number: int, line: dict[str, Any], read: Callable
+) -> dict[str, Any] | None:
+    """What a user's function makes of a line."""
+    try:
+        record = read(line)
+    except Exception as error:  # a function of the user may raise anything
+        raise file.error(number, f"read of the task: {type(error).__name__}: {error}") from error
+    if record is not None and not isinstance(record, Mapping):
+        kind = type(record).__name__
+        raise file.error(number, f"read of the task should return columns, found {kind}")
+    return None if record is None else dict(record)
 
 
 # ShareGPT's names of the roles.

@@ -2,20 +2,27 @@
 
 A record is one element of `ssjax.data.builders.open_source`: a dict of `str` and, for a list of
 texts, `tuple[str, ...]`. Training and decoding call the same `prompt_ids`. Nothing here cuts.
+A task of the user's own comes in by `register_task`.
 """
 
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
+from ssjax.data.columns import BARE_INPUT, Columns, Line
 from ssjax.data.tokenizers.chat_template import Messages
 from ssjax.data.tokenizers.tokenizer import Tokenizer
 from ssjax.errors import UserError
 
 Record = Mapping[str, Any]
+
+# What answers are scored by, see `ssjax.metrics.quality`. sql runs them on the tables of the
+# record's text "context".
+Metric = Literal["rouge", "bleu", "chrf", "sql"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Task:
     symbols: tuple[str, ...]  # strings that a tokenizer trained for the task never splits
     input_field: str  # the field that a user gives when there is no record
     glue: str  # between prompt and answer
+    metrics: tuple[Metric, ...]  # the main one first
 
     def record_from_input(self, text: str) -> Record:
         """The record for a bare input, such as a dialogue."""
@@ -99,6 +107,18 @@ class ChatTask(Task):
         return ids[: ends[0] + 1] if ends else [*ids, tokenizer.eos_id]
 
 
+@dataclass(frozen=True)
+class OwnTask(Task):
+    """A task of the user's own, see `register_task`."""
+
+    columns: Columns
+
+    def same_as(self, other: "OwnTask") -> bool:
+        """Whether both mean the same."""
+        own, others = ((each.symbols, each.glue, each.metrics, each.name) for each in (self, other))
+        return own == others and self.columns.same_as(other.columns)
+
+
 @contextlib.contextmanager
 def _naming_line(record: Record, tokenizer: Tokenizer) -> Iterator[None]:
     """Says which line of the data a chat template cannot write."""
@@ -131,6 +151,7 @@ DIALOGSUM = Task(
     symbols=tuple(f"#Person{number}#" for number in range(1, 8)),
     input_field="dialogue",
     glue=" ",
+    metrics=("rouge",),
 )
 
 E2E_NLG = Task(
@@ -140,6 +161,7 @@ E2E_NLG = Task(
     symbols=(),
     input_field="mr",
     glue=" ",
+    metrics=("bleu", "chrf", "rouge"),
 )
 
 SQL_CONTEXT = Task(
@@ -149,6 +171,7 @@ SQL_CONTEXT = Task(
     symbols=(),
     input_field="asked",
     glue=" ",
+    metrics=("sql",),
 )
 
 PAIRS = Task(
@@ -158,6 +181,7 @@ PAIRS = Task(
     symbols=(),
     input_field="prompt",
     glue="",
+    metrics=("rouge",),
 )
 
 CHAT = ChatTask(
@@ -167,13 +191,110 @@ CHAT = ChatTask(
     symbols=(),
     input_field="messages",
     glue="",
+    metrics=("rouge",),
 )
 
 _TASKS = {task.name: task for task in (DIALOGSUM, E2E_NLG, SQL_CONTEXT, PAIRS, CHAT)}
+_OWN: dict[str, OwnTask] = {}
 
 
 def get_task(name: str) -> Task:
     """Looks a task up. Raises: UserError for a name that is not known."""
-    if name not in _TASKS:
-        raise UserError(f"unknown task {name!r}: choose one of {', '.join(sorted(_TASKS))}")
-    return _TASKS[name]
+    known = _TASKS | _OWN
+    if name not in known:
+        raise UserError(f"unknown task {name!r}: choose one of {', '.join(sorted(known))}")
+    return known[name]
+
+
+def task_of_run(name: str, directory: str | os.PathLike) -> Task:
+    """The task that a run was trained for.
+
+    Args:
+      name: that its config gives.
+      directory: of the run, for messages.
+
+    Raises:
+      UserError: a task of the user's own that this process has not registered.
+    """
+    if name not in _TASKS | _OWN:
+        raise UserError(
+            f"task {name!r} of {directory} is not registered here; call ssjax.register_task before "
+            "ssjax.load"
+        )
+    return get_task(name)
+
+
+def register_task(
+    name: str,
+    *,
+    prompt: str,
+    answer: str,
+    metrics: Sequence[Metric] = ("rouge",),
+    symbols: Sequence[str] = (),
+    glue: str = " ",
+    read: Callable[[Line], Line | None] | None = None,
+) -> None:
+    """Makes a task of your own known by its name, for `data.task` of an experiment.
+
+    Its data is a directory, `data.path`, with train.jsonl, validation.jsonl and test.jsonl: an
+    object a line, whose columns are texts.
+
+    >>> import ssjax
+    >>> ssjax.register_task(
+    ...     "shop",
+    ...     prompt="{product}: {question}\\nAnswer:",
+    ...     answer="answer",
+    ...     metrics=("chrf", "rouge"),
+    ... )
+    >>> record = {"product": "kettle", "question": "Is it loud?", "answer": ("No.",)}
+    >>> get_task("shop").prompt(record)
+    'kettle: Is it loud?\\nAnswer:'
+
+    An experiment file registers its task and then names it: `c.data.task = "shop"`. Whoever opens
+    the run later registers it again, since a run keeps the name alone. The same definition may be
+    registered any number of times.
+
+    Args:
+      name: of letters, digits, "_" and "-"; not that of another task.
+      prompt: a template; "{product}" stands for the text of that column, "{{" and "}}" for braces.
+        A bare input, as `generate` takes it, stands for all from the first column to the last.
+      answer: the column of the answer: a text, or a list of texts that are all right. Training
+        takes the first.
+      metrics: what answers are scored by, the main one first: rouge, bleu, chrf, or sql, for which
+        the prompt has a column context of CREATE TABLE statements.
+      symbols: strings that a tokenizer which is trained for the task never splits.
+      glue: a text between prompt and answer.
+      read: a function from the object of a line to its columns, where files have another form;
+        None of it leaves the line out.
+
+    Raises:
+      UserError: a definition that cannot work, or a name with another definition.
+    """
+    if not re.fullmatch(r"[\w-]+", name, re.ASCII):
+        raise UserError(f"task name {name!r} must be of letters, digits, _ and -")
+    if name in _TASKS:
+        raise UserError(f"task {name!r} is one of ssjax's own; choose another name")
+    columns = Columns(prompt, answer, read)
+    _check_metrics(metrics, columns)
+    task = OwnTask(
+        name=name,
+        prompt=columns.fill,
+        references=columns.references,
+        symbols=tuple(symbols),
+        input_field=BARE_INPUT,
+        glue=glue,
+        metrics=tuple(metrics),
+        columns=columns,
+    )
+    if name in _OWN and not task.same_as(_OWN[name]):
+        raise UserError(f"task {name!r} is registered already, with another definition")
+    _OWN[name] = task
+
+
+def _check_metrics(metrics: Sequence[str], columns: Columns) -> None:
+    known = get_args(Metric)
+    unknown = [metric for metric in metrics if metric not in known]
+    if isinstance(metrics, str) or unknown or not metrics:
+        raise UserError(f"metrics {metrics!r} must be some of {', '.join(known)}")
+    if "sql" in metrics and "context" not in columns.names:
+        raise UserError("metric sql runs answers on tables; give the prompt a column {context}")

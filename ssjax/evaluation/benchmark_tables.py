@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 
 from ssjax.data.pipeline import Example
+from ssjax.data.tasks import get_task
 from ssjax.data.tokenizers.tokenizer import same_tokens
 from ssjax.decoding.draft_model import ModelDrafter
 from ssjax.errors import UserError
@@ -107,7 +108,7 @@ def _peak_bytes() -> int | None:
 def quality(run: Run, batches: list[TimedBatch], examples: Sequence[Example]) -> dict:
     """The outputs by the metrics of the run's task, see `score`."""
     completions = [c for batch in batches for c in batch.completions]
-    return score(run.task.name, [run.finish(c, ())[1] for c in completions], examples)
+    return score(run.task.metrics, [run.finish(c, ())[1] for c in completions], examples)
 
 
 _COLUMNS = {
@@ -127,7 +128,7 @@ _COLUMNS = {
 
 def markdown(result: dict) -> str:
     """The table as Markdown; its last column is the main metric of the task."""
-    metric = shown_metrics(result["task"])[0]
+    metric = shown_metrics(get_task(result["task"]).metrics)[0]
     heads = ["batch size", "drafter", "draft nodes", "as plain", *_COLUMNS, LABELS[metric]]
     title = (
         f"{result['source']}: {result['prompts']} prompts, at most {result['max_new_tokens']} new "

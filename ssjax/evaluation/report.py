@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssjax.data import builders, pipeline
+from ssjax.data.tasks import get_task
 from ssjax.decoding.acceptance import RULES
 from ssjax.errors import UserError
 from ssjax.evaluation.compare import Comparison, Measurement, compare, mark_runs
@@ -56,10 +57,10 @@ def evaluate(
     plain, plain_texts = _finished(run, comparison.plain, decode.stop)
     fast, fast_texts = _finished(run, comparison.speculative, decode.stop)
     summary = Comparison(plain, fast).summary()
-    quality = score(run.task.name, plain_texts, examples)
+    quality = score(run.task.metrics, plain_texts, examples)
     summary["plain"] |= quality
     same = fast_texts == plain_texts
-    summary["speculative"] |= quality if same else score(run.task.name, fast_texts, examples)
+    summary["speculative"] |= quality if same else score(run.task.metrics, fast_texts, examples)
     shown = fast.completions[0]
     return {
         "workdir": str(run.workdir),
@@ -122,7 +123,7 @@ def show(evaluation: dict) -> None:
     ):
         table.add_row(name, f"{plain[key]:{form}}", f"{fast[key]:{form}}")
     table.add_row("speedup", "", f"{evaluation['speedup']:.2f}x")
-    for name in shown_metrics(evaluation["task"]):
+    for name in shown_metrics(get_task(evaluation["task"]).metrics):
         table.add_row(LABELS[name], cell(plain, name), cell(fast, name))
     console.print(table)
     depths = " ".join(f"{share:.2f}" for share in fast["acceptance_by_depth"])

@@ -1,9 +1,9 @@
-"""How good outputs are, by the metrics of their task.
+"""How good outputs are, by the metrics that their task names.
 
-    dialogsum, pairs, chat   ROUGE-1, 2, L, Lsum; the mean over a record's references
-    e2e_nlg                  the same, corpus BLEU and chrF against all references of a record
-    sql_context              execution match, exact match, and the shares of outputs that are
-                             malformed, denied or stopped (see sql_database.py); those are misses
+    rouge        ROUGE-1, 2, L, Lsum; the mean over a record's references
+    bleu, chrf   of the corpus, against all references of a record
+    sql          execution match, exact match, and the shares of outputs that are malformed, denied
+                 or stopped (see sql_database.py); those are misses
 
 All in percent. A record that a metric says nothing about is left out of it and counted; a metric
 without any record is None.
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ssjax.data.pipeline import Example
-from ssjax.data.tasks import E2E_NLG, SQL_CONTEXT
+from ssjax.data.tasks import Metric
 from ssjax.metrics import sql, text
 from ssjax.metrics.bootstrap import interval
 from ssjax.metrics.sql_database import DENIED, MALFORMED, STOPPED
@@ -32,19 +32,24 @@ LABELS = {
 }
 
 
-def shown_metrics(task_name: str) -> tuple[str, ...]:
-    """Keys of `score` that a table shows, the main one first."""
-    rouge = ("rouge1", "rouge2", "rougeLsum")
-    if task_name == SQL_CONTEXT.name:
-        return ("execution_match", "exact_match", "malformed")
-    return ("bleu", "chrf", *rouge) if task_name == E2E_NLG.name else rouge
+_SHOWN: Mapping[Metric, tuple[str, ...]] = {
+    "rouge": ("rouge1", "rouge2", "rougeLsum"),
+    "bleu": ("bleu",),
+    "chrf": ("chrf",),
+    "sql": ("execution_match", "exact_match", "malformed"),
+}
 
 
-def score(task_name: str, outputs: Sequence[str], examples: Sequence[Example]) -> dict:
+def shown_metrics(metrics: Sequence[Metric]) -> tuple[str, ...]:
+    """Keys of `score` that a table shows, the main one first. metrics: of a task."""
+    return tuple(itertools.chain(*(_SHOWN[metric] for metric in metrics)))
+
+
+def score(metrics: Sequence[Metric], outputs: Sequence[str], examples: Sequence[Example]) -> dict:
     """Scores outputs by the metrics of a task.
 
     Args:
-      task_name: a name that `get_task` knows.
+      metrics: of the task.
       outputs: one text for each example.
       examples: at least one.
 
@@ -55,20 +60,24 @@ def score(task_name: str, outputs: Sequence[str], examples: Sequence[Example]) -
       says nothing about, where there are any.
     """
     corpora: dict[str, text.CorpusScores | None] = {}
-    notes = {}
-    if task_name == SQL_CONTEXT.name:
-        values = _sql_values(outputs, examples)
-    else:
-        references = [example.references for example in examples]
-        texts = [*outputs, *itertools.chain(*references)]
-        values = text.rouge(outputs, references)
-        notes["tokenizers"] = {"rouge": text.rouge_tokens(texts)}
+    values: dict[str, Sequence[float | None]] = {}
+    tokenizers, left_out = {}, {}
+    references = [example.references for example in examples]
+    texts = [*outputs, *itertools.chain(*references)]
+    if "rouge" in metrics:
+        values |= text.rouge(outputs, references)
+        tokenizers["rouge"] = text.rouge_tokens(texts)
         left_out = {name: by_record.count(None) for name, by_record in values.items()}
-        notes |= {"left_out": left_out} if any(left_out.values()) else {}
-        if task_name == E2E_NLG.name:
-            corpora["bleu"] = text.bleu(outputs, references)
-            corpora["chrf"] = text.chrf(outputs, references)
-            notes["tokenizers"] |= {"bleu": text.bleu_tokens(texts), "chrf": "characters"}
+    if "bleu" in metrics:
+        corpora["bleu"] = text.bleu(outputs, references)
+        tokenizers["bleu"] = text.bleu_tokens(texts)
+    if "chrf" in metrics:
+        corpora["chrf"] = text.chrf(outputs, references)
+        tokenizers["chrf"] = "characters"
+    if "sql" in metrics:
+        values |= _sql_values(outputs, examples)
+    notes = {"tokenizers": tokenizers} if tokenizers else {}
+    notes |= {"left_out": left_out} if any(left_out.values()) else {}
     corpora |= {name: _mean(by_record) for name, by_record in values.items()}
     return {
         **{name: c and float(c.score(c.statistics.sum(axis=0))) for name, c in corpora.items()},

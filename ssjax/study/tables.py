@@ -7,6 +7,7 @@ not in it, and its table says so.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ssjax.data.tasks import get_task
 from ssjax.evaluation import markdown
 from ssjax.metrics.quality import LABELS, cell, shown_metrics
 from ssjax.study import suites
@@ -170,7 +171,7 @@ def _parameters(results: Mapping[str, Any]) -> dict[str, int]:
 
 def quality_table(task: TaskStudy, results: Mapping[str, Any]) -> str:
     """All metrics of the task, with 95% intervals, of the models that decode as targets."""
-    metrics = shown_metrics(task.task)
+    metrics = shown_metrics(get_task(task.task).metrics)
     targets = {"base, lossless": "lossless", "finetune": "finetune", "shared": "shared"}
     rows = [
         [f"`{name}`", *(cell(found[0], metric, with_interval=True) for metric in metrics)]

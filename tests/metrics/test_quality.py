@@ -39,8 +39,8 @@ def examples(task):
 
 @pytest.mark.parametrize("task", [E2E_NLG, PAIRS, SQL_CONTEXT], ids=lambda task: task.name)
 def test_a_model_that_writes_the_reference_scores_100(task):
-    result = score(task.name, [e.references[0] for e in examples(task)], examples(task))
-    for name in shown_metrics(task.name):
+    result = score(task.metrics, [e.references[0] for e in examples(task)], examples(task))
+    for name in shown_metrics(task.metrics):
         # Several references are averaged by ROUGE, so none of them scores 100.
         if not (task is E2E_NLG and name.startswith("rouge")):
             expected = 0 if name == "malformed" else 100
@@ -49,7 +49,7 @@ def test_a_model_that_writes_the_reference_scores_100(task):
 
 
 def test_rouge_of_dialogsum_is_the_mean_over_three_references():
-    result = score("dialogsum", ["Bob buys tea.", "nothing"], examples(DIALOGSUM))
+    result = score(DIALOGSUM.metrics, ["Bob buys tea.", "nothing"], examples(DIALOGSUM))
     # Against the three: 2 of 5 and 3 words in common (Bob, tea); all; 1 of 1 and 3.
     first = (2 * 2 / (5 + 3) + 1 + 2 * 1 / (1 + 3)) / 3
     assert result["rouge1"] == pytest.approx(100 * first / 2)
@@ -61,16 +61,16 @@ def test_records_that_a_metric_says_nothing_about_are_left_out_and_counted():
         pipeline.Example(i, "a", (1,), (text,), {"prompt": "a", "response": text})
         for i, text in enumerate(["one two", "🎉", "слово"])
     ]
-    result = score("pairs", ["one two", "🎉", "слово"], made)
+    result = score(PAIRS.metrics, ["one two", "🎉", "слово"], made)
     assert (result["rouge1"], result["rouge2"]) == (100, 100)
     assert result["left_out"] == {"rouge1": 1, "rouge2": 2, "rougeL": 1, "rougeLsum": 1}
     assert result["tokenizers"]["rouge"].startswith("rouge-score, beyond ASCII")
-    nothing = score("pairs", ["🎉"], made[1:2])
+    nothing = score(PAIRS.metrics, ["🎉"], made[1:2])
     assert nothing["rouge1"] is nothing["intervals"]["rouge1"] is None
     json.dumps(nothing, allow_nan=False)
     assert cell(nothing, "rouge1") == cell(nothing, "rouge1", with_interval=True) == "-"
     assert cell(result, "rouge1", with_interval=True) == "100.00 (100.00-100.00)"
-    ascii_only = score("pairs", ["one two"], made[:1])
+    ascii_only = score(PAIRS.metrics, ["one two"], made[:1])
     assert "left_out" not in ascii_only and ascii_only["tokenizers"] == {"rouge": "rouge-score"}
 
 
@@ -80,7 +80,7 @@ def test_shares_of_sql():
         "SELECT venue FROM game WHERE score >= 4", "select VENUE from GAME where SCORE > 3",
         "SELECT venue FROM game", "SELECT venue FROM", "DROP TABLE game",
     ]  # fmt: skip
-    result = score("sql_context", outputs, [one] * 5)
+    result = score(SQL_CONTEXT.metrics, outputs, [one] * 5)
     intervals = result.pop("intervals")
     assert result == {
         "execution_match": 40, "exact_match": 20, "malformed": 20, "denied": 20, "stopped": 0,
@@ -105,7 +105,7 @@ def test_examples_carry_their_records():
 
 @pytest.mark.parametrize("task", list(RECORDS), ids=lambda task: task.name)
 def test_tables_show_the_metrics_of_the_task(task, capsys):
-    quality = score(task.name, [e.references[0] for e in examples(task)], examples(task))
+    quality = score(task.metrics, [e.references[0] for e in examples(task)], examples(task))
     way = {
         "tokens": 9, "calls": 3, "tokens_per_call": 3.0, "milliseconds_per_call": 1.0,
         "tokens_per_second": 5.0, "acceptance_by_depth": [],
@@ -121,7 +121,7 @@ def test_tables_show_the_metrics_of_the_task(task, capsys):
     )  # fmt: skip
     shown = capsys.readouterr().out
     for name in LABELS:
-        assert (f"│ {LABELS[name]} " in shown) == (name in shown_metrics(task.name)), name
+        assert (f"│ {LABELS[name]} " in shown) == (name in shown_metrics(task.metrics)), name
     row = {
         "batch_size": 1, "drafter": "plain", "draft_nodes": 0, "identical": 2,
         "tokens_per_call": 1.0, "call_reduction": 1.0, "first_token_ms": 1.0, "step_cost": 1.0,
@@ -134,7 +134,7 @@ def test_tables_show_the_metrics_of_the_task(task, capsys):
         "parameters": 5, "dtype": "float32", "device": "cpu", "rows": [row | quality, row],
     }  # fmt: skip
     lines = benchmark_tables.markdown(result).splitlines()
-    metric = shown_metrics(task.name)[0]
+    metric = shown_metrics(task.metrics)[0]
     low, high = quality["intervals"][metric]
     assert lines[2].endswith(f" {LABELS[metric]} |")
     assert lines[4].endswith(f" {quality[metric]:.2f} ({low:.2f}-{high:.2f}) |")
