@@ -102,7 +102,7 @@ def _streamed(run: Run, number: int, prompt: Prompt, changes: dict) -> Answer:
         print()
         return _NOTHING
     shown = 0
-    for answer in run.stream(
+    for answer in run.stream_answers(
         prompt, number=number, raw=_PROMPTS.raw, calibration=_CALIBRATION.value, **changes
     ):
         print(prompt_files.as_line(answer.text[shown:]), end="", flush=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from ssjax import config as config_lib
-from ssjax.config import AdaptationConfig, Config, DecodeConfig
+from ssjax.config import AdaptationConfig, Config, DecodeConfig, ranges
 from ssjax.config.arguments import read_changes, read_count, read_numbers, read_path, read_seeds
+from ssjax.config.checks import validate_decode
 from ssjax.data import pipeline
-from ssjax.data.prompts import Prompt, is_chat, read_prompts
+from ssjax.data.prompts import Prompt, is_chat, read_chat, read_prompts
 from ssjax.data.tasks import ChatTask, Task, task_of_run
 from ssjax.data.tokenizers.tokenizer import Tokenizer, same_tokens
 from ssjax.decoding import ways
@@ -24,6 +24,7 @@ from ssjax.decoding.ways import Situation
 from ssjax.errors import UserError
 from ssjax.messages import say, say_once
 from ssjax.models.lora import merge_lora
+from ssjax.models.parameters import count as count_parameters
 from ssjax.parallel import partitioning
 from ssjax.weights.load import Trained, load_trained, make_model
 
@@ -42,6 +43,14 @@ class Answer:
         """Tokens that decode passes emitted, per pass; 0 if there was no pass."""
         return sum(self.completion.runs[1:]) / max(self.completion.calls, 1)
 
+    def __repr__(self) -> str:
+        completion, text = self.completion, self.text
+        text = text if len(text) <= 60 else f"{text[:57]}..."
+        return (
+            f"Answer({text!r}, {completion.finish}, {len(completion.tokens)} tokens, "
+            f"{self.tokens_per_call:.2f} a pass)"
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -53,6 +62,13 @@ class Run:
     task: Task
     tokenizer: Tokenizer
     decoder: Decoder
+
+    def __repr__(self) -> str:
+        return (
+            f"Run({str(self.workdir)!r}, step {self.step}, task {self.config.data.task}, "
+            f"{count_parameters(self.decoder.params):,} parameters, {self.config.model.dtype}, "
+            f"{self.config.streams.num_streams} streams)"
+        )
 
     def generate(
         self,
@@ -110,9 +126,53 @@ class Run:
             answers.append(Answer(prompt, text, completion, RULES[decode.accept]))
         return answers
 
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        log_probs: bool = False,
+        calibration: bool = True,
+        **changes,
+    ) -> Answer:
+        """The model's reply to a conversation, through the tokenizer's chat template.
+
+        Args:
+          messages: at least one, {"role": "system", "user" or "assistant", "content": a text}.
+          the others: as in `generate`.
+
+        Raises:
+          UserError: no messages, a model whose task is no chat, or an argument that cannot work.
+        """
+        chat = read_chat(messages, "messages")
+        [answer] = self.generate([chat], log_probs=log_probs, calibration=calibration, **changes)
+        return answer
+
     def stream(
         self,
-        text: str | Sequence[int],
+        prompt: str | Sequence[int] | Sequence[Mapping[str, str]],
+        *,
+        raw: bool = False,
+        number: int = 0,
+        passes: int = 1,
+        calibration: bool = True,
+        **changes,
+    ) -> Iterator[str]:
+        """Decodes one prompt and yields pieces of its text, none empty, as soon as they are known.
+
+        Joined they are the text that `generate` returns. Arguments and errors are those of
+        `stream_answers`.
+        """
+        shown = 0
+        for answer in self.stream_answers(
+            prompt, raw=raw, number=number, passes=passes, calibration=calibration, **changes
+        ):
+            if len(answer.text) > shown:
+                yield answer.text[shown:]
+                shown = len(answer.text)
+
+    def stream_answers(
+        self,
+        prompt: str | Sequence[int] | Sequence[Mapping[str, str]],
         *,
         raw: bool = False,
         number: int = 0,
@@ -120,34 +180,33 @@ class Run:
         calibration: bool = True,
         **changes,
     ) -> Iterator[Answer]:
-        """Decodes one input and yields the answer while it grows.
+        """Decodes one prompt and yields the answer while it grows.
 
         The text of each answer begins with that of the one before, and the last answer is that of
         `generate`. Held back meanwhile: a character of which bytes are missing, and what may be
-        the beginning of a stop string. Nothing is decoded behind a stop string.
+        the beginning of a stop string. Nothing is decoded after a stop string.
 
         Args:
-          text: one prompt, or its token ids.
+          prompt: one of those that `generate` takes.
           number: place among the inputs of `generate`, which samples depend on.
           passes: decode passes between two answers.
           the others: as in `generate`.
 
         Raises:
-          UserError: an empty input, or a setting that cannot work.
+          UserError: an empty prompt, or a setting that cannot work.
         """
         changes = read_changes(changes)
         decode = self.decode_config(**changes)
-        prompts = self.read_prompts(text, "text")
+        prompts = self.read_prompts(prompt, "prompt")
         if len(prompts) != 1:
-            raise UserError(f"text holds {len(prompts)} prompts; stream decodes one at a time")
-        (text,) = prompts
+            raise UserError(f"prompt holds {len(prompts)} prompts; stream decodes one at a time")
         number, passes = (
             read_count(number, "number", least=0),
             read_count(passes, "passes", least=1),
         )
         way = self.way(changes, 1, calibration=calibration)
         for completion in self.decoder.stream(
-            *self._encoded([text], [number], raw),
+            *self._encoded(prompts, [number], raw),
             decode.max_new_tokens,
             drafter=way.drafter,
             sampling=make_sampling(decode),
@@ -161,7 +220,7 @@ class Run:
             if completion.finish == "unfinished":
                 found = settled(found, decode.stop)
             _say_failed(completion, number)
-            yield Answer(text, found, completion, RULES[decode.accept])
+            yield Answer(prompts[0], found, completion, RULES[decode.accept])
             if completion.finish == "stop":
                 return
 
@@ -271,9 +330,10 @@ class Run:
         Raises:
           UserError: an unknown field or a value that cannot work.
         """
-        values = config_lib.to_dict(self.config)
-        values["decode"] |= changes
-        return config_lib.from_dict(values).decode
+        values = dataclasses.asdict(self.config.decode) | changes
+        decode = ranges.build(DecodeConfig, values, "decode.")
+        validate_decode(decode, self.config.streams)
+        return decode
 
 
 def load_run(

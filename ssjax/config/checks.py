@@ -50,7 +50,7 @@ def validate(config: Config) -> None:
         f"data.batch_size {data.batch_size} is not a multiple of train.accumulation "
         f"{train.accumulation}",
     )
-    _validate_decode(decode, streams)
+    validate_decode(decode, streams)
 
 
 def _validate_loss(config: Config) -> None:
@@ -68,7 +68,8 @@ def _validate_loss(config: Config) -> None:
     )
 
 
-def _validate_decode(decode: DecodeConfig, streams: StreamsConfig) -> None:
+def validate_decode(decode: DecodeConfig, streams: StreamsConfig) -> None:
+    """Checks that a model with these streams can decode so. Raises: UserError."""
     _check(
         (decode.drafter == "draft_model") == bool(decode.draft_model),
         "decode.drafter=draft_model and decode.draft_model=DIR go together",

@@ -48,6 +48,9 @@ class Completion:
     # and cuts. None where not asked for.
     log_probs: tuple[float, ...] | None = None
 
+    def __repr__(self) -> str:
+        return f"Completion({len(self.tokens)} tokens, {self.finish}, {self.calls} passes)"
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchTiming:

@@ -52,7 +52,7 @@ def test_samples_go_by_the_place_that_a_prompt_is_given(run):
     some = run.generate(["Anna wants", "two tickets"], numbers=[0, 2], **SETTINGS)
     assert [a.text for a in some] == [whole[0].text, whole[2].text]
     assert whole[2].text != run.generate("two tickets", **SETTINGS)[0].text
-    *_, streamed = run.stream("two tickets", number=2, **SETTINGS)
+    *_, streamed = run.stream_answers("two tickets", number=2, **SETTINGS)
     assert streamed.completion == whole[2].completion
     for numbers in ([0], [0, 0.5], [0, -1], "ab", 3):
         with pytest.raises(ssjax.UserError, match="numbers must be"):
@@ -118,7 +118,7 @@ def test_the_api_reports_outputs_that_fail_and_nothing_is_measured(tmp_path, cap
     run = ssjax.load_run(tmp_path)
     [answer] = run.generate("two", numbers=[4], max_new_tokens=3)
     assert (answer.text, answer.completion.finish) == ("", "error")
-    *_, streamed = run.stream("two", number=4, max_new_tokens=3)
+    *_, streamed = run.stream_answers("two", number=4, max_new_tokens=3)
     assert streamed.completion == answer.completion
     assert [line.split(";")[0] for line in capsys.readouterr().err.splitlines()] == [
         "prompt 5: the model's output is not finite from token 1 on"
