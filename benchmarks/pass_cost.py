@@ -18,7 +18,7 @@ from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, Way
 from ssjax.evaluation.pass_time import seconds_per_pass
 from ssjax.models.parameters import count
 from ssjax.models.transformer import Transformer, init_params
-from ssjax.run import load_run
+from ssjax.run import load
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Measure the model of this run.")
 _NODES = flags.DEFINE_list("nodes", "1,2,4,8,16,32", "Draft nodes, the root not counted.")
@@ -68,7 +68,7 @@ def measure(name, decoder):
 
 def main():
     if _WORKDIR.value:
-        results = [measure(_WORKDIR.value, load_run(_WORKDIR.value).decoder)]
+        results = [measure(_WORKDIR.value, load(_WORKDIR.value).decoder)]
     else:
         results = []
         for name, config in SHAPES.items():

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--max_new_tokens", type=int, default=96)
     parser.add_argument("--batch_size", type=int, default=50)
     arguments = parser.parse_args()
-    run = ssjax.load_run(arguments.base)
+    run = ssjax.load(arguments.base)
     settings = {"raw": True, "batch_size": arguments.batch_size}
     rng = random.Random(0)
 

@@ -39,7 +39,7 @@ from ssjax.evaluation.pictures import require_matplotlib
 from ssjax.evaluation.speed import Entry
 from ssjax.files.writing import write_atomic
 from ssjax.models.parameters import count
-from ssjax.run import Run, load_run, make_sampling
+from ssjax.run import Run, load, make_sampling
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
@@ -78,7 +78,7 @@ def main() -> int:
         require_matplotlib()
     batch_sizes = cli.counts(_BATCH_SIZES)
     changes = cli.given({"max_new_tokens": _MAX_NEW_TOKENS, "temperature": _TEMPERATURE})
-    run = load_run(_WORKDIR.value, _CHECKPOINT.value, base=_BASE.value)
+    run = load(_WORKDIR.value, _CHECKPOINT.value, base=_BASE.value)
     names = [name for name in dict.fromkeys(_DRAFTERS.value) if name != "plain"]
     decode = run.decode_config(**changes)
     entries = {"plain": Entry(run.decoder, Way(PlainDrafter(), True))}

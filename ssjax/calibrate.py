@@ -29,7 +29,7 @@ from ssjax.evaluation.best_way import (
     require_streams,
 )
 from ssjax.files.writing import write_atomic
-from ssjax.run import Run, load_run
+from ssjax.run import Run, load
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
@@ -54,7 +54,7 @@ def main() -> int:
         if not _PLOT.value.endswith(".png"):
             raise UserError(f"--plot={_PLOT.value} must end in .png; no other form is drawn")
         pictures.require_matplotlib()
-    run = load_run(_WORKDIR.value, _CHECKPOINT.value, adapter=_ADAPTER.value, base=_BASE.value)
+    run = load(_WORKDIR.value, _CHECKPOINT.value, adapter=_ADAPTER.value, base=_BASE.value)
     require_streams(run.decoder.model, _WORKDIR.value)
     prompts = read_prompts(run, _NUM_PROMPTS.value)
     max_new_tokens = run.config.decode.max_new_tokens

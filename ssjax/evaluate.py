@@ -9,7 +9,7 @@ from absl import flags
 
 from ssjax import cli
 from ssjax.evaluation import report
-from ssjax.run import load_run
+from ssjax.run import load
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
@@ -30,7 +30,7 @@ flags.adopt_module_key_flags(cli)  # so that --help lists them
 def main() -> int:
     """Evaluates the run of the command line; returns the exit code."""
     changes = cli.given(_CHANGES)
-    run = load_run(
+    run = load(
         _WORKDIR.value,
         _CHECKPOINT.value,
         adapter=_ADAPTER.value,

@@ -26,7 +26,7 @@ from ssjax.data.prompts import Prompt
 from ssjax.decoding.decoder import Completion
 from ssjax.errors import UserError
 from ssjax.evaluation.compare import mark_runs
-from ssjax.run import Answer, Run, load_run, visible_text
+from ssjax.run import Answer, Run, load, visible_text
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
@@ -55,7 +55,7 @@ def main() -> int:
         raise UserError("--log_probs writes to a file; give one with --json FILE")
     changes = cli.given(_CHANGES)
     asked = _PROMPTS.read()
-    run = load_run(
+    run = load(
         _WORKDIR.value,
         _CHECKPOINT.value,
         adapter=_ADAPTER.value,

@@ -238,7 +238,7 @@ class Run:
         """
         if decode.drafter != "draft_model":
             return make_drafter(decode, self.config.streams)
-        draft = load_run(decode.draft_model, mesh=self.decoder.mesh)
+        draft = load(decode.draft_model, mesh=self.decoder.mesh)
         if not same_tokens(draft.tokenizer, self.tokenizer):
             raise UserError(
                 f"{decode.draft_model} has another tokenizer than {self.workdir}; train the draft "
@@ -336,7 +336,7 @@ class Run:
         return decode
 
 
-def load_run(
+def load(
     workdir: str | Path,
     checkpoint_name: str = "latest",
     *,

@@ -20,7 +20,7 @@ from ssjax.evaluation.speed import Entry, TimedBatch
 from ssjax.metrics.quality import LABELS, cell, score, shown_metrics
 from ssjax.models.lora import is_lora
 from ssjax.models.parameters import count, flatten
-from ssjax.run import Run, load_run
+from ssjax.run import Run, load
 
 
 def open_entry(run: Run, name: str) -> Entry:
@@ -41,7 +41,7 @@ def open_entry(run: Run, name: str) -> Entry:
         changes["draft_model"] = directory
         run = dataclasses.replace(run, decoder=copy.copy(run.decoder))
     elif directory:
-        other = load_run(directory)
+        other = load(directory)
         if not same_tokens(other.tokenizer, run.tokenizer):
             raise UserError(f"--drafters: {directory} has another tokenizer than {run.workdir}")
         run = other

@@ -38,7 +38,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(workdir):
-    return ssjax.load_run(workdir)
+    return ssjax.load(workdir)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import tiny_models
 from small_tokenizers import as_json, byte_level, llama, merges, metaspace, sentencepiece_chat
 
-from ssjax.run import load_run
+from ssjax.run import load
 from ssjax.weights.exported import write_hf
 from ssjax.weights.load import load_trained
 
@@ -101,7 +101,7 @@ def test_transformers_reads_our_ids(name, tmp_path, transformers):
 def test_transformers_writes_our_text(tiny, tmp_path, transformers):
     tokenizer, out = exported(tiny, tmp_path)
     theirs, model = check(tokenizer, out)
-    run = load_run(out)
+    run = load(out)
     for text in PROMPTS:
         ids = theirs(text, return_tensors="pt")
         with tiny_models.quiet():

@@ -25,7 +25,7 @@ from ssjax.errors import UserError
 from ssjax.evaluation import certificates
 from ssjax.files.writing import new_directory
 from ssjax.models.parameters import cast, fingerprint, flatten
-from ssjax.run import load_run, open_run
+from ssjax.run import load, open_run
 from ssjax.training import claim, trainer
 from ssjax.weights import exported as exported_lib
 from ssjax.weights import huggingface
@@ -197,14 +197,14 @@ def test_lossless_main_logits_are_the_bases_bit_for_bit(runs, base):
 
 
 def test_outputs_are_the_bases_only_in_the_lossless_mode(runs, base):
-    untouched, prompt = load_run(base), load_run(runs["lossless"][0])
+    untouched, prompt = load(base), load(runs["lossless"][0])
     ids = [prompt.encode_prompt(DIALOGUE, raw=False)]
     settings = dict(
         sampling=Sampling(), deferred=True, batch_size=1, seed=0, drafter=PlainDrafter()
     )
     expected = untouched.decoder.generate(ids, 12, **settings)[0].tokens
     assert outputs(prompt)[0] == outputs(prompt, drafter="plain")[0] == expected
-    assert outputs(load_run(runs["shared"][0]))[0] != expected
+    assert outputs(load(runs["shared"][0]))[0] != expected
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +270,7 @@ def test_transformers_loads_the_export(trained, exported, base):
 def test_adapters_over_one_base(runs, exported, trained):
     """On the directory of the other run, which names the same base."""
     other = next(workdir for workdir, _ in runs.values() if workdir != trained.directory)
-    swapped = load_run(other, adapter=exported["adapter"])
+    swapped = load(other, adapter=exported["adapter"])
     assert outputs(swapped) == outputs(open_run(trained))
 
 
@@ -283,7 +283,7 @@ def test_an_adapter_from_the_command_line(runs, base, tmp_path):
         f"--prompt={DIALOGUE}", "--max_new_tokens=12", f"--json={result}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    [answer] = load_run(runs["shared"][0]).generate([DIALOGUE], max_new_tokens=12)
+    [answer] = load(runs["shared"][0]).generate([DIALOGUE], max_new_tokens=12)
     assert json.loads(result.read_text())[0]["output"] == answer.text
 
 
@@ -293,11 +293,11 @@ def test_a_base_may_move_but_not_change(runs, base, tmp_path):
     moved.mkdir()
     for path in base.iterdir():
         (moved / path.name).write_bytes(path.read_bytes())
-    assert outputs(load_run(workdir, base=moved)) == outputs(load_run(workdir))
+    assert outputs(load(workdir, base=moved)) == outputs(load(workdir))
     weights = (moved / "model.safetensors").read_bytes()
     (moved / "model.safetensors").write_bytes(weights[:-4] + b"\x00\x00\x00\x3f")
     with pytest.raises(UserError, match="not the ones that the run was trained on"):
-        load_run(workdir, base=moved)
+        load(workdir, base=moved)
 
 
 def test_a_shared_certificate(runs):
@@ -356,7 +356,7 @@ def test_convert(base, tmp_path):
         theirs = open_base(base, "float32").read_params(num_stream_layers, jnp.float32)
         for name, leaf in flatten(theirs).items():
             np.testing.assert_array_equal(flatten(ours)[name], leaf)
-    assert outputs(load_run(target), raw=True) == outputs(load_run(base), raw=True)
+    assert outputs(load(target), raw=True) == outputs(load(base), raw=True)
     with pytest.raises(UserError, match="exists and is not empty"), new_directory(target):
         pass
 
@@ -400,9 +400,9 @@ def test_medusa_heads_on_a_frozen_base(tmp_path, base, prepared, runs):
     workdir, said = train_in_process(config_lib.from_config_dict(c))
     heads = 2 * (32 * 32 + 32 + 520 * 32)
     assert f"2 Medusa heads {heads:,}; LoRA 0; trained {heads:,}" in said
-    run = load_run(workdir)
+    run = load(workdir)
     assert run.make_drafter(run.decode_config()).num_heads == 2
-    expected = outputs(load_run(runs["lossless"][0]))
+    expected = outputs(load(runs["lossless"][0]))
     assert outputs(run) == outputs(run, drafter="plain") == expected
     trained = load_trained(workdir)
     table = trained.frozen["lm_head" if "lm_head" in trained.frozen else "embedder"]
@@ -411,7 +411,7 @@ def test_medusa_heads_on_a_frozen_base(tmp_path, base, prepared, runs):
     with new_directory(tmp_path / "adapter") as directory:
         exported_lib.write_adapter(directory, trained, "float32")
         trained.tokenizer.save(directory)
-    back = load_run(base, adapter=tmp_path / "adapter")
+    back = load(base, adapter=tmp_path / "adapter")
     assert outputs(back) == expected
     certificate = certificates.certify(
         trained, [run.encode_prompt(DIALOGUE, raw=False)] * 4, run.decode_config(max_new_tokens=9)
@@ -421,7 +421,7 @@ def test_medusa_heads_on_a_frozen_base(tmp_path, base, prepared, runs):
 
 def test_every_other_drafter_of_a_run(tmp_path, base, runs):
     """A draft model is a run or a base with the same tokenizer; none changes what is said."""
-    run = load_run(runs["shared"][0])
+    run = load(runs["shared"][0])
     expected = outputs(run, drafter="plain")
     for changes in (
         {"drafter": "prompt_lookup", "num_nodes": 3},

@@ -44,7 +44,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(directory):
-    return ssjax.load_run(directory)
+    return ssjax.load(directory)
 
 
 def test_samples_go_by_the_place_that_a_prompt_is_given(run):
@@ -115,7 +115,7 @@ def test_the_api_reports_outputs_that_fail_and_nothing_is_measured(tmp_path, cap
     from ssjax.evaluation.compare import compare
 
     write_model(tmp_path, last_norm=3.4e38)
-    run = ssjax.load_run(tmp_path)
+    run = ssjax.load(tmp_path)
     [answer] = run.generate("two", numbers=[4], max_new_tokens=3)
     assert (answer.text, answer.completion.finish) == ("", "error")
     *_, streamed = run.stream_answers("two", number=4, max_new_tokens=3)

@@ -1,0 +1,61 @@
+"""What `import ssjax` gives: exactly the public names, their documented examples, nothing heavy."""
+
+import doctest
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+import ssjax
+from ssjax.config import Config, default_config
+
+ROOT = Path(__file__).parents[2]
+# In this order: one example opens what the one before it trained.
+WITH_EXAMPLES = ("train", "load")
+
+
+def test_dir_lists_the_public_names():
+    assert dir(ssjax) == sorted(ssjax.__all__)
+    assert all(getattr(ssjax, name) is not None for name in ssjax.__all__)
+    assert ssjax.Run.__name__ == "Run" and ssjax.Answer.__name__ == "Answer"
+    assert ssjax.__version__ == importlib.metadata.version("ssjax")
+    with pytest.raises(AttributeError, match="'ssjax' has no attribute 'lode'"):
+        ssjax.lode  # noqa: B018
+    assert (ROOT / "ssjax" / "py.typed").exists()
+
+
+def test_examples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: first)  # as a laptop has it
+    finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
+    for name in WITH_EXAMPLES:
+        [example] = finder.find(getattr(ssjax, name), name, globs={"ssjax": ssjax})
+        assert example.examples, name
+        assert runner.run(example).failed == 0, name
+
+
+def test_every_function_has_an_example():
+    functions = {name for name in ssjax.__all__ if name.islower() and name[0] != "_"}
+    assert functions == set(WITH_EXAMPLES)
+
+
+def test_a_config_that_cannot_be_is_one_error():
+    editable = default_config()
+    editable.workdir = ""
+    for config in (Config(workdir=""), editable):
+        with pytest.raises(ssjax.UserError, match="workdir is empty"):
+            ssjax.train(config)
+
+
+def test_import_is_light():
+    """`ssjax.train` stays the function when the verb of that name runs."""
+    code = (
+        "import sys, ssjax\n"
+        "heavy = {'jax', 'flax', 'orbax', 'sentencepiece', 'ml_collections', 'tokenizers'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
