@@ -250,9 +250,9 @@ def register_task(
     >>> get_task("shop").prompt(record)
     'kettle: Is it loud?\\nAnswer:'
 
-    An experiment file registers its task and then names it: `c.data.task = "shop"`. Whoever opens
-    the run later registers it again, since a run keeps the name alone. The same definition may be
-    registered any number of times.
+    An experiment file registers its task and names it: `c.data.task = "shop"`. A run keeps the name
+    alone, so whoever opens it later registers the task again; the same definition may be given any
+    number of times.
 
     Args:
       name: of letters, digits, "_" and "-"; not that of another task.
@@ -270,10 +270,7 @@ def register_task(
     Raises:
       UserError: a definition that cannot work, or a name with another definition.
     """
-    if not re.fullmatch(r"[\w-]+", name, re.ASCII):
-        raise UserError(f"task name {name!r} must be of letters, digits, _ and -")
-    if name in _TASKS:
-        raise UserError(f"task {name!r} is one of ssjax's own; choose another name")
+    _check_name(name)
     columns = Columns(prompt, answer, read)
     _check_metrics(metrics, columns)
     task = OwnTask(
@@ -289,6 +286,13 @@ def register_task(
     if name in _OWN and not task.same_as(_OWN[name]):
         raise UserError(f"task {name!r} is registered already, with another definition")
     _OWN[name] = task
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[\w-]+", name, re.ASCII):
+        raise UserError(f"task name {name!r} must be of letters, digits, _ and -")
+    if name in _TASKS:
+        raise UserError(f"task {name!r} is one of ssjax's own; choose another name")
 
 
 def _check_metrics(metrics: Sequence[str], columns: Columns) -> None:
