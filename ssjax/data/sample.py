@@ -2,12 +2,13 @@
 
 It makes every command runnable without a download, and it gives a small model a task it can
 learn in minutes: who asks for what, what changes on the way, how it ends. The scenes are in
-`ssjax.data.scenes`. Scores on these records say nothing about the real data set.
+scenes.json, see `ssjax.data.scenes`. Scores on these records say nothing about the real data set.
 """
 
 from collections.abc import Mapping
 
-from ssjax.data.scenes import SCENES, Dice, Scene
+from ssjax.data import scenes
+from ssjax.data.scenes import Dice, Scene
 from ssjax.errors import UserError
 
 SPLIT_SIZES = {"train": 2400, "validation": 200, "test": 200}
@@ -50,7 +51,7 @@ def generate(split_sizes: Mapping[str, int], seed: int) -> dict[str, list[dict[s
 def _record(dice: Dice, seen: set[str]) -> dict[str, str]:
     """Draws scenes until one fits the bounds and is new; adds its texts to `seen`."""
     for _ in range(_PATIENCE):
-        scene = dice.pick(*SCENES)(dice)
+        scene = scenes.play(dice.pick(*scenes.names()), dice)
         dialogue = "\n".join(
             f"#Person{1 + turn % 2}#: {line}" for turn, line in enumerate(scene.lines)
         )
