@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ssjax.config import Config
+from ssjax.messages import say
 from ssjax.models.parameters import Params
 from ssjax.parallel.partitioning import global_batch
 from ssjax.training.interruption import Interruption, StopVote
@@ -48,7 +49,7 @@ def train(
     tokenizer: dict[str, bytes],
     config_values: dict,
 ) -> tuple[TrainState, bool]:
-    """Trains from state.step to the end, or until a signal asks to stop.
+    """Trains from state.step to the end, or until a signal or a callback asks to stop.
 
     Args:
       config: of the run.
@@ -58,7 +59,7 @@ def train(
       open_batches: batches from the given index on, the rows of this process.
       validation_batches: for the validation loss.
       checkpoints: written on the way.
-      reporter: entered by the caller.
+      reporter: told of every step, loss and checkpoint.
       profile_directory: for the trace of config.train.profile_at.
       tokenizer, config_values: stored with every checkpoint.
 
@@ -71,7 +72,7 @@ def train(
     num_steps = config.train.num_steps
     start = int(state.step)
     saved_step = start if checkpoints.latest_step == start else None
-    pending = None
+    pending = unconfirmed = None
 
     def report_pending():
         nonlocal pending
@@ -79,10 +80,21 @@ def train(
             reporter.add_step(*jax.device_get(pending))
             pending = None
 
+    def wait_for_checkpoint():
+        nonlocal unconfirmed
+        checkpoints.wait()
+        if unconfirmed is not None:
+            reporter.add_checkpoint(unconfirmed)
+            unconfirmed = None
+
     batches = open_batches(start)
     vote = StopVote(steps.mesh)
     profile = Profile(profile_directory, config.train.profile_at, config.train.profile_steps)
-    with contextlib.closing(batches), Interruption(reporter.say) as interruption:
+    with (
+        reporter.running(start),
+        contextlib.closing(batches),
+        Interruption(say) as interruption,
+    ):
         for step in range(start + 1, num_steps + 1):
             arrays = next(batches)
             profile.before_step(step)
@@ -97,7 +109,8 @@ def train(
             last = step == num_steps
             validate_every = config.train.eval_every
             validate = last or (validate_every and step % validate_every == 0)
-            stop = vote.decide(interruption.requested) and not last
+            asked = interruption.requested or reporter.stop_requested
+            stop = vote.decide(asked) and not last
             save_every = config.checkpoint.save_every
             if not (validate or stop or (save_every and step % save_every == 0)):
                 continue
@@ -107,6 +120,7 @@ def train(
                 validation_loss = _validate(
                     config, steps, state, frozen, validation_batches, reporter, step
                 )
+            wait_for_checkpoint()
             checkpoints.save(
                 state,
                 data={"seed": config.seed, "next_batch": step},
@@ -114,10 +128,10 @@ def train(
                 tokenizer=tokenizer,
                 validation_loss=validation_loss,
             )
-            saved_step = step
+            saved_step = unconfirmed = step
             if stop:
                 break
-        checkpoints.wait()
+        wait_for_checkpoint()
     return state, saved_step == num_steps
 
 

@@ -4,7 +4,7 @@ stopped continued, and the trained model handed over.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -17,7 +17,7 @@ from ssjax.config import Config, ModelConfig
 from ssjax.data import pipeline
 from ssjax.data.choice import choose_tokenizer, open_split
 from ssjax.data.tasks import get_task
-from ssjax.data.tokenizers.tokenizer import Tokenizer, open_tokenizer
+from ssjax.data.tokenizers.tokenizer import open_tokenizer
 from ssjax.errors import UserError
 from ssjax.files.reading import to_json
 from ssjax.files.writing import write_atomic
@@ -27,9 +27,12 @@ from ssjax.models.parameters import Params, count, fingerprint, flatten, merge, 
 from ssjax.models.transformer import Transformer, init_params
 from ssjax.parallel import distributed, partitioning
 from ssjax.training import lock, loop, optimizer
+from ssjax.training.callbacks import Callback
 from ssjax.training.claim import about_run, check_workdir, claim_workdir
+from ssjax.training.display import Display
 from ssjax.training.losses import output_names
 from ssjax.training.programs import make_train_programs
+from ssjax.training.records import keep_records
 from ssjax.training.reporting import Reporter
 from ssjax.weights import checkpoint
 from ssjax.weights import load as trained_lib
@@ -59,8 +62,12 @@ def held(workdir: Path) -> Iterator[None]:
         yield
 
 
-def train(config: Config) -> Outcome:
+def train(config: Config, callbacks: Sequence[Callback] = ()) -> Outcome:
     """Trains or continues the run of a config, in a directory that is `held`.
+
+    Args:
+      config: of the run, which lives in its workdir.
+      callbacks: told of steps, losses and checkpoints besides what is written and shown.
 
     Raises:
       UserError: settings, base, data or directory do not go together, or the loss diverged.
@@ -79,7 +86,7 @@ def train(config: Config) -> Outcome:
     partitioning.check_shardable(config, mesh)
     distributed.first(lambda: prepare(workdir, config, base))
     tokenizer = open_tokenizer(workdir)
-    state, frozen, complete = _train(workdir, config, tokenizer, base, mesh)
+    state, frozen, complete = _train(workdir, config, tokenizer, base, mesh, callbacks)
     base_config = read_base_config(workdir)
     trained = Trained(
         workdir, int(state.step), config, tokenizer, state.params, frozen, base_config
@@ -141,7 +148,7 @@ def begun_heads(new: Params, base: Params) -> Params:
     return new | {"medusa_head": jax.jit(copies, out_shardings=heads.sharding)(table)}
 
 
-def _train(workdir: Path, config: Config, tokenizer: Tokenizer, base: Base | None, mesh: Mesh):
+def _train(workdir, config, tokenizer, base, mesh, callbacks):
     """Trains or continues the run; returns its state, frozen weights and whether it is complete."""
     data = config.data
     task = get_task(data.task)
@@ -180,20 +187,17 @@ def _train(workdir: Path, config: Config, tokenizer: Tokenizer, base: Base | Non
     if (restored := checkpoint.restore(directory, state)) is not None:
         state, position = restored
         messages.say(f"continuing from step {position['next_batch']}")
-    with (
-        Checkpoints(
-            directory, keep_latest=kept.keep_latest, keep_best=kept.keep_best, about=about
-        ) as checkpoints,
-        Reporter(
-            workdir,
-            start_step=int(state.step),
-            num_steps=config.train.num_steps,
-            log_every=config.train.log_every,
-            schedule=optimizer.make_schedule(config.optimizer, config.train.num_steps),
-            names=output_names(config.streams),
-            quiet=not distributed.is_first(),
-        ) as reporter,
-    ):
+    callbacks = [*keep_records(workdir), Display(), *callbacks] if distributed.is_first() else []
+    reporter = Reporter(
+        callbacks,
+        num_steps=config.train.num_steps,
+        log_every=config.train.log_every,
+        schedule=optimizer.make_schedule(config.optimizer, config.train.num_steps),
+        names=output_names(config.streams),
+    )
+    with Checkpoints(
+        directory, keep_latest=kept.keep_latest, keep_best=kept.keep_best, about=about
+    ) as checkpoints:
         state, complete = loop.train(
             config,
             programs,

@@ -9,9 +9,11 @@ import oracles
 import pytest
 
 from ssjax.training import loop, optimizer
+from ssjax.training.callbacks import Callback, StopTraining
 from ssjax.training.interruption import StopVote
 from ssjax.training.losses import output_names
 from ssjax.training.programs import make_train_programs
+from ssjax.training.records import MetricsFile
 from ssjax.training.reporting import Reporter
 from ssjax.weights.checkpoint import Checkpoints
 
@@ -28,31 +30,37 @@ def arrays(seed, width):
     }
 
 
-def run(workdir, model, config, widths):
-    programs = make_train_programs(config, model, meshes.make_mesh((2, 1, 1)))
+@pytest.fixture(scope="module")
+def model():
+    return meshes.make_model(dtype="bfloat16", exit_rank=0)
+
+
+@pytest.fixture(scope="module")
+def programs(model):
+    return make_train_programs(meshes.make_config(model), model, meshes.make_mesh((2, 1, 1)))
+
+
+def run(workdir, model, programs, config, widths, callbacks=()):
     params = oracles.random_params(model, seed=0, table_scale=0.4)
-    params = jax.tree.map(
-        lambda x, wanted: jax.device_put(np.asarray(x), wanted.sharding),
-        params, programs.state.params,
-    )  # fmt: skip
+
+    def place(leaf, wanted):
+        return jax.device_put(np.asarray(leaf), wanted.sharding)
+
     with jax.set_mesh(programs.mesh):
-        state = programs.init(params)
+        state = programs.init(jax.tree.map(place, params, programs.state.params))
 
     def batches(start):
         for step in range(start, NUM_STEPS):
             yield arrays(step, widths[step % len(widths)])
 
-    with (
-        Checkpoints(workdir / "checkpoints", keep_latest=1, keep_best=0, about={}) as checkpoints,
-        Reporter(
-            workdir,
-            start_step=0,
-            num_steps=NUM_STEPS,
-            log_every=2,
-            schedule=optimizer.make_schedule(config.optimizer, NUM_STEPS),
-            names=output_names(config.streams),
-        ) as reporter,
-    ):
+    reporter = Reporter(
+        [MetricsFile(workdir / "metrics.jsonl"), *callbacks],
+        num_steps=NUM_STEPS,
+        log_every=2,
+        schedule=optimizer.make_schedule(config.optimizer, NUM_STEPS),
+        names=output_names(config.streams),
+    )
+    with Checkpoints(workdir / "checkpoints", keep_latest=1, keep_best=0, about={}) as checkpoints:
         state, complete = loop.train(
             config, programs, state, {},
             open_batches=batches,
@@ -63,17 +71,16 @@ def run(workdir, model, config, widths):
             tokenizer={"tokenizer.model": b"p"},
             config_values={"a": 1},
         )  # fmt: skip
-    assert complete
-    return programs, state
+    return state, complete
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, model, programs):
     """A bfloat16 model, trained with rows of two widths, validated every two steps."""
     workdir = tmp_path_factory.mktemp("run")
-    model = meshes.make_model(dtype="bfloat16", exit_rank=0)
     config = meshes.make_config(model, eval_every=2, profile_at=3, profile_steps=2)
-    programs, state = run(workdir, model, config, widths=(22, 16))
+    state, complete = run(workdir, model, programs, config, widths=(22, 16))
+    assert complete
     return workdir, programs, state
 
 
@@ -94,14 +101,46 @@ def test_chosen_steps_are_profiled(trained):
     assert list((workdir / "profile").glob("**/*.xplane.pb"))
 
 
-def test_nothing_is_profiled_unless_asked(tmp_path):
-    model = meshes.make_model(exit_rank=0)
+def saved_every(num_steps, model):
     config = meshes.make_config(model, eval_every=0)
-    config = dataclasses.replace(
-        config, checkpoint=dataclasses.replace(config.checkpoint, save_every=50)
-    )
-    run(tmp_path, model, config, widths=(22,))
-    assert not (tmp_path / "profile").exists()
+    kept = dataclasses.replace(config.checkpoint, save_every=num_steps)
+    return dataclasses.replace(config, checkpoint=kept)
+
+
+def test_nothing_is_profiled_unless_asked(tmp_path, model, programs):
+    _, complete = run(tmp_path, model, programs, saved_every(50, model), widths=(22,))
+    assert complete and not (tmp_path / "profile").exists()
+
+
+class StopAt(Callback):
+    """Asks to stop at a step, and notes which checkpoints were there when it was told of them."""
+
+    def __init__(self, step, directory):
+        self.saved, self.complete = [], None
+        self._step, self._directory = step, directory
+
+    def on_progress(self, step, loss, tokens_per_second):
+        if step == self._step:
+            raise StopTraining
+
+    def on_checkpoint(self, step):
+        assert (self._directory / str(step)).is_dir()
+        self.saved.append(step)
+
+    def on_end(self, complete):
+        self.complete = complete
+
+
+@pytest.mark.parametrize(
+    ("asked", "saved"),
+    [(4, [2, 4, 5]), (6, [2, 4, 6])],  # a step is told of when the next one has begun
+)
+def test_a_callback_that_asks_to_stop_ends_the_run_saved(tmp_path, model, programs, asked, saved):
+    callback = StopAt(asked, tmp_path / "checkpoints")
+    config = saved_every(2, model)
+    state, complete = run(tmp_path, model, programs, config, (22,), [callback])
+    assert (callback.saved, int(state.step)) == (saved, saved[-1])
+    assert complete == callback.complete == (asked == NUM_STEPS)
 
 
 def test_one_process_stops_at_once():

@@ -1,5 +1,6 @@
-"""Metrics: means by name, files that continue, divergence."""
+"""Metrics: means by name, files that continue, divergence, what callbacks are told."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import numpy as np
 import pytest
 
 from ssjax.errors import DivergedError, UserError
+from ssjax.training.callbacks import Callback, StopTraining
+from ssjax.training.display import Display
 from ssjax.training.losses import LossSums
+from ssjax.training.records import MetricsFile, keep_records
 from ssjax.training.reporting import Reporter, loss_record
 from ssjax.training.step import StepMetrics
 
@@ -19,15 +23,21 @@ def metrics(loss, weight=2.0):
     return StepMetrics(sums, np.float32(loss), np.float32(1.0))
 
 
-def reporter(workdir, start_step=0, log_every=2, num_steps=5):
-    return Reporter(
-        workdir,
-        start_step=start_step,
+@contextlib.contextmanager
+def reporting(callbacks, start_step=0, log_every=2, num_steps=5):
+    reporter = Reporter(
+        callbacks,
         num_steps=num_steps,
         log_every=log_every,
         schedule=lambda step: step / 10,
         names=("main", "stream_1"),
     )
+    with reporter.running(start_step):
+        yield reporter
+
+
+def keeping(workdir, **settings):
+    return reporting(keep_records(workdir), **settings)
 
 
 def records(workdir):
@@ -35,7 +45,7 @@ def records(workdir):
 
 
 def test_means_are_weighted_over_steps(tmp_path):
-    with reporter(tmp_path) as r:
+    with keeping(tmp_path) as r:
         r.add_step(1, metrics(1.0, weight=1.0), 10)
         r.add_step(2, metrics(4.0, weight=3.0), 10)
         r.add_step(3, metrics(5.0), 10)
@@ -51,14 +61,14 @@ def test_no_targets_is_zero_not_nan():
     assert set(loss_record(LossSums(zero, zero, zero), ("main", "stream_1")).values()) == {0.0}
 
 
-def test_records_behind_the_restored_step_go(tmp_path):
-    with reporter(tmp_path, log_every=1) as r:
+def test_records_after_the_restored_step_go(tmp_path):
+    with keeping(tmp_path, log_every=1) as r:
         for step in range(1, 5):
             r.add_step(step, metrics(1.0), 10)
         r.add_validation(4, 1.0, metrics(1.0).sums)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "lo')  # cut short by a kill
-    with reporter(tmp_path, start_step=2, log_every=1) as r:
+    with keeping(tmp_path, start_step=2, log_every=1) as r:
         r.add_step(3, metrics(7.0), 10)
     assert [record["step"] for record in records(tmp_path)] == [1, 2, 3]
     assert records(tmp_path)[-1]["loss"] == 7.0
@@ -66,7 +76,7 @@ def test_records_behind_the_restored_step_go(tmp_path):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_the_first_step_blames_the_weights_later_ones_the_optimizer(tmp_path, bad):
-    with reporter(tmp_path) as r:
+    with keeping(tmp_path) as r:
         with pytest.raises(DivergedError, match=r"cannot begin: .* at step 1, .* base model"):
             r.add_step(1, metrics(bad), 10)
         with pytest.raises(DivergedError, match=r"diverged at step 3: .*learning_rate"):
@@ -80,9 +90,10 @@ def test_a_file_that_cannot_be_appended_is_one_line(tmp_path):
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("no /dev/full here")
-    with reporter(tmp_path, log_every=1) as r:
-        r._file.close()
-        r._file = full.open("a")
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    with reporting([file], log_every=1) as r:
+        file._file.close()
+        file._file = full.open("a")
         with pytest.raises(UserError, match="cannot write /dev/full: No space left"):
             r.add_step(1, metrics(1.0), 10)
 
@@ -90,12 +101,12 @@ def test_a_file_that_cannot_be_appended_is_one_line(tmp_path):
 def test_damaged_records_are_passed_over(tmp_path):
     lines = [b'{"step": 1}', b'{"step": \xff}', b"[]", b"7", b'{"step": "x"}', b'{"step": 2}']
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
-    with reporter(tmp_path, start_step=2):
+    with keeping(tmp_path, start_step=2):
         assert [record["step"] for record in records(tmp_path)] == [1, 2]
 
 
-def test_plain_lines_show_loss_speed_and_time_left(tmp_path, capsys):
-    with reporter(tmp_path) as r:
+def test_plain_lines_show_loss_speed_and_time_left(capsys):
+    with reporting([Display()]) as r:
         r.add_step(1, metrics(1.0), 10)
         r.add_step(2, metrics(1.0), 10)
     line = capsys.readouterr().err
@@ -105,7 +116,86 @@ def test_plain_lines_show_loss_speed_and_time_left(tmp_path, capsys):
 
 def test_tensorboard_if_installed(tmp_path):
     pytest.importorskip("tensorboardX")
-    with reporter(tmp_path) as r:
+    with keeping(tmp_path) as r:
         r.add_step(2, metrics(1.0), 10)
     [file] = (tmp_path / "tensorboard").iterdir()
     assert b"accuracy_stream_1" in file.read_bytes()
+
+
+class Listener(Callback):
+    """Notes what it is told; asks to stop, or fails, at a call of that name."""
+
+    def __init__(self, told, stop_at="", fail_at=""):
+        self._told, self._stop_at, self._fail_at = told, stop_at, fail_at
+
+    def _note(self, call, *values):
+        self._told.append((call, *values))
+        if call == self._stop_at:
+            raise StopTraining
+        if call == self._fail_at:
+            raise ValueError(call)
+
+    def on_start(self, step, num_steps):
+        self._note("start", step, num_steps)
+
+    def on_progress(self, step, loss, tokens_per_second):
+        self._note("progress", step, loss, tokens_per_second > 0)
+
+    def on_step(self, step, metrics):
+        self._note("step", step, metrics["loss"])
+
+    def on_evaluation(self, step, metrics):
+        self._note("evaluation", step, metrics["validation_loss"])
+
+    def on_checkpoint(self, step):
+        self._note("checkpoint", step)
+
+    def on_end(self, complete):
+        self._note("end", complete)
+
+
+def test_callbacks_are_told_what_happens():
+    told = []
+    with reporting([Listener(told)], start_step=2, num_steps=4) as r:
+        r.add_step(3, metrics(1.0), 10)
+        r.add_step(4, metrics(2.0), 10)
+        r.add_validation(4, 3.0, metrics(1.0).sums)
+        r.add_checkpoint(4)
+    assert told == [
+        ("start", 2, 4),
+        ("progress", 3, 1.0, True),
+        ("progress", 4, 2.0, True),
+        ("step", 4, 1.5),
+        ("evaluation", 4, 3.0),
+        ("checkpoint", 4),
+        ("end", True),
+    ]
+    assert not r.stop_requested
+
+
+@pytest.mark.parametrize("call", ["start", "progress", "step", "evaluation", "checkpoint"])
+def test_any_callback_may_ask_to_stop_and_the_others_are_told_all_the_same(call):
+    told, others = [], []
+    with reporting([Listener(told, stop_at=call), Listener(others)]) as r:
+        r.add_step(2, metrics(1.0), 10)
+        r.add_validation(2, 3.0, metrics(1.0).sums)
+        r.add_checkpoint(2)
+        assert r.stop_requested
+    assert told == others and told[-1] == ("end", False)
+
+
+def test_callbacks_end_when_one_fails():
+    """Also those before one that cannot start; that one itself has nothing to end."""
+    told, failing = [], []
+    with (
+        pytest.raises(ValueError, match="start"),
+        reporting([Listener(told), Listener(failing, fail_at="start")]),
+    ):
+        raise AssertionError("not reached")
+    assert told == [("start", 0, 5), ("end", False)] and failing == [("start", 0, 5)]
+    with (
+        pytest.raises(ValueError, match="end"),
+        reporting([Listener(told), Listener([], "", "end")]),
+    ):
+        told.clear()
+    assert told == [("end", False)]

@@ -1,0 +1,75 @@
+"""What a training run calls on its way: the metrics file and the display, and callbacks of users.
+
+class Patience(Callback):
+    def on_evaluation(self, step, metrics):
+        if metrics["validation_loss"] > 2.0:
+            raise StopTraining
+
+trainer.train(config, callbacks=[Patience()])
+"""
+
+from collections.abc import Mapping
+
+
+class StopTraining(Exception):
+    """Raised by a callback: the run ends in order.
+
+    It is saved after the step that is under way, at most two steps after the one that the callback
+    was told of, and the same training, started again, continues it.
+    """
+
+
+class Callback:
+    """Told what happens in a training run. Every method does nothing: override those of interest.
+
+    The values are plain numbers on the host, and no call makes the device wait: a step is told of
+    while the next one is computed. Of several processes only the first calls. An exception other
+    than `StopTraining` ends the training at once, without saving; `on_end` is called all the same.
+    """
+
+    def on_start(self, step: int, num_steps: int) -> None:
+        """Before the first step.
+
+        Args:
+          step: updates applied so far; above 0 the run continues.
+          num_steps: of the whole run.
+        """
+
+    def on_progress(self, step: int, loss: float, tokens_per_second: float) -> None:
+        """After every step.
+
+        Args:
+          step: updates applied, this one included.
+          loss: that was minimised in this step: nats per target token, weighted over the outputs.
+          tokens_per_second: prompt and target tokens, mean since the last `on_step`.
+        """
+
+    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Every `config.train.log_every` steps and after the last one.
+
+        Args:
+          step: updates applied, this one included.
+          metrics: of a training record of metrics.jsonl, see `ssjax.training.reporting`.
+        """
+
+    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """After each measurement of the validation loss.
+
+        Args:
+          step: updates applied.
+          metrics: of a validation record of metrics.jsonl: validation_loss and others.
+        """
+
+    def on_checkpoint(self, step: int) -> None:
+        """When a checkpoint is whole on disk, at the latest before the next one is written.
+
+        Args:
+          step: updates applied in it; the name of its directory.
+        """
+
+    def on_end(self, complete: bool) -> None:
+        """At the end, however it came; called for each callback whose `on_start` returned.
+
+        Args:
+          complete: all steps were made and saved; False after a stop or an exception.
+        """

@@ -1,0 +1,109 @@
+"""Where the metrics of a run are kept: metrics.jsonl always, TensorBoard if it is installed."""
+
+import contextlib
+import importlib.util
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from ssjax.files.reading import read_bytes
+from ssjax.files.writing import make_directory, write_atomic, writing
+from ssjax.training.callbacks import Callback
+
+
+def keep_records(workdir: Path) -> list[Callback]:
+    """The callbacks that keep metrics in a run directory."""
+    kept = [MetricsFile(workdir / "metrics.jsonl")]
+    if importlib.util.find_spec("tensorboardX") is not None:
+        kept.append(Board(workdir / "tensorboard"))
+    return kept
+
+
+class MetricsFile(Callback):
+    """One line of JSON a record: step, time (seconds since the epoch) and the metrics.
+
+    What is there is continued. Records of later steps than the one that training goes on from,
+    left by a run that was killed after its last checkpoint, are removed.
+
+    Args:
+      path: of the file.
+
+    Raises:
+      UserError: by every method, if the file cannot be written.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._file = None
+
+    def on_start(self, step: int, num_steps: int) -> None:
+        write_atomic(self._path, "".join(_records_until(self._path, step)))
+        with writing(self._path):
+            self._file = self._path.open("a", encoding="utf-8")
+
+    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        with writing(self._file.name):
+            self._file.write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
+            self._file.flush()
+
+    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.on_step(step, metrics)
+
+    def on_end(self, complete: bool) -> None:
+        with contextlib.suppress(OSError):  # said where it was written to
+            self._file.close()
+
+
+class Board(Callback):
+    """Metrics as scalars for TensorBoard.
+
+    Written by the thread that calls: the threads of tensorboardX's own writer end without a word
+    where the disk is full, and whoever writes on waits for them without end.
+
+    Args:
+      directory: for the events.
+
+    Raises:
+      UserError: by every method, if the directory cannot be written to.
+    """
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._writer = None
+
+    def on_start(self, step: int, num_steps: int) -> None:
+        from tensorboardX import event_file_writer
+
+        make_directory(self._directory)
+        with writing(self._directory):
+            self._writer = event_file_writer.EventsWriter(str(self._directory / "events"))
+
+    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event
+
+        now = time.time()
+        with writing(self._directory):
+            for name, value in metrics.items():
+                scalar = summary.scalar(name, value)
+                self._writer.write_event(Event(step=step, wall_time=now, summary=scalar))
+
+    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.on_step(step, metrics)
+
+    def on_end(self, complete: bool) -> None:
+        with contextlib.suppress(OSError):  # said where it was written to
+            self._writer.close()
+
+
+def _records_until(path: Path, step: int) -> list[str]:
+    kept = []
+    content = read_bytes(path) if path.exists() else b""
+    for line in content.decode(errors="replace").split("\n"):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue  # cut short by a kill, or damaged
+    return kept
