@@ -244,20 +244,18 @@ def register_task(
     ...     "shop",
     ...     prompt="{product}: {question}\\nAnswer:",
     ...     answer="answer",
-    ...     metrics=("chrf", "rouge"),
     ... )
     >>> record = {"product": "kettle", "question": "Is it loud?", "answer": ("No.",)}
     >>> get_task("shop").prompt(record)
     'kettle: Is it loud?\\nAnswer:'
 
     An experiment file registers its task and names it: `c.data.task = "shop"`. A run keeps the name
-    alone, so whoever opens it later registers the task again; the same definition may be given any
-    number of times.
+    alone, so whoever opens it later registers the task again. The same definition may come twice.
 
     Args:
       name: of letters, digits, "_" and "-"; not that of another task.
-      prompt: a template; "{product}" stands for the text of that column, "{{" and "}}" for braces.
-        A bare input, as `generate` takes it, stands for all from the first column to the last.
+      prompt: a template; {product} stands for the text of that column, {{ and }} for braces. A
+        bare input, as `generate` takes it, stands for all from the first column to the last.
       answer: the column of the answer: a text, or a list of texts that are all right. Training
         takes the first.
       metrics: what answers are scored by, the main one first: rouge, bleu, chrf, or sql, for which

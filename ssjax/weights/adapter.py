@@ -25,8 +25,9 @@ from ssjax.files.reading import read_json_object, to_json
 from ssjax.files.writing import write_atomic
 from ssjax.models.lora import is_lora
 from ssjax.models.parameters import Params, flatten, unflatten
-from ssjax.weights.families import Family, Tensor
+from ssjax.weights.families import Family
 from ssjax.weights.huggingface import save_tensors
+from ssjax.weights.naming import Tensor
 
 _FORMAT = 1
 _HINT = "give a directory that python -m ssjax.export --format adapter wrote"

@@ -30,7 +30,8 @@ from ssjax.models.parameters import Params, flatten, unflatten
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.parallel import partitioning
 from ssjax.weights import families, hub, tensor_files
-from ssjax.weights.families import Family, Tensor
+from ssjax.weights.families import Family
+from ssjax.weights.naming import Tensor
 from ssjax.weights.tensor_files import StoredTensor
 
 # The stored dtypes that are read.
