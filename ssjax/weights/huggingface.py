@@ -1,9 +1,8 @@
 """Hugging Face model directories: reading and writing safetensors without torch.
 
 A directory holds config.json and one or more *.safetensors files. What the tensors are called
-and what the config means is said by `models.families`; here are files, shapes and slices.
-Reading asks the file for just the slices that each device needs, and holds one layer's tensor
-at a time beside the arrays being filled.
+and what the config means is said by `families`; here are files and shapes. Of a file each device
+reads just what it needs, see `slices`.
 """
 
 import dataclasses
@@ -13,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
@@ -24,24 +22,16 @@ from ssjax.errors import UserError
 from ssjax.files.reading import read_json_object, to_json
 from ssjax.files.writing import write_atomic
 from ssjax.messages import say_once
-from ssjax.models.attention import rotary_frequencies
 from ssjax.models.axes import param_shardings
 from ssjax.models.parameters import Params, flatten, unflatten
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.parallel import partitioning
 from ssjax.weights import families, hub, tensor_files
+from ssjax.weights.buffers import holds_what_is_computed
 from ssjax.weights.families import Family
-from ssjax.weights.naming import Tensor
+from ssjax.weights.slices import Place, check_dtype, reader
 from ssjax.weights.tensor_files import StoredTensor
 
-# The stored dtypes that are read.
-_DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-}
-_CHUNK = 2**22  # values that are checked at a time
 _DEEPEST = 50  # objects and lists within each other in a config.json
 # Bytes of one file when writing; a larger model is split into several, as published ones are.
 _SHARD_BYTES = 5 * 10**9
@@ -101,7 +91,7 @@ def open_source(name: str | Path) -> Source:
     if not head or not table or not source.model_config("float32").tie_embeddings:
         return source
     for tensor in (head, table):
-        _check_dtype(tensor)
+        check_dtype(tensor)
     if tensor_files.equal(head, table):
         return source
     say_once(
@@ -198,7 +188,7 @@ def read_params(
     shardings = flatten(param_shardings(structs, config, mesh or partitioning.one_device()))
     leaves = {}
     for name, leaf in flatten(structs).items():
-        read = _reader(places[name], leaf.shape, dtype)
+        read = reader(places[name], leaf.shape, dtype)
         leaves[name] = jax.make_array_from_callback(leaf.shape, shardings[name], read)
     return unflatten(leaves)
 
@@ -283,14 +273,6 @@ def _base_structs(config: ModelConfig, num_stream_layers: int) -> Params:
     return abstract_params(model)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """One parameter of one layer in a file."""
-
-    stored: StoredTensor
-    tensor: Tensor
-
-
 def _table_name(name: str) -> tuple[str, str | None]:
     """Our parameter name -> (its name in a family's table, its stack)."""
     stack, _, rest = name.partition("/layers/")
@@ -310,7 +292,7 @@ def _find(source: Source, table_name: str, layer: int | None = None) -> StoredTe
     return source.tensors.get(name) or source.tensors.get(source.family.prefix + name)
 
 
-def _places(source: Source, config: ModelConfig, name: str, shape, num_trunk: int) -> list[_Place]:
+def _places(source: Source, config: ModelConfig, name: str, shape, num_trunk: int) -> list[Place]:
     """Where a parameter comes from, one place a layer; a single one outside the stacks."""
     table_name, stack = _table_name(name)
     if table_name not in source.family.tensors:
@@ -336,17 +318,9 @@ def _places(source: Source, config: ModelConfig, name: str, shape, num_trunk: in
                 f"{stored.path}: tensor {stored.name} has shape {list(stored.shape)}, but "
                 f"config.json asks for {list(expected)}"
             )
-        _check_dtype(stored)
-        places.append(_Place(stored, tensor))
+        check_dtype(stored)
+        places.append(Place(stored, tensor))
     return places
-
-
-def _check_dtype(stored: StoredTensor) -> None:
-    if stored.dtype not in _DTYPES:
-        raise UserError(
-            f"{stored.path}: tensor {stored.name} is stored as {stored.dtype}, and only "
-            f"{', '.join(_DTYPES)} are read; {families.DEQUANTISE}"
-        )
 
 
 def _check_nothing_left(source, config, places) -> None:
@@ -358,122 +332,17 @@ def _check_nothing_left(source, config, places) -> None:
     for name, tensor in source.tensors.items():
         if name in read:
             continue
-        holds_what_is_computed = next(
-            (check for end, check in _BUFFERS.items() if f".{name}".endswith(end)), None
-        )
-        if holds_what_is_computed is None:
+        known = holds_what_is_computed(tensor, config)
+        if known is None:
             raise UserError(
                 f"{tensor.path}: tensor {name} has no place in a {source.family.name} model as "
                 "config.json describes it"
             )
-        if not holds_what_is_computed(tensor, config):
+        if not known:
             raise UserError(
                 f"{tensor.path}: tensor {name} is not what config.json says, and nothing else is "
                 "computed; correct config.json, or take the tensor out of the file"
             )
-
-
-def _are_frequencies(stored: StoredTensor, config: ModelConfig) -> bool:
-    """Of rotary positions; before transformers 4.38 they were stored before they were scaled."""
-    if config.positions != "rotary" or stored.dtype not in _DTYPES:
-        return False
-    unscaled = rotary_frequencies(dataclasses.replace(config, rope_scaling="none"), False)
-    found = stored.read_whole().astype(np.float32)
-    # As exact as the dtype; small ones of float16 are subnormal.
-    tolerance = max(1e-5, 2 * float(ml_dtypes.finfo(_DTYPES[stored.dtype]).eps))
-    return any(
-        found.shape == wanted.shape and np.allclose(found, wanted, rtol=tolerance, atol=1e-7)
-        for wanted in (unscaled, rotary_frequencies(config, False))
-    )
-
-
-def _is_causal_mask(stored: StoredTensor, config: ModelConfig) -> bool:
-    """1 where a position sees another, [1, 1, T, T]."""
-    del config
-    shape = stored.shape
-    if len(shape) != 4 or shape != (1, 1, shape[-1], shape[-1]):
-        return False
-    return np.array_equal(stored.read_whole()[0, 0] != 0, np.tri(shape[-1], dtype=bool))
-
-
-def _is_mask_value(stored: StoredTensor, config: ModelConfig) -> bool:
-    """What was added in place of a masked score."""
-    del config
-    return stored.shape == () and float(stored.read_whole()) <= -1e4
-
-
-# Buffers that old files carry beside the weights: by the end of their name, whether they hold
-# what is computed here.
-_BUFFERS = {
-    ".rotary_emb.inv_freq": _are_frequencies,
-    ".attn.bias": _is_causal_mask,
-    ".attn.masked_bias": _is_mask_value,
-}
-
-
-def _reader(places, shape, dtype):
-    """A callback for `jax.make_array_from_callback`: index into the whole leaf -> that part."""
-    stacked = len(shape) > len(places[0].stored.shape)
-
-    def read(index):
-        bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
-        own = bounds[1:] if stacked else bounds
-        layers = range(*bounds[0]) if stacked else range(1)
-        out = _empty_aligned([stop - start for start, stop in bounds], dtype)
-        for row, layer in enumerate(layers):
-            part = _read_part(places[layer], shape[1:] if stacked else shape, own)
-            target = out[row] if stacked else out
-            with np.errstate(over="ignore", invalid="ignore"):  # found below
-                target[...] = part
-            if not _all_finite(target):
-                raise _not_finite(places[layer].stored, part, target)
-        return out
-
-    return read
-
-
-def _all_finite(array: np.ndarray) -> bool:
-    """Whether no value of a contiguous array is NaN or infinite, a part of it at a time."""
-    values = array.reshape(-1)
-    steps = range(0, values.size, _CHUNK)
-    return all(np.isfinite(values[start : start + _CHUNK]).all() for start in steps)
-
-
-def _not_finite(stored: StoredTensor, part, cast) -> UserError:
-    """The error for a tensor of which this part is not finite, as stored or once cast."""
-    wrong = ~np.isfinite(cast.astype(np.float32))
-    value = part.astype(np.float64)[wrong][0]
-    if np.isfinite(value):
-        return UserError(
-            f"{stored.path}: tensor {stored.name} holds {value:g}, which {cast.dtype} cannot hold; "
-            "scale the model, or take another one"
-        )
-    return UserError(
-        f"{stored.path}: tensor {stored.name} holds {value:g}, which is not a finite number; the "
-        "file is damaged or its training diverged, take another one"
-    )
-
-
-def _empty_aligned(shape, dtype):
-    """An uninitialised array that JAX on CPU takes over as it is; others it copies.
-
-    With copies, reading a model of 1.56 GB needed 576 MB beyond it.
-    """
-    alignment, size = 64, int(np.prod(shape)) * np.dtype(dtype).itemsize
-    buffer = np.empty(size + alignment, np.uint8)
-    start = -buffer.ctypes.data % alignment
-    return buffer[start : start + size].view(dtype).reshape(shape)
-
-
-def _read_part(place: _Place, shape, bounds):
-    """Reads [start, stop) of every axis of one parameter of one layer."""
-    tensor, bounds = place.tensor, list(bounds)
-    first = tensor.part * shape[0]
-    bounds[0] = (first + bounds[0][0], first + bounds[0][1])
-    flipped = tensor.transposed and len(shape) == 2
-    slices = tuple(slice(*bound) for bound in (bounds[::-1] if flipped else bounds))
-    part = place.stored.read(slices)
-    return part.T if flipped else part
 
 
 def _stored_tensors(params: Params, config: ModelConfig, family: Family):

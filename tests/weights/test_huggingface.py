@@ -22,7 +22,7 @@ from ssjax.errors import UserError
 from ssjax.models.lora import split_trainable
 from ssjax.models.parameters import flatten, merge, resplit_layers, unflatten
 from ssjax.parallel import partitioning
-from ssjax.weights import adapter, checkpoint, huggingface, tensor_files
+from ssjax.weights import adapter, checkpoint, huggingface, slices, tensor_files
 from ssjax.weights.base import open_base
 
 CONFIG = ModelConfig(
@@ -96,15 +96,15 @@ def test_a_device_reads_its_own_slices(directory, params, monkeypatch):
     name, shape = "trunk/layers/mlp/up_proj/weight", (2, 40, 24)
     places = huggingface._places(source, CONFIG, name, shape, 2)
     asked = []
-    original = huggingface._read_part
+    original = slices._read_part
 
     def recording(place, shape, bounds):
         part = original(place, shape, bounds)
         asked.append((place.stored.name, part.shape))
         return part
 
-    monkeypatch.setattr(huggingface, "_read_part", recording)
-    callback = huggingface._reader(places, shape, np.float32)
+    monkeypatch.setattr(slices, "_read_part", recording)
+    callback = slices.reader(places, shape, np.float32)
     index = (slice(1, 2), slice(10, 20), slice(None))
     np.testing.assert_array_equal(callback(index), np.asarray(flatten(params)[name])[index])
     assert asked == [("model.layers.1.mlp.up_proj.weight", (10, 24))]
@@ -264,7 +264,7 @@ def test_what_a_dtype_cannot_hold_is_named(directory, dtype, value, fits):
 
 def test_a_device_checks_what_it_reads(directory, monkeypatch):
     """On a mesh no device sees the whole tensor; that of the wrong value names it."""
-    monkeypatch.setattr(huggingface, "_CHUNK", 7)
+    monkeypatch.setattr(slices, "_CHUNK", 7)
     change_tensors(lambda t: t[EMBED].__setitem__((11, 23), np.nan))(directory)
     source = huggingface.open_source(directory)
     mesh = partitioning.make_mesh(MeshConfig(1, 2, 4), jax.devices()[:8])
