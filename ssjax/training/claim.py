@@ -19,7 +19,7 @@ from ssjax.files import manifest
 from ssjax.files.reading import read_json_object, to_json
 from ssjax.files.writing import write_atomic
 from ssjax.parallel import distributed
-from ssjax.weights import checkpoint
+from ssjax.weights import checkpoint, saved_steps
 from ssjax.weights.base import read_config
 from ssjax.weights.load import check_tokenizer
 
@@ -107,7 +107,7 @@ def _check_data(workdir, config, about, digests) -> None:
                 "what it was trained on; give that data with --config.data.path, or choose another "
                 "--config.workdir"
             )
-    elif checkpoint.steps(workdir / "checkpoints"):
+    elif saved_steps.steps(workdir / "checkpoints"):
         messages.say_once(
             f"{workdir} was begun by an older version, which kept no digest of its data; {where} "
             "is taken for the same"

@@ -14,15 +14,9 @@ directory, (2) random initialisation.
 """
 
 import contextlib
-import functools
 import itertools
-import json
-import logging
-import math
 import queue
-import re
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,7 +24,6 @@ from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
-from absl import logging as absl_logging
 from orbax.checkpoint import v1 as ocp
 
 from ssjax.errors import DamagedError, StorageError, UserError
@@ -39,13 +32,10 @@ from ssjax.files.writing import make_directory, storage_error
 from ssjax.messages import say, say_once
 from ssjax.models.parameters import Params, flatten
 from ssjax.parallel import distributed
-
-_BEST_METRIC = "validation_loss"
-_METRICS_FILE = "metrics/metrics"  # where Orbax writes it
+from ssjax.weights.orbax_errors import hush, logged, reason
+from ssjax.weights.saved_steps import BEST_METRIC, damage_error, metrics_damage, steps
 
 Read = TypeVar("Read")
-
-_logged: list[Exception] = []  # failures of Orbax in the background
 
 
 class State(Protocol):
@@ -72,7 +62,7 @@ class Checkpoints:
     def __init__(
         self, directory: Path, *, keep_latest: int, keep_best: int, about: Mapping[str, Any]
     ):
-        _hush()
+        hush()
         policies = ocp.training.preservation_policies
         context = ocp.Context()
         # Called when all files are written, before the rename. A function, since Orbax copies its
@@ -87,7 +77,7 @@ class Checkpoints:
             [
                 policies.LatestN(keep_latest),
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[_BEST_METRIC],
+                    get_metric_fn=lambda metrics: metrics[BEST_METRIC],
                     reverse=True,
                     n=keep_best,
                     keep_checkpoints_without_metrics=False,
@@ -104,7 +94,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             )
         except Exception as error:
-            raise DamagedError(f"{directory} cannot be opened ({_reason(error)})") from None
+            raise DamagedError(f"{directory} cannot be opened ({reason(error)})") from None
 
     def __enter__(self):
         return self
@@ -148,7 +138,7 @@ class Checkpoints:
           UserError: this save or the one before failed; what was saved earlier is as it was.
         """
         self.wait()
-        self._step, self._logged = int(state.step), len(_logged)
+        self._step, self._logged = int(state.step), len(logged)
         try:
             self._checkpointer.save_checkpointables_async(
                 self._step,
@@ -158,7 +148,7 @@ class Checkpoints:
                     "config": config,
                     "tokenizer": {k: np.frombuffer(v, np.uint8) for k, v in tokenizer.items()},
                 },
-                metrics=None if validation_loss is None else {_BEST_METRIC: validation_loss},
+                metrics=None if validation_loss is None else {BEST_METRIC: validation_loss},
             )
         except Exception as error:
             raise self._not_saved(error) from None
@@ -197,8 +187,8 @@ class Checkpoints:
                 if (error := ended.get(timeout=0.5)) is None:
                     return None
                 raise error
-            if len(_logged) > self._logged:
-                raise _logged[-1]
+            if len(logged) > self._logged:
+                raise logged[-1]
 
     def _write_manifest(self):
         [directory] = self._unfinished()
@@ -213,10 +203,10 @@ class Checkpoints:
             for directory in self._unfinished():
                 shutil.rmtree(directory, ignore_errors=True)  # what is there may fill the disk
         saved = [str(step) for step in steps(self._directory) if step != self._step]
-        reason = _reason(error)
-        kind = StorageError if isinstance(error, TimeoutError) else storage_error(reason)
+        why = reason(error)
+        kind = StorageError if isinstance(error, TimeoutError) else storage_error(why)
         return kind(
-            f"checkpoint {self._directory / str(self._step)} could not be saved ({reason}); "
+            f"checkpoint {self._directory / str(self._step)} could not be saved ({why}); "
             f"earlier ones are as they were: {', '.join(saved) or 'none'}; make room or mend the "
             "place, and run the same command to go on from there"
         )
@@ -260,7 +250,7 @@ def restore(directory: Path, state: State) -> tuple[State, dict[str, int]] | Non
             "back, or remove that directory to train from the start"
         )
     # Orbax looks at the metrics of all when it opens the directory.
-    damaged |= {step: problem for step in left if (problem := _metrics_damage(directory, step))}
+    damaged |= {step: problem for step in left if (problem := metrics_damage(directory, step))}
     distributed.first(lambda: _set_aside(directory, damaged))
     return restored and (restored["state"], restored["data"])
 
@@ -272,32 +262,6 @@ def read_about(directory: Path) -> dict[str, Any] | None:
     """
     found = (manifest.about(directory / str(step)) for step in reversed(steps(directory)))
     return next((about for about in found if about is not None), None)
-
-
-def find_step(directory: Path, which: str) -> int:
-    """Resolves "latest", "best" (lowest validation loss) or a number to a saved step.
-
-    Raises:
-      UserError: there is no such checkpoint.
-      DamagedError: it cannot be told which is the best.
-    """
-    if not directory.is_dir():
-        raise UserError(f"{directory.parent} holds no checkpoints; is it the workdir of a run?")
-    saved = steps(directory)
-    if which == "latest" and saved:
-        return saved[-1]
-    if which == "best":
-        for step in saved:
-            if problem := _metrics_damage(directory, step):
-                raise _damaged(directory, step, problem)
-        losses = {step: _validation_loss(directory / str(step)) for step in saved}
-        measured = {step: loss for step, loss in losses.items() if loss is not None}
-        if measured:
-            return min(measured, key=measured.get)
-    if _is_step(which) and int(which) in saved:
-        return int(which)
-    names = ", ".join(map(str, saved)) or "none"
-    raise UserError(f"no checkpoint {which!r} in {directory}; steps saved: {names}")
 
 
 def load_params(directory: Path, step: int, params: Params) -> Params:
@@ -320,7 +284,7 @@ def load_params(directory: Path, step: int, params: Params) -> Params:
             ],
         )
     except DamagedError as error:
-        raise _damaged(directory, step, str(error)) from None
+        raise damage_error(directory, step, str(error)) from None
 
 
 def save_model(path: Path, params: Params) -> None:
@@ -329,12 +293,12 @@ def save_model(path: Path, params: Params) -> None:
     Raises:
       UserError: they cannot be written.
     """
-    _hush()
+    hush()
     try:
         ocp.save(path.absolute(), params)
     except Exception as error:
-        reason = _reason(error)
-        raise storage_error(reason)(f"cannot write {path} ({reason})") from None
+        why = reason(error)
+        raise storage_error(why)(f"cannot write {path} ({why})") from None
     manifest.write(path, {})
 
 
@@ -361,7 +325,7 @@ def _read(path: Path, load: Callable[[Path], Read], *, partial: bool = True) -> 
     listed = manifest.exists(path)
     if not listed:
         say_once(f"{path} was written by an older version: its files cannot be checked")
-    _hush()
+    hush()
     context = ocp.Context()
     context.pytree.loading.partial_load = partial
     try:
@@ -369,60 +333,8 @@ def _read(path: Path, load: Callable[[Path], Read], *, partial: bool = True) -> 
             return load(path.absolute())
     except Exception as error:
         if listed:
-            raise UserError(f"{path} does not hold this model ({_reason(error)})") from None
-        raise DamagedError(f"{path} cannot be read as this model ({_reason(error)})") from None
-
-
-@functools.cache
-def _hush() -> None:
-    """Leaves a failure of Orbax to the exception that it raises, which becomes one line here.
-
-    It logs the traceback as well; Python logs the errors of tasks that it leaves behind; threads of
-    TensorStore print that they came too late for its event loop, which is closed by then.
-    """
-    for logger in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
-        logger.addFilter(_is_not_orbax)
-    excepthook, unraisablehook = sys.excepthook, sys.unraisablehook
-
-    def is_late(error):
-        return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-
-    sys.excepthook = lambda *found: is_late(found[1]) or excepthook(*found)
-    sys.unraisablehook = lambda found: is_late(found.exc_value) or unraisablehook(found)
-
-
-def _is_not_orbax(record: logging.LogRecord) -> bool:
-    if "orbax" not in record.pathname + record.getMessage():
-        return True
-    if record.exc_info and isinstance(record.exc_info[1], Exception):
-        _logged.append(record.exc_info[1])
-    return False
-
-
-def _damaged(directory, step, problem) -> DamagedError:
-    others = [other for other in steps(directory) if other != step]
-    whole = [str(n) for n in others if not manifest.damage(directory / str(n))]
-    mend = f"whole: {', '.join(whole)} (--checkpoint {whole[-1]})" if whole else "no other is whole"
-    return DamagedError(f"{problem}; {mend}; the same training, started again, mends the run")
-
-
-def _metrics_damage(directory: Path, step: int) -> str:
-    path = directory / str(step)
-    problem = manifest.damage(path, only=[_METRICS_FILE])
-    if not problem:
-        try:
-            _validation_loss(path)
-        except (OSError, ValueError, TypeError, KeyError):
-            problem = f"{_METRICS_FILE} cannot be read"
-    return problem and f"{path} is damaged: {problem}"
-
-
-def _validation_loss(path: Path) -> float | None:
-    file = path / _METRICS_FILE
-    if not file.exists():
-        return None
-    loss = float(json.loads(file.read_bytes())[_BEST_METRIC])
-    return loss if math.isfinite(loss) else None
+            raise UserError(f"{path} does not hold this model ({reason(error)})") from None
+        raise DamagedError(f"{path} cannot be read as this model ({reason(error)})") from None
 
 
 def _set_aside(directory: Path, damaged: Mapping[int, str]) -> None:
@@ -437,17 +349,6 @@ def _set_aside(directory: Path, damaged: Mapping[int, str]) -> None:
         say(f"{problem}; it is set aside as {aside.name}")
 
 
-def steps(directory: Path) -> list[int]:
-    """Saved steps in rising order, damaged ones too."""
-    if not directory.is_dir():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if _is_step(path.name))
-
-
-def _is_step(name: str) -> bool:
-    return re.fullmatch("0|[1-9][0-9]{0,17}", name) is not None
-
-
 def stored_names(path: Path) -> set[str]:
     """Names of the leaves that `save_model` wrote there, as of `parameters.flatten`."""
     return set(flatten(ocp.metadata(path.absolute()).metadata))
@@ -458,14 +359,3 @@ def _abstract(tree):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
     return jax.tree.map(describe, tree)
-
-
-def _reason(error: Exception) -> str:
-    """Why, in a few words: the end of a chain of errors."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = str(error).strip() or type(error).__name__
-    if chain := re.match(r"[A-Z_]+: (.*?)( \[|$)", text):  # TensorStore's, with a specification
-        return ": ".join(chain[1].split(": ")[-2:])
-    first = text.splitlines()[0].split(". See full")[0]
-    return first if len(first) <= 200 else f"{first[:200]}..."

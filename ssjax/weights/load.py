@@ -30,7 +30,7 @@ from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.parallel import partitioning
 from ssjax.weights import adapter as adapter_lib
 from ssjax.weights import base as base_lib
-from ssjax.weights import checkpoint, huggingface
+from ssjax.weights import checkpoint, huggingface, saved_steps
 from ssjax.weights.base import Base, open_base, read_config
 from ssjax.weights.families import Family
 
@@ -182,7 +182,7 @@ def _load_run(path, checkpoint_name, base, mesh) -> Trained:
     config = read_config(path)
     tokenizer = open_tokenizer(path)
     directory = path / "checkpoints"
-    step = checkpoint.find_step(directory, checkpoint_name)
+    step = saved_steps.find_step(directory, checkpoint_name)
     check_tokenizer(path, tokenizer, manifest.about(directory / str(step)))
     model = make_model(config, tokenizer)
     wanted, _ = lora.split_trainable(abstract_params(model), config.adaptation)

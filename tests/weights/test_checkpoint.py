@@ -19,7 +19,8 @@ from ssjax.models.axes import with_shardings
 from ssjax.parallel.partitioning import one_device, replicated
 from ssjax.training.step import TrainState
 from ssjax.weights import checkpoint
-from ssjax.weights.checkpoint import Checkpoints, find_step, load_params, restore
+from ssjax.weights.checkpoint import Checkpoints, load_params, restore
+from ssjax.weights.saved_steps import find_step, steps
 
 ABOUT = {"data": {"train": "ab"}, "tokenizer": {"tokenizer.model": "cd"}}
 
@@ -95,7 +96,7 @@ def test_latest_and_best_are_kept(tmp_path):
         for step, loss in losses.items():
             save(checkpoints, step, loss)
         checkpoints.wait()
-    assert checkpoint.steps(tmp_path / "c") == [2, 5, 6]
+    assert steps(tmp_path / "c") == [2, 5, 6]
     assert find_step(tmp_path / "c", "latest") == 6
     assert find_step(tmp_path / "c", "best") == 2
     assert find_step(tmp_path / "c", "5") == 5
@@ -234,7 +235,7 @@ def test_no_whole_checkpoint_is_an_error_that_changes_nothing(saved):
     ):
         with pytest.raises(DamagedError, match="no checkpoint in .*is whole|no other is whole"):
             read()
-    assert checkpoint.steps(saved) == [2, 4]
+    assert steps(saved) == [2, 4]
 
 
 def test_a_checkpoint_of_an_older_version_is_read_and_said_once(saved, capsys):
@@ -337,5 +338,5 @@ def test_a_save_that_fails_is_one_line_and_ends_the_process(saved, limit):
     assert "6 could not be saved (" in done.stdout and "File too large)" in done.stdout
     assert "earlier ones are as they were: 2, 4, 5;" in done.stdout
     assert len(done.stdout.splitlines()) == 1
-    assert checkpoint.steps(saved) == [2, 4, 5] and not list(saved.glob("*tmp*"))
+    assert steps(saved) == [2, 4, 5] and not list(saved.glob("*tmp*"))
     assert_equal(load_params(saved, 5, params_wanted()), make_state(5).params)
