@@ -7,7 +7,7 @@ in front of a text that begins with a symbol, and symbols that no merge may cros
 
 import base64
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ssjax.data.tokenizers.settings import AddedToken
@@ -17,6 +17,15 @@ SPACE = "\u2581"  # what marks a space inside pieces
 # How the regular expressions begin that change a text where it begins; see
 # `tokenizer_json._without_space`.
 AT_START = r"\A"
+
+_BPE = {
+    "type": "BPE",
+    "dropout": None,
+    "unk_token": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "fuse_unk": True,
+}
 
 
 def describe_pieces(
@@ -35,7 +44,7 @@ def describe_pieces(
       encode: ids of a text to which no space is added, by that model.
       added: special pieces and tokens that other files add, by id.
       adds_space: whether a space is put in front of a text.
-      space_after_added: and in front of text behind an added token.
+      space_after_added: and in front of text after an added token.
       matches_special: whether special tokens are looked for in a text.
 
     Returns:
@@ -44,75 +53,84 @@ def describe_pieces(
     from sentencepiece import sentencepiece_model_pb2 as messages
 
     model = messages.ModelProto.FromString(model_bytes)
-    trainer, normalizer = model.trainer_spec, model.normalizer_spec
     kind = messages.ModelProto.SentencePiece
     pieces = [piece.piece for piece in model.pieces]
     scores = {p.piece: p.score for p in model.pieces if p.type == kind.NORMAL}
     renamed = {i for i in added if i < len(pieces) and added[i].content != pieces[i]}
-    if (
-        trainer.model_type != messages.TrainerSpec.BPE
-        or trainer.treat_whitespace_as_suffix
-        or not normalizer.escape_whitespaces
-        or any(pieces[i] in scores for i in renamed)  # still written by the model itself
-        or any(piece.type == kind.UNUSED for piece in model.pieces)
-    ):
+    still_written = any(pieces[i] in scores for i in renamed)  # by the model itself
+    is_bpe = model.trainer_spec.model_type == messages.TrainerSpec.BPE
+    if not is_bpe or still_written or not _is_usual(model):
         return None
     vocab = {piece: i for i, piece in enumerate(pieces) if i not in renamed}
     vocab |= {token.content: i for i, token in added.items()}
     symbols = [p.piece for p in model.pieces if p.type == kind.USER_DEFINED and p.piece in vocab]
     symbols.sort(key=len, reverse=True)
-    cut = None
-    if symbols:
-        others = {piece: i for piece, i in vocab.items() if piece not in symbols}
-        cut = _cut_at_symbols(symbols, others, encode)
-        if cut is None:
-            return None
-    # Looked for in the normalised text, since what lies between others is normalised apart.
-    late = {
-        token.content
-        for token in added.values()
-        if not space_after_added and (matches_special or not token.special)
-    }
+    others = {piece: i for piece, i in vocab.items() if piece not in symbols}
+    cut = _cut_at_symbols(symbols, others, encode) if symbols else None
+    if symbols and cut is None:
+        return None
+    late = [] if space_after_added else _found_late(added, matches_special)
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {
-                "id": i,
-                "content": token.content,
-                "single_word": token.single_word,
-                "lstrip": token.lstrip,
-                "rstrip": token.rstrip,
-                "normalized": token.content in late,
-                "special": token.special,
-            }
-            for i, token in sorted(added.items())
-        ],
-        "normalizer": _normalizer(normalizer, adds_space, sorted(late)),
+        "added_tokens": [_added_token(i, token, late) for i, token in sorted(added.items())],
+        "normalizer": _normalizer(model.normalizer_spec, adds_space, late),
         "pre_tokenizer": cut,
         "post_processor": None,
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-                *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if adds_space else []),
-            ],
-        },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": _unknown(added, pieces, trainer.unk_id),
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": trainer.byte_fallback,
+        "decoder": _decoder(adds_space),
+        "model": _BPE
+        | {
+            "unk_token": _unknown(added, pieces, model.trainer_spec.unk_id),
+            "byte_fallback": model.trainer_spec.byte_fallback,
             "ignore_merges": bool(symbols),
             "vocab": vocab,
             "merges": _merges(scores),
         },
+    }
+
+
+def _is_usual(model) -> bool:
+    """Whether spaces are marked in front of words, and every piece may be used."""
+    return (
+        not model.trainer_spec.treat_whitespace_as_suffix
+        and model.normalizer_spec.escape_whitespaces
+        and not any(piece.type == piece.UNUSED for piece in model.pieces)
+    )
+
+
+def _found_late(added: Mapping[int, AddedToken], matches_special: bool) -> list[str]:
+    """Tokens that are looked for in the normalised text.
+
+    What lies between others is normalised apart.
+    """
+    found = (token for token in added.values() if matches_special or not token.special)
+    return sorted({token.content for token in found})
+
+
+def _added_token(token_id: int, token: AddedToken, late: Collection[str]) -> dict[str, Any]:
+    """late: tokens that are looked for in the normalised text."""
+    return {
+        "id": token_id,
+        "content": token.content,
+        "single_word": token.single_word,
+        "lstrip": token.lstrip,
+        "rstrip": token.rstrip,
+        "normalized": token.content in late,
+        "special": token.special,
+    }
+
+
+def _decoder(adds_space: bool) -> dict[str, Any]:
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    return {
+        "type": "Sequence",
+        "decoders": [
+            {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+            *([strip] if adds_space else []),
+        ],
     }
 
 

@@ -54,11 +54,7 @@ class SentencePieceTokenizer(BaseTokenizer):
           UserError: it is not a SentencePiece model, or nothing says what ends a text.
         """
         settings = settings or read_settings({}, where)
-        if settings.tokenizer_class not in _CLASSES:
-            raise UserError(
-                f"tokenizer {where}: {CONFIG} beside it has the tokenizer_class "
-                f"{settings.tokenizer_class!r}, whose rules are not known here; {TO_JSON}"
-            )
+        _check_class(settings.tokenizer_class, where)
         self._processor, self._texts = _load(model_bytes, where)
         self._continuation, _ = _load(model_bytes + _NOTHING_IN_FRONT, where)
         if settings.add_prefix_space is False:
@@ -187,6 +183,14 @@ class _Splitter:
             yield text[end : match.start()], self._ids[match[match.lastindex]]
             end = match.end()
         yield text[end:], None
+
+
+def _check_class(name: str | None, where: str) -> None:
+    if name not in _CLASSES:
+        raise UserError(
+            f"tokenizer {where}: {CONFIG} beside it has the tokenizer_class {name!r}, whose rules "
+            f"are not known here; {TO_JSON}"
+        )
 
 
 def _load(model_bytes: bytes, where: str) -> tuple[sentencepiece.SentencePieceProcessor, list[str]]:

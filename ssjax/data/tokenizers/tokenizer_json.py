@@ -8,13 +8,11 @@ on what comes later.
 
 import collections
 import contextlib
-import functools
 import json
 import os
-import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import tokenizers
@@ -23,6 +21,7 @@ from ssjax.data.tokenizers.base import BaseTokenizer
 from ssjax.data.tokenizers.merges import describe_merges
 from ssjax.data.tokenizers.pieces import AT_START
 from ssjax.data.tokenizers.settings import CONFIG, HINT, AddedToken, Settings, read_fields
+from ssjax.data.tokenizers.token_bytes import token_decoder
 from ssjax.errors import UserError
 
 FILE = "tokenizer.json"
@@ -30,8 +29,6 @@ FILE = "tokenizer.json"
 _EMPTY = {"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}
 
 _STDERR = threading.Lock()  # it belongs to the process
-
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class JsonTokenizer(BaseTokenizer):
@@ -73,19 +70,14 @@ class JsonTokenizer(BaseTokenizer):
         if any(description.get(key) != value for key, value in changes.items()):
             description = {**description, **changes}
             library = _build(description, where, files)
-        for token in added:
-            if library.token_to_id(token["content"]) != token["id"]:
-                raise UserError(
-                    f"tokenizer {where}: added token {token['content']!r} cannot have the id "
-                    f"{token['id']}; copy all files of the tokenizer from the same model"
-                )
+        _check_added(added, library, where)
         self._description = json.dumps(description)
         # By a table of characters, which the library does not check when it is built.
         self._may_panic = "Precompiled" in json.dumps(description.get("normalizer"))
         self._library = library
         library.encode_special_tokens = True
         self._libraries = {(False, False): library}  # see _encode
-        self._decode_token = _token_decoder(_state(library, "decoder"), where)
+        self._decode_token = token_decoder(_state(library, "decoder"), where)
         self._added = {token["id"]: token["content"] for token in added}
         with _one_line(f"{where}: normalizer or pre_tokenizer"):
             self._adds_space = _adds_space(library)
@@ -282,6 +274,17 @@ def _added_tokens(
     return list(tokens.values())
 
 
+def _check_added(
+    added: Iterable[Mapping[str, Any]], library: tokenizers.Tokenizer, where: str
+) -> None:
+    for token in added:
+        if library.token_to_id(token["content"]) != token["id"]:
+            raise UserError(
+                f"tokenizer {where}: added token {token['content']!r} cannot have the id "
+                f"{token['id']}; copy all files of the tokenizer from the same model"
+            )
+
+
 def _flags(token: AddedToken | tokenizers.AddedToken) -> dict[str, Any]:
     """An entry of added_tokens, without its id."""
     normalized = not token.special if token.normalized is None else token.normalized
@@ -352,56 +355,3 @@ def _without_space(component: dict[str, Any] | None) -> dict[str, Any] | None:
         kept = [_without_space(member) for member in members]
         return {**component, key: [member for member in kept if member is not None]}
     return component
-
-
-def _token_decoder(decoder: dict[str, Any] | None, where: str) -> Callable[[str], bytes]:
-    """What a token of the vocabulary stands for, given the decoder of a tokenizer.json.
-
-    Raises:
-      UserError: the decoder has a step that is neither byte-level nor SentencePiece's.
-    """
-    members = [decoder or {"type": "none"}]
-    if members[0]["type"] == "Sequence":
-        members = members[0]["decoders"]
-    kinds = {member["type"] for member in members}
-    if kinds == {"ByteLevel"}:
-        return _from_byte_level
-    # Strip takes off the space that encoding added, which `decode` does; Fuse joins tokens.
-    if kinds <= {"Replace", "Metaspace", "ByteFallback", "Fuse", "Strip"}:
-        marks = []
-        for member in members:
-            if member["type"] == "Replace" and "String" in member["pattern"]:
-                marks.append((member["pattern"]["String"], member["content"]))
-            elif member["type"] == "Metaspace":
-                marks.append((member["replacement"], " "))
-        return functools.partial(_from_marked, tuple(marks), "ByteFallback" in kinds)
-    raise UserError(
-        f"tokenizer {where}: {FILE} has the decoder {', '.join(sorted(kinds))}, which is not "
-        "supported; use a model with a byte-level or SentencePiece tokenizer"
-    )
-
-
-def _from_marked(marks: tuple[tuple[str, str], ...], byte_fallback: bool, token: str) -> bytes:
-    """SentencePiece's way: marks for spaces, and <0x0A> for a byte outside the vocabulary."""
-    if byte_fallback and (match := _BYTE.fullmatch(token)):
-        return bytes([int(match[1], 16)])
-    for mark, text in marks:
-        token = token.replace(mark, text)
-    return token.encode()
-
-
-def _from_byte_level(token: str) -> bytes:
-    """GPT-2's way: a printable character for each byte."""
-    byte_of = _byte_of_character()
-    if byte_of.keys() >= set(token):
-        return bytes(byte_of[character] for character in token)
-    return token.encode()  # a token that was put into the vocabulary by hand
-
-
-@functools.cache
-def _byte_of_character() -> dict[str, int]:
-    """Printable bytes stand for themselves, the others follow from U+0100 on, in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    characters = {chr(byte): byte for byte in printable}
-    return characters | {chr(256 + i): byte for i, byte in enumerate(others)}
