@@ -96,7 +96,7 @@ def read_addition(directory: Path, family: Family | None) -> Addition:
     """
     values = _read_values(directory)
     config = _read_config(values)
-    base = values.text("base_fingerprint")
+    base = values.text("base_fingerprint", None)
     if values.values.get("format") != _FORMAT or base is None:
         raise UserError(
             f"{values.where}: not of format {_FORMAT}, which this version reads; export it again"
@@ -123,9 +123,9 @@ def _read_values(directory: Path) -> Fields:
 
 
 def _read_config(values: Fields) -> Config:
-    config = values.object("config").values
+    config = values.group("config").values
     if not config:
-        raise values.error("config", "an object", None)
+        raise values.wrong("config", "an object")
     try:
         return config_lib.from_dict(config)
     except UserError as error:

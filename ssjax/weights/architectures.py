@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ssjax.config.ranges import INT32_MAX
-from ssjax.files.objects import ConfigJson
+from ssjax.files.objects import Fields
 
 # Layers, and channels of a head: far beyond any model, and few enough to be gone through.
 _MOST_LAYERS = 10_000
@@ -25,24 +25,24 @@ _ACTIVATIONS = {
 }
 
 
-def _activation(values: ConfigJson, key: str, default: str) -> str:
+def _activation(values: Fields, key: str, default: str) -> str:
     name = values.text(key, default)
     if name not in _ACTIVATIONS:
         raise values.wrong(key, f"an activation that is supported: {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 
-def _rope_group(values: ConfigJson, now: ConfigJson) -> ConfigJson:
+def _rope_group(values: Fields, now: Fields) -> Fields:
     """Rotary settings stand in one group since transformers 5, before that in "rope_scaling"."""
     before = values.group("rope_scaling")
-    if not before.content or before.content == now.content:
+    if not before.values or before.values == now.values:
         return now
-    if now.content:
+    if now.values:
         raise values.wrong("rope_scaling", f'what "{now.prefix.removesuffix(".")}" says')
     return before
 
 
-def _rope(values: ConfigJson, rope: ConfigJson, theta: float = 10_000.0) -> dict[str, Any]:
+def _rope(values: Fields, rope: Fields, theta: float = 10_000.0) -> dict[str, Any]:
     """Fields of the rotary positions.
 
     Args:
@@ -76,7 +76,7 @@ def _rope(values: ConfigJson, rope: ConfigJson, theta: float = 10_000.0) -> dict
     return fields
 
 
-def _original_positions(values: ConfigJson, rope: ConfigJson) -> int:
+def _original_positions(values: Fields, rope: Fields) -> int:
     """As in transformers, one beside the group goes first."""
     key = "original_max_position_embeddings"
     if values.has(key):
@@ -84,7 +84,7 @@ def _original_positions(values: ConfigJson, rope: ConfigJson) -> int:
     return rope.whole(key) if rope.has(key) else values.whole("max_position_embeddings")
 
 
-def _whole_rope(values: ConfigJson) -> dict[str, Any]:
+def _whole_rope(values: Fields) -> dict[str, Any]:
     """Rotary positions of whole heads, the same in all layers."""
     rope = _rope_group(values, values.group("rope_parameters"))
     for group in (values, rope):
@@ -92,7 +92,7 @@ def _whole_rope(values: ConfigJson) -> dict[str, Any]:
     return _rope(values, rope)
 
 
-def _sizes(values: ConfigJson, head_dim: int | None = None) -> dict[str, Any]:
+def _sizes(values: Fields, head_dim: int | None = None) -> dict[str, Any]:
     """The keys that nearly all families share.
 
     Args:
@@ -118,7 +118,7 @@ def _sizes(values: ConfigJson, head_dim: int | None = None) -> dict[str, Any]:
     }
 
 
-def _head_dim(values: ConfigJson, heads: str, width: str) -> int:
+def _head_dim(values: Fields, heads: str, width: str) -> int:
     """The width of the model over its heads."""
     head_dim = values.whole(width) // values.whole(heads)
     if head_dim % 2 or not 0 < head_dim <= _WIDEST_HEAD:
@@ -127,11 +127,11 @@ def _head_dim(values: ConfigJson, heads: str, width: str) -> int:
     return head_dim
 
 
-def _epsilon(values: ConfigJson, key: str, default: float) -> float:
+def _epsilon(values: Fields, key: str, default: float) -> float:
     return values.number(key, default, most=0.5)
 
 
-def _rotary_sizes(values: ConfigJson, head_dim: int | None = None) -> dict[str, Any]:
+def _rotary_sizes(values: Fields, head_dim: int | None = None) -> dict[str, Any]:
     """Sizes of a decoder with rotary positions, RMS norms and a gated MLP."""
     return _sizes(values, head_dim) | {
         "mlp_dim": values.whole("intermediate_size"),
@@ -142,7 +142,7 @@ def _rotary_sizes(values: ConfigJson, head_dim: int | None = None) -> dict[str, 
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
-def _local_layers(values: ConfigJson, is_local: Callable[[int], bool]) -> tuple[int, ...]:
+def _local_layers(values: Fields, is_local: Callable[[int], bool]) -> tuple[int, ...]:
     """Which layers see a window; `layer_types` of newer files goes before the family's rule."""
     layers = range(values.whole("num_hidden_layers", most=_MOST_LAYERS))
     if not values.has("layer_types"):
@@ -155,13 +155,13 @@ def _local_layers(values: ConfigJson, is_local: Callable[[int], bool]) -> tuple[
     return tuple(layer for layer in layers if types[layer] == "sliding_attention")
 
 
-def _windows(values: ConfigJson, is_local: Callable[[int], bool]) -> dict[str, Any]:
+def _windows(values: Fields, is_local: Callable[[int], bool]) -> dict[str, Any]:
     """The window, and which layers have it."""
     local = _local_layers(values, is_local)
     return {"window": values.whole("sliding_window"), "local_layers": local} if local else {}
 
 
-def _llama_like(values: ConfigJson, head_dim: int | None = None) -> dict[str, Any]:
+def _llama_like(values: Fields, head_dim: int | None = None) -> dict[str, Any]:
     """What Llama, Mistral and Qwen have in common; no biases."""
     return {
         **_rotary_sizes(values, head_dim),
@@ -171,18 +171,18 @@ def _llama_like(values: ConfigJson, head_dim: int | None = None) -> dict[str, An
     }
 
 
-def _attention_biases(values: ConfigJson) -> dict[str, Any]:
+def _attention_biases(values: Fields) -> dict[str, Any]:
     bias = values.flag("attention_bias", False)
     return {"qkv_bias": bias, "output_bias": bias}
 
 
-def llama(values: ConfigJson) -> dict[str, Any]:
+def llama(values: Fields) -> dict[str, Any]:
     """Llama, and what has its form."""
     mlp_bias = values.flag("mlp_bias", False)
     return _llama_like(values) | _attention_biases(values) | {"mlp_bias": mlp_bias}
 
 
-def mistral(values: ConfigJson) -> dict[str, Any]:
+def mistral(values: Fields) -> dict[str, Any]:
     """Mistral."""
     values = values.with_defaults(sliding_window=4096, num_key_value_heads=8)
     every = values.has("sliding_window")
@@ -192,7 +192,7 @@ def mistral(values: ConfigJson) -> dict[str, Any]:
     return fields
 
 
-def _qwen(values: ConfigJson, head_dim: int | None = None) -> dict[str, Any]:
+def _qwen(values: Fields, head_dim: int | None = None) -> dict[str, Any]:
     values = values.with_defaults(sliding_window=4096, num_key_value_heads=32)
     first_local = values.whole("max_window_layers", 28, least=0)
     used = values.flag("use_sliding_window", False) and values.has("sliding_window")
@@ -202,17 +202,17 @@ def _qwen(values: ConfigJson, head_dim: int | None = None) -> dict[str, Any]:
     return _llama_like(values, head_dim) | windows
 
 
-def qwen2(values: ConfigJson) -> dict[str, Any]:
+def qwen2(values: Fields) -> dict[str, Any]:
     """Qwen2 and 2.5."""
     return _qwen(values) | {"qkv_bias": True}
 
 
-def qwen3(values: ConfigJson) -> dict[str, Any]:
+def qwen3(values: Fields) -> dict[str, Any]:
     """Qwen3."""
     return _qwen(values, 128) | _attention_biases(values) | {"query_key_norm": True}
 
 
-def _gemma_like(values: ConfigJson) -> dict[str, Any]:
+def _gemma_like(values: Fields) -> dict[str, Any]:
     """What all Gemmas have in common."""
     values.refuse(use_bidirectional_attention=False)
     return {
@@ -224,10 +224,10 @@ def _gemma_like(values: ConfigJson) -> dict[str, Any]:
     }
 
 
-def gemma(values: ConfigJson) -> dict[str, Any]:
+def gemma(values: Fields) -> dict[str, Any]:
     """Gemma."""
     # The first files say "gelu" and were trained with its tanh form; a later key says so.
-    first = values.content.get("hidden_act") == "gelu"
+    first = values.values.get("hidden_act") == "gelu"
     activation = "gelu_tanh" if first else _activation(values, "hidden_act", "gelu_pytorch_tanh")
     key = "hidden_activation"
     if values.has(key) and _activation(values, key, "") != activation:
@@ -236,7 +236,7 @@ def gemma(values: ConfigJson) -> dict[str, Any]:
     return _gemma_like(sizes) | _whole_rope(values) | {"activation": activation}
 
 
-def _gemma2_like(values: ConfigJson) -> dict[str, Any]:
+def _gemma2_like(values: Fields) -> dict[str, Any]:
     """What Gemma 2 and 3 have in common."""
     return {
         **_gemma_like(values.with_defaults(num_key_value_heads=4)),
@@ -247,7 +247,7 @@ def _gemma2_like(values: ConfigJson) -> dict[str, Any]:
     }
 
 
-def gemma2(values: ConfigJson) -> dict[str, Any]:
+def gemma2(values: Fields) -> dict[str, Any]:
     """Gemma 2."""
     values = values.with_defaults(
         sliding_window=4096, attn_logit_softcapping=50.0, final_logit_softcapping=30.0
@@ -260,7 +260,7 @@ def gemma2(values: ConfigJson) -> dict[str, Any]:
     }
 
 
-def gemma3(values: ConfigJson) -> dict[str, Any]:
+def gemma3(values: Fields) -> dict[str, Any]:
     """The text model of Gemma 3."""
     values = values.with_defaults(sliding_window=4096)
     if values.has("attn_logit_softcapping"):
@@ -269,7 +269,7 @@ def gemma3(values: ConfigJson) -> dict[str, Any]:
         raise values.group("rope_scaling").wrong("type", 'left out: "rope_type" says it')
     period = values.whole("sliding_window_pattern", 6)
     rope = values.group("rope_parameters")
-    for key in rope.content:
+    for key in rope.values:
         if key not in _LAYER_TYPES:
             raise rope.wrong(key, f"in a group {' or '.join(_LAYER_TYPES)}: each has its own")
     local = rope.group("sliding_attention")
@@ -289,7 +289,7 @@ def gemma3(values: ConfigJson) -> dict[str, Any]:
     }
 
 
-def opt(values: ConfigJson) -> dict[str, Any]:
+def opt(values: Fields) -> dict[str, Any]:
     """OPT."""
     values.refuse(layer_norm_elementwise_affine=True)
     before = values.flag("do_layer_norm_before", True)
@@ -321,7 +321,7 @@ def opt(values: ConfigJson) -> dict[str, Any]:
     }
 
 
-def phi(values: ConfigJson) -> dict[str, Any]:
+def phi(values: Fields) -> dict[str, Any]:
     """Phi 1, 1.5 and 2."""
     values.refuse(qk_layernorm=False)
     rope = _rope_group(values, values.group("rope_parameters"))
@@ -351,7 +351,7 @@ def phi(values: ConfigJson) -> dict[str, Any]:
     }
 
 
-def gpt2(values: ConfigJson) -> dict[str, Any]:
+def gpt2(values: Fields) -> dict[str, Any]:
     """GPT-2."""
     values.refuse(
         scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ssjax.errors import UserError
-from ssjax.files.objects import ConfigJson, show
+from ssjax.files.objects import Fields, show
 from ssjax.weights import architectures, naming
 from ssjax.weights.naming import Tensor
 
@@ -26,7 +26,7 @@ class Family:
 
     name: str
     architectures: tuple[str, ...]  # as config.json names them
-    read_fields: Callable[[ConfigJson], dict[str, Any]]  # config.json -> fields of ModelConfig
+    read_fields: Callable[[Fields], dict[str, Any]]  # config.json -> fields of ModelConfig
     tensors: Mapping[str, Tensor]
     prefix: str  # of the tensor names, which some files leave out
 
@@ -39,7 +39,7 @@ class Family:
         Raises:
           UserError: a key is missing or has a value that we do not compute; names both.
         """
-        config = ConfigJson(values)
+        config = Fields(values)
         if config.has("quantization_config"):
             raise config.wrong("quantization_config", f"left out: {DEQUANTISE}")
         if config.has("per_layer_config"):
@@ -58,7 +58,7 @@ def find_family(values: Mapping[str, Any], where: str) -> Family:
     Raises:
       UserError: none of ours, or two of them.
     """
-    config = ConfigJson(values)
+    config = Fields(values)
     try:
         architectures, kind = config.texts("architectures"), config.text("model_type", "")
     except UserError as error:

@@ -65,7 +65,7 @@ def describe_merges(files: Mapping[str, bytes], settings: Settings, where: str) 
     vocab = fields.values
     for token, token_id in vocab.items():
         if type(token_id) is not int or token_id < 0:
-            raise fields.error(token, "the id of a token", token_id)
+            raise fields.wrong(token, "the id of a token")
     lines = split_lines(decode_text(files[MERGES_FILE], f"{where}/{MERGES_FILE}"))
     own_class = _class_of_vocabulary(vocab, settings)
     name = settings.tokenizer_class or _inferred_class(own_class, settings, where)

@@ -83,19 +83,19 @@ def read_settings(files: Mapping[str, bytes], where: str) -> Settings:
         # A run directory has a config.json of its own.
         model = Fields({}, model.where, HINT)
     named = {role: _token_text(tokens_map, role) for role in ROLES}
-    named |= {role: _token_text(config, role) for role in ROLES if role in config}
+    named |= {role: _token_text(config, role) for role in ROLES if role in config.values}
     bos_ids = generation.ids("bos_token_id") or model.ids("bos_token_id")
-    tokenizer_class = config.text("tokenizer_class") or model.text("tokenizer_class")
+    tokenizer_class = config.text("tokenizer_class", None) or model.text("tokenizer_class", None)
     return Settings(
         tokenizer_class=tokenizer_class and tokenizer_class.removesuffix("Fast"),
-        model_type=model.text("model_type"),
+        model_type=model.text("model_type", None),
         special_tokens={role: token for role, token in named.items() if token is not None},
         more_special=_more_special(tokens_map) | _more_special(config),
         added_tokens=_added_tokens(config, read_fields(files, _ADDED, where)),
-        add_bos=config.flag("add_bos_token"),
-        add_prefix_space=config.flag("add_prefix_space"),
+        add_bos=config.flag("add_bos_token", None),
+        add_prefix_space=config.flag("add_prefix_space", None),
         # Files from before the key was introduced mean what it calls legacy.
-        space_after_special=bool(config.values) and config.flag("legacy") is not False,
+        space_after_special=bool(config.values) and config.flag("legacy", None) is not False,
         chat_template=_chat_template(files, config, where),
         bos_id=bos_ids[0] if bos_ids else None,
         generation_eos_ids=generation.ids("eos_token_id"),
@@ -154,18 +154,18 @@ def _token_text(fields: Fields, key: str) -> str | None:
     """A special token, given as its text or as an object that holds it."""
     value = fields.values.get(key)
     if not isinstance(value, dict):
-        return fields.text(key) or None
-    content = fields.object(key).text("content")
+        return fields.text(key, None) or None
+    content = fields.group(key).text("content", None)
     if content is None:
-        raise fields.error(key, "a token", value)
+        raise fields.wrong(key, "a token")
     return content or None
 
 
 def _more_special(fields: Fields) -> frozenset[str]:
     tokens = set()
     for key in ("additional_special_tokens", "extra_special_tokens"):
-        for name, member in fields.members(key):
-            tokens.add(_token_text(Fields({name: member}, fields.where, HINT), name))
+        members = fields.members(key)
+        tokens |= {_token_text(members, name) for name in members.values}
     return frozenset(tokens - {None})
 
 
@@ -174,21 +174,21 @@ def _added_tokens(config: Fields, older: Fields) -> dict[int, AddedToken]:
     for text in older.values:
         ids = older.ids(text)
         if len(ids) != 1 or ids[0] < 0:
-            raise older.error(text, "the id of a token", older.values[text])
+            raise older.wrong(text, "the id of a token")
         tokens[ids[0]] = AddedToken(text, special=False)
-    decoder = config.object("added_tokens_decoder")
-    for key, value in decoder.values.items():
-        token_id, token = parse_id(key), decoder.object(key)
-        content = token.text("content")
+    decoder = config.group("added_tokens_decoder")
+    for key in decoder.values:
+        token_id, token = parse_id(key), decoder.group(key)
+        content = token.text("content", None)
         if token_id is None or not content:
-            raise decoder.error(key, "a token under its id", value)
+            raise decoder.wrong(key, "a token under its id")
         tokens[token_id] = AddedToken(
             content,
-            special=bool(token.flag("special")),
-            lstrip=bool(token.flag("lstrip")),
-            rstrip=bool(token.flag("rstrip")),
-            single_word=bool(token.flag("single_word")),
-            normalized=token.flag("normalized"),
+            special=bool(token.flag("special", None)),
+            lstrip=bool(token.flag("lstrip", None)),
+            rstrip=bool(token.flag("rstrip", None)),
+            single_word=bool(token.flag("single_word", None)),
+            normalized=token.flag("normalized", None),
         )
     id_of: dict[str, int] = {}
     for token_id, token in tokens.items():
@@ -205,9 +205,10 @@ def _chat_template(files: Mapping[str, bytes], config: Fields, where: str) -> st
     if TEMPLATE in files:
         return decode_text(files[TEMPLATE], f"{where}/{TEMPLATE}") or None
     if not isinstance(config.values.get("chat_template"), list):
-        return config.text("chat_template") or None
+        return config.text("chat_template", None) or None
     named = {}  # several, with names
-    for key, member in config.members("chat_template"):
-        entry = Fields({key: member}, config.where, HINT).object(key)
-        named.setdefault(entry.text("name"), entry.text("template"))
+    members = config.members("chat_template")
+    for name in members.values:
+        entry = members.group(name)
+        named.setdefault(entry.text("name", None), entry.text("template", None))
     return named.get("default", next(iter(named.values()), None))

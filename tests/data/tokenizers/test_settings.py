@@ -25,15 +25,20 @@ BOS_FIRST = {
         {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True},
         {
             "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
-                       {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}},
-                     {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0],
-                                                 "tokens": ["<|endoftext|>"]}},
+            "single": [
+                {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {
+                "<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+            },
         },
     ],
-}  # fmt: skip
+}
 
 
 def hf(model_type="some", **values):
@@ -56,49 +61,135 @@ FAMILIES = {
     "Phi-3": (llama(post_processor=None) | config(add_bos_token=False), (), (2,), 2),
     "Phi-3, SentencePiece": (sentencepiece() | config(add_bos_token=False), (), (3,), 0),
     "the flag without a post-processor": (
-        llama(post_processor=None) | config(add_bos_token=True, bos_token="<s>"), (1,), (2,), 2),
+        llama(post_processor=None) | config(add_bos_token=True, bos_token="<s>"),
+        (1,),
+        (2,),
+        2,
+    ),
     "the flag over the post-processor": (
-        llama() | config(add_bos_token=False, bos_token="<s>", eos_token="</s>"), (), (2,), 2),
-    "Mistral": (metaspace() | config(add_bos_token=True, bos_token={"content": "<s>"}),
-                (1,), (2,), 2),
-    "Qwen": (byte_level() | config(bos_token=None, add_bos_token=False, eos_token="<|im_end|>",
-                                   pad_token="<|endoftext|>")
-             | {"generation_config.json": as_json({"eos_token_id": [2, 0], "bos_token_id": 0}),
-                "config.json": hf(bos_token_id=0, eos_token_id=2)}, (), (2, 0), 0),
-    "Qwen without its bos": (byte_level() | config(add_bos_token=True, eos_token="<|im_end|>"),
-                             (), (2,), 2),
-    "Llama 3": (byte_level(post_processor=BOS_FIRST) | config(eos_token="<|im_end|>")
-                | {"generation_config.json": as_json({"eos_token_id": [1, 2]})},
-                (0,), (2, 1), 2),
+        llama() | config(add_bos_token=False, bos_token="<s>", eos_token="</s>"),
+        (),
+        (2,),
+        2,
+    ),
+    "Mistral": (
+        metaspace() | config(add_bos_token=True, bos_token={"content": "<s>"}),
+        (1,),
+        (2,),
+        2,
+    ),
+    "Qwen": (
+        byte_level()
+        | config(
+            bos_token=None, add_bos_token=False, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+        )
+        | {
+            "generation_config.json": as_json({"eos_token_id": [2, 0], "bos_token_id": 0}),
+            "config.json": hf(bos_token_id=0, eos_token_id=2),
+        },
+        (),
+        (2, 0),
+        0,
+    ),
+    "Qwen without its bos": (
+        byte_level() | config(add_bos_token=True, eos_token="<|im_end|>"),
+        (),
+        (2,),
+        2,
+    ),
+    "Llama 3": (
+        byte_level(post_processor=BOS_FIRST)
+        | config(eos_token="<|im_end|>")
+        | {"generation_config.json": as_json({"eos_token_id": [1, 2]})},
+        (0,),
+        (2, 1),
+        2,
+    ),
     "GPT-2": (GPT2_LIKE | {"config.json": hf("gpt2", bos_token_id=0, eos_token_id=0)}, (), (0,), 0),
     "GPT-2, bare": (GPT2_LIKE, (), (0,), 0),
-    "Phi-1.5": (GPT2_LIKE | config(bos_token="<|endoftext|>", eos_token="<|endoftext|>")
-                | {"config.json": hf("phi", bos_token_id=None, eos_token_id=None)}, (), (0,), 0),
-    "OPT": (OPT_LIKE | config(add_bos_token=True, bos_token="</s>", eos_token="</s>",
-                              pad_token="<pad>", tokenizer_class="GPT2Tokenizer")
-            | {"config.json": hf("opt", bos_token_id=334, eos_token_id=334)}, (334,), (334,), 333),
+    "Phi-1.5": (
+        GPT2_LIKE
+        | config(bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+        | {"config.json": hf("phi", bos_token_id=None, eos_token_id=None)},
+        (),
+        (0,),
+        0,
+    ),
+    "OPT": (
+        OPT_LIKE
+        | config(
+            add_bos_token=True,
+            bos_token="</s>",
+            eos_token="</s>",
+            pad_token="<pad>",
+            tokenizer_class="GPT2Tokenizer",
+        )
+        | {"config.json": hf("opt", bos_token_id=334, eos_token_id=334)},
+        (334,),
+        (334,),
+        333,
+    ),
     "OPT, bare": (OPT_LIKE, (334,), (334,), 334),
-    "Gemma": (sentencepiece() | config(add_bos_token=True, bos_token="<s>", eos_token="</s>")
-              | {"generation_config.json": as_json({"eos_token_id": [3, 107]})}, (2,), (3, 107), 0),
+    "Gemma": (
+        sentencepiece()
+        | config(add_bos_token=True, bos_token="<s>", eos_token="</s>")
+        | {"generation_config.json": as_json({"eos_token_id": [3, 107]})},
+        (2,),
+        (3, 107),
+        0,
+    ),
     "a map of special tokens": (
-        sentencepiece() | config(added_tokens_decoder=ADDED)
-        | {"special_tokens_map.json": as_json({"eos_token": {"content": "<e1>"},
-                                               "pad_token": "<e0>"})}, (2,), (361,), 360),
+        sentencepiece()
+        | config(added_tokens_decoder=ADDED)
+        | {
+            "special_tokens_map.json": as_json(
+                {"eos_token": {"content": "<e1>"}, "pad_token": "<e0>"}
+            )
+        },
+        (2,),
+        (361,),
+        360,
+    ),
     "tokenizer_config.json over the map": (
-        sentencepiece() | config(added_tokens_decoder=ADDED, eos_token="<e2>")
-        | {"special_tokens_map.json": as_json({"eos_token": "<e1>"})}, (2,), (362,), 0),
+        sentencepiece()
+        | config(added_tokens_decoder=ADDED, eos_token="<e2>")
+        | {"special_tokens_map.json": as_json({"eos_token": "<e1>"})},
+        (2,),
+        (362,),
+        0,
+    ),
     "added_tokens.json": (
         sentencepiece() | {"added_tokens.json": as_json({"<e>": 360})} | config(eos_token="<e>"),
-        (2,), (360,), 0),
+        (2,),
+        (360,),
+        0,
+    ),
     "added to a tokenizer.json": (
-        byte_level() | config(added_tokens_decoder={"334": {"content": "<e>", "special": True}},
-                              eos_token="<e>"), (), (334,), 334),
+        byte_level()
+        | config(
+            added_tokens_decoder={"334": {"content": "<e>", "special": True}}, eos_token="<e>"
+        ),
+        (),
+        (334,),
+        334,
+    ),
     "ends of the model last, and only those that exist": (
-        sentencepiece() | {"generation_config.json": as_json({"eos_token_id": [7, 9999, -1, None]}),
-                           "config.json": hf(eos_token_id=[8, 3, 360])}, (2,), (7, 3, 8), 0),
+        sentencepiece()
+        | {
+            "generation_config.json": as_json({"eos_token_id": [7, 9999, -1, None]}),
+            "config.json": hf(eos_token_id=[8, 3, 360]),
+        },
+        (2,),
+        (7, 3, 8),
+        0,
+    ),
     "a config.json of a run": (
-        sentencepiece() | {"config.json": as_json({"eos_token_id": 8})}, (2,), (3,), 0),
-}  # fmt: skip
+        sentencepiece() | {"config.json": as_json({"eos_token_id": 8})},
+        (2,),
+        (3,),
+        0,
+    ),
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -171,12 +262,19 @@ def test_a_prefix_space_that_the_files_ask_for():
         (merges("<x>") | config(pad_token="<x>"), "<x>"),
         (merges("<x>") | config(additional_special_tokens=["<x>"]), "<x>"),
         (merges("<x>") | config(extra_special_tokens={"image_token": "<x>"}), "<x>"),
-        (merges("<x>") | {"special_tokens_map.json": as_json(
-            {"additional_special_tokens": [{"content": "<x>"}]})}, "<x>"),
+        (
+            merges("<x>")
+            | {
+                "special_tokens_map.json": as_json(
+                    {"additional_special_tokens": [{"content": "<x>"}]}
+                )
+            },
+            "<x>",
+        ),
         (OPT_LIKE, "<pad>"),
         (GPT2_LIKE, "<|endoftext|>"),
     ],
-)  # fmt: skip
+)
 def test_tokens_that_only_the_files_beside_call_special(files, token):
     tokenizer = tokenizer_from_files(files, "here")
     text = f"a{token}b"
@@ -246,11 +344,21 @@ def test_words_keep_their_spaces_where_they_are_split_first():
 
 def test_limits_in_a_tokenizer_json_do_not_cut_or_pad():
     limits = {
-        "truncation": {"direction": "Right", "max_length": 3, "strategy": "LongestFirst",
-                       "stride": 0},
-        "padding": {"strategy": {"Fixed": 50}, "direction": "Right", "pad_to_multiple_of": None,
-                    "pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"},
-    }  # fmt: skip
+        "truncation": {
+            "direction": "Right",
+            "max_length": 3,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        },
+        "padding": {
+            "strategy": {"Fixed": 50},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "<|endoftext|>",
+        },
+    }
     limited = tokenizer_from_files(byte_level(**limits), "limited")
     free = tokenizer_from_files(byte_level(), "free")
     for text in ("a", "a longer text that has more than three tokens"):
@@ -276,73 +384,142 @@ def added(**tokens):
         (byte_level(pre_tokenizer=[1]), "^tokenizer here: pre_tokenizer of tokenizer.json malf"),
         (byte_level(normalizer=3), "^tokenizer here: normalizer of tokenizer.json malformed"),
         (byte_level(post_processor="x"), "^tokenizer here: post_processor of tokenizer.json malf"),
-        (byte_level(post_processor=BOS_FIRST["processors"][1] | {"special_tokens": {}}),
-         r"^tokenizer here: post_processor of tokenizer.json malformed \("),
+        (
+            byte_level(post_processor=BOS_FIRST["processors"][1] | {"special_tokens": {}}),
+            r"^tokenizer here: post_processor of tokenizer.json malformed \(",
+        ),
         (byte_level(padding=[]), "^tokenizer here: padding of tokenizer.json malformed"),
-        (byte_level(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
-         r"^tokenizer here: normalizer of tokenizer.json malformed \(Precompiled"),
+        (
+            byte_level(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+            r"^tokenizer here: normalizer of tokenizer.json malformed \(Precompiled",
+        ),
         (merges() | {"vocab.json": b"\xff"}, "^here/vocab.json, line 1: not UTF-8"),
-        (merges() | {"vocab.json": b'{"<|endoftext|>": "b"}'}, "^here/vocab.json: <.endof.*the i"),
-        (merges() | {"vocab.json": b'{"<|endoftext|>": 0, "b": 0}', "merges.txt": b""},
-         "'<.endoftext.>' has the id 0"),
-        (merges() | {"vocab.json": b'{"<|endoftext|>": -1}'}, "^here/vocab.json: <.endof.*found"),
-        (merges() | {"vocab.json": b'{"<|endoftext|>": 4000000000}', "merges.txt": b""},
-         "has a token with the id 4000000000; copy"),
+        (
+            merges() | {"vocab.json": b'{"<|endoftext|>": "b"}'},
+            '^here/vocab.json: "<.endof.*be the i',
+        ),
+        (
+            merges() | {"vocab.json": b'{"<|endoftext|>": 0, "b": 0}', "merges.txt": b""},
+            "'<.endoftext.>' has the id 0",
+        ),
+        (merges() | {"vocab.json": b'{"<|endoftext|>": -1}'}, '^here/vocab.json: "<.endof.* is -1'),
+        (
+            merges() | {"vocab.json": b'{"<|endoftext|>": 4000000000}', "merges.txt": b""},
+            "has a token with the id 4000000000; copy",
+        ),
         (merges() | {"merges.txt": b"no"}, "^tokenizer here: vocab.json and merges.txt malformed"),
         (merges() | {"merges.txt": b"\n\xff \xff"}, "^here/merges.txt, line 2: not UTF-8"),
         (byte_level() | {"tokenizer_config.json": b"nonsense"}, "^here/tokenizer_config.json: not"),
         (byte_level() | {"generation_config.json": b"[3]"}, "generation_config.json: not a JSON o"),
         (byte_level() | {"chat_template.jinja": b"a\n\xff"}, "^here/chat_template.jinja, line 2:"),
-        (byte_level() | config(eos_token=3),
-         "^here/tokenizer_config.json: eos_token should be a text, found 3; copy it anew"),
-        (byte_level() | config(eos_token={"text": "a"}), 'eos_token should be a token, found {"te'),
-        (byte_level() | config(eos_token={"content": 3}), "eos_token: content should be a text, f"),
+        (
+            byte_level() | config(eos_token=3),
+            '^here/tokenizer_config.json: "eos_token" is 3, but must be a text; copy it anew',
+        ),
+        (byte_level() | config(eos_token={"text": "a"}), '"eos_token" is {.text.*must be a token'),
+        (
+            byte_level() | config(eos_token={"content": 3}),
+            '"eos_token.content" is 3, but must be a t',
+        ),
         (byte_level() | config(eos_token="\ud800"), "tokenizer_config.json: a text holds half of"),
         (byte_level() | config(eos_token="<e>"), "has no token '<e>', which tokenizer_config"),
         (sentencepiece() | config(eos_token="<e>"), "tokenizer.model has no token '<e>', which"),
-        (byte_level() | config(add_bos_token="false"), 'add_bos_token should be true or false, fo'),
-        (byte_level() | config(legacy=0), "legacy should be true or false, found 0"),
-        (byte_level() | config(tokenizer_class=["X"]), "tokenizer_class should be a text, found"),
-        (byte_level() | config(additional_special_tokens=3), "tokens should be a list or an objec"),
-        (byte_level() | config(additional_special_tokens=["a", 3]), r"tokens\[1\] should be a tex"),
-        (byte_level() | config(extra_special_tokens={"a": 3}), "tokens.a should be a text, found"),
-        (byte_level() | config(added_tokens_decoder=[]), "added_tokens_decoder should be an objec"),
-        (byte_level() | added(a={"content": "<e>"}), "added_tokens_decoder: a should be a token u"),
-        (byte_level() | added(**{"-1": {"content": "<e>"}}), "decoder: -1 should be a token under"),
-        (byte_level() | added(**{"\u0661": {"content": "<e>"}}), "should be a token under its id"),
-        (byte_level() | added(**{"5": None}), "decoder: 5 should be a token under its id, found n"),
-        (byte_level() | added(**{"5": {"content": "<e>", "special": "yes"}}),
-         "decoder: 5: special should be true or false"),
+        (
+            byte_level() | config(add_bos_token="false"),
+            "add_bos_token. is 'false', but must be true or",
+        ),
+        (byte_level() | config(legacy=0), '"legacy" is 0, but must be true or false'),
+        (
+            byte_level() | config(tokenizer_class=["X"]),
+            'tokenizer_class" is .*, but must be a text',
+        ),
+        (
+            byte_level() | config(additional_special_tokens=3),
+            'tokens" is 3, but must be a list or an',
+        ),
+        (
+            byte_level() | config(additional_special_tokens=["a", 3]),
+            r'tokens\[1\]" is 3, but must be a te',
+        ),
+        (
+            byte_level() | config(extra_special_tokens={"a": 3}),
+            'tokens.a" is 3, but must be a text',
+        ),
+        (
+            byte_level() | config(added_tokens_decoder=[]),
+            r'decoder" is \[\], but must be an object',
+        ),
+        (byte_level() | added(a={"content": "<e>"}), 'added_tokens_decoder.a" is {.*be a token u'),
+        (byte_level() | added(**{"-1": {"content": "<e>"}}), 'decoder.-1" is {.*be a token under'),
+        (
+            byte_level() | added(**{"\u0661": {"content": "<e>"}}),
+            "but must be a token under its id",
+        ),
+        (byte_level() | added(**{"5": None}), 'decoder.5" is null, but must be a token under'),
+        (
+            byte_level() | added(**{"5": {"content": "<e>", "special": "yes"}}),
+            "decoder.5.special. is 'yes', but must be true or false",
+        ),
         (byte_level() | added(**{"5": {"content": "x"}, "6": {"content": "x"}}), "the ids 5 and 6"),
-        (byte_level() | added(**{"9999": {"content": "<e>"}}),
-         "'<e>' cannot have the id 9999; copy all files"),
-        (byte_level() | added(**{"334": {"content": "<|im_start|>"}}),
-         "'<.im_start.>' has the id 1 in tokenizer.json and 334 beside it; copy all"),
+        (
+            byte_level() | added(**{"9999": {"content": "<e>"}}),
+            "'<e>' cannot have the id 9999; copy all files",
+        ),
+        (
+            byte_level() | added(**{"334": {"content": "<|im_start|>"}}),
+            "'<.im_start.>' has the id 1 in tokenizer.json and 334 beside it; copy all",
+        ),
         (sentencepiece() | added(**{"99999999": {"content": "<e>"}}), "has a token with the id 99"),
-        (byte_level() | {"added_tokens.json": b'{"<e>": "334"}'}, "added_tokens.json: <e> should"),
-        (byte_level() | {"added_tokens.json": b'{"\\n\\n": "x"}'}, r"json: \\n\\n should be a"),
-        (byte_level() | {"added_tokens.json": b'{"<e>": [1, 2]}'}, "<e> should be the id of a tok"),
-        *((byte_level() | {name: as_json({"model_type": "gpt2", key: value})},
-           f"^here/{name}: {key} should be a whole number or a list of them, found")
-          for name in ("generation_config.json", "config.json")
-          for key, value in (("eos_token_id", "2"), ("eos_token_id", [1, "2"]),
-                             ("eos_token_id", True), ("bos_token_id", 1.5), ("eos_token_id", {}))),
-        (byte_level() | {"special_tokens_map.json": b'{"bos_token": [1]}'},
-         "^here/special_tokens_map.json: bos_token should be a text"),
-        (byte_level() | config(chat_template=3), "chat_template should be a text, found 3"),
-        (byte_level() | config(chat_template=["a"]), r"chat_template\[0\] should be an object"),
-        (byte_level() | config(chat_template=[{"template": 3}]), "template should be a text, foun"),
+        (byte_level() | {"added_tokens.json": b'{"<e>": "334"}'}, 'added_tokens.json: "<e>" is'),
+        (byte_level() | {"added_tokens.json": b'{"\\n\\n": "x"}'}, r'json: "\\n\\n" is .x'),
+        (byte_level() | {"added_tokens.json": b'{"<e>": [1, 2]}'}, '"<e>" is .*be the id of a tok'),
+        *(
+            (
+                byte_level() | {name: as_json({"model_type": "gpt2", key: value})},
+                f'^here/{name}: "{key}" is .*, but must be a whole number or a list of them',
+            )
+            for name in ("generation_config.json", "config.json")
+            for key, value in (
+                ("eos_token_id", "2"),
+                ("eos_token_id", [1, "2"]),
+                ("eos_token_id", True),
+                ("bos_token_id", 1.5),
+                ("eos_token_id", {}),
+            )
+        ),
+        (
+            byte_level() | {"special_tokens_map.json": b'{"bos_token": [1]}'},
+            r'^here/special_tokens_map.json: "bos_token" is \[1\], but must be a text',
+        ),
+        (byte_level() | config(chat_template=3), 'chat_template" is 3, but must be a text'),
+        (
+            byte_level() | config(chat_template=["a"]),
+            r'chat_template\[0\]" is .a., but must be an object',
+        ),
+        (
+            byte_level() | config(chat_template=[{"template": 3}]),
+            'template" is 3, but must be a te',
+        ),
         (byte_level() | {"config.json": b"{"}, "^here/config.json: not JSON"),
-        (byte_level(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True}),
-         "has the decoder WordPiece, which is not supported; use a model"),
+        (
+            byte_level(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True}),
+            "has the decoder WordPiece, which is not supported; use a model",
+        ),
         (byte_level(decoder=None), "has the decoder none, which is not supported"),
-        (byte_level(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True,
-                                   "trim_offsets": True}) | config(add_prefix_space=False),
-         "add_prefix_space is true in tokenizer.json, but false in tokenizer_config.json; write"),
-        ({"vocab.json": b'{"a": 0}', "merges.txt": b""} | config(tokenizer_class="GPT2Tokenizer"),
-         r'^tokenizer here does not say which token ends a text; put {"eos_token"'),
+        (
+            byte_level(
+                pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
+            )
+            | config(add_prefix_space=False),
+            "add_prefix_space is true in tokenizer.json, but false in tokenizer_config.json; write",
+        ),
+        (
+            {"vocab.json": b'{"a": 0}', "merges.txt": b""}
+            | config(tokenizer_class="GPT2Tokenizer"),
+            r'^tokenizer here does not say which token ends a text; put {"eos_token"',
+        ),
     ],
-)  # fmt: skip
+)
 def test_malformed_files(files, message, capfd):
     with pytest.raises(UserError, match=message) as error:
         tokenizer_from_files(files, "here")
