@@ -21,11 +21,33 @@ TEXTS = [
 # Characters of 1 to 4 bytes, joined and combining ones, spaces in every place, strings that spell
 # special tokens or bytes.
 NASTY = [
-    "", " ", "  ", "\n", "\n\n", "\t", " a", "a ", "  a  b  ", "a\nb", "\n a\n", "a\r\nb\rc",
-    "\U0001f389\U0001f469\u200d\U0001f467 e\u0301 \u00e9", "\x00\x7f", "\ufeffa", "\u00a0c\u3000d",
-    "<s>", "</s><pad><unk>", "<0x0A>", "日本語テキスト", "#Person1#:#Person2#", "##Person1##",
-    "\ufb01 \u2460 \u00bd", "a\tb", "<|im_end|>", "\ufffd",
-]  # fmt: skip
+    "",
+    " ",
+    "  ",
+    "\n",
+    "\n\n",
+    "\t",
+    " a",
+    "a ",
+    "  a  b  ",
+    "a\nb",
+    "\n a\n",
+    "a\r\nb\rc",
+    "\U0001f389\U0001f469\u200d\U0001f467 e\u0301 \u00e9",
+    "\x00\x7f",
+    "\ufeffa",
+    "\u00a0c\u3000d",
+    "<s>",
+    "</s><pad><unk>",
+    "<0x0A>",
+    "日本語テキスト",
+    "#Person1#:#Person2#",
+    "##Person1##",
+    "\ufb01 \u2460 \u00bd",
+    "a\tb",
+    "<|im_end|>",
+    "\ufffd",
+]
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHATML = (
@@ -46,10 +68,16 @@ def sentencepiece() -> dict[str, bytes]:
 
 def sentencepiece_chat() -> dict[str, bytes]:
     """With two special tokens behind the pieces, as in a directory of Hugging Face."""
-    added = {str(360 + i): {"content": token, "special": True}
-             for i, token in enumerate(SPECIAL[1:])}  # fmt: skip
-    config = {"added_tokens_decoder": added, "eos_token": "<|im_end|>", "bos_token": "<s>",
-              "legacy": False, "chat_template": CHATML}  # fmt: skip
+    added = {
+        str(360 + i): {"content": token, "special": True} for i, token in enumerate(SPECIAL[1:])
+    }
+    config = {
+        "added_tokens_decoder": added,
+        "eos_token": "<|im_end|>",
+        "bos_token": "<s>",
+        "legacy": False,
+        "chat_template": CHATML,
+    }
     return sentencepiece() | {"tokenizer_config.json": as_json(config)}
 
 
@@ -91,8 +119,13 @@ def _llama_description(**changes) -> dict:
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdeTom"]
     pairs = [("▁", "T"), ("o", "m"), ("▁T", "om"), ("▁", "a")]
     tokens += ["".join(pair) for pair in pairs]
-    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True,
-               "special": True}  # fmt: skip
+    special = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": True,
+        "special": True,
+    }
     bos = {"SpecialToken": {"id": "<s>", "type_id": 0}}
     description = {
         "version": "1.0",
@@ -107,8 +140,10 @@ def _llama_description(**changes) -> dict:
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}},
-                     {"Sequence": {"id": "B", "type_id": 1}}],
+            "pair": [
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
             "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
         },
         "decoder": {
@@ -121,11 +156,14 @@ def _llama_description(**changes) -> dict:
             ],
         },
         "model": {
-            "type": "BPE", "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True,
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
             "vocab": {token: i for i, token in enumerate(tokens)},
             "merges": [" ".join(pair) for pair in pairs],
         },
-    }  # fmt: skip
+    }
     return description | changes
 
 

@@ -53,8 +53,12 @@ class TinyModel:
         return self.config_json["vocab_size"]
 
 
-_LAST_NORMS = ("model.norm.weight", "model.final_layernorm.weight", "transformer.ln_f.weight",
-               "model.decoder.final_layer_norm.weight")  # fmt: skip
+_LAST_NORMS = (
+    "model.norm.weight",
+    "model.final_layernorm.weight",
+    "transformer.ln_f.weight",
+    "model.decoder.final_layer_norm.weight",
+)
 
 
 def _llama(**changes):
@@ -82,16 +86,24 @@ def _without(values, *keys):
 
 _MISTRAL = _llama(architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=7)
 _QWEN2 = _llama(
-    architectures=["Qwen2ForCausalLM"], model_type="qwen2", rms_norm_eps=1e-6,
-    max_window_layers=2, use_sliding_window=False, sliding_window=7, tie_word_embeddings=True,
-)  # fmt: skip
+    architectures=["Qwen2ForCausalLM"],
+    model_type="qwen2",
+    rms_norm_eps=1e-6,
+    max_window_layers=2,
+    use_sliding_window=False,
+    sliding_window=7,
+    tie_word_embeddings=True,
+)
 _GEMMA = _without(
     _llama(
-        architectures=["GemmaForCausalLM"], model_type="gemma", rms_norm_eps=1e-6,
-        attention_bias=False, head_dim=12,
+        architectures=["GemmaForCausalLM"],
+        model_type="gemma",
+        rms_norm_eps=1e-6,
+        attention_bias=False,
+        head_dim=12,
     ),
     "tie_word_embeddings",
-)  # fmt: skip
+)
 _GEMMA2 = _GEMMA | {
     "architectures": ["Gemma2ForCausalLM"],
     "model_type": "gemma2",
@@ -133,12 +145,14 @@ _OPT = {
 TINY_MODELS = (
     TinyModel("opt", (15, 3), _OPT, tied_head=True),
     TinyModel(
-        "opt_350m", (6, 1),
+        "opt_350m",
+        (6, 1),
         _OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 20},
         strip="model.",
     ),
     TinyModel(
-        "phi", (6, 4),
+        "phi",
+        (6, 4),
         {
             "architectures": ["PhiForCausalLM"],
             "model_type": "phi",
@@ -163,22 +177,30 @@ TINY_MODELS = (
     ),
     TinyModel("llama", (2, 7), _llama(), num_files=2),
     TinyModel(
-        "llama3", (4, 21),
+        "llama3",
+        (4, 21),
         # Wavelengths 6, 20, 63, 199: one kept, one between, two stretched.
         _llama(
-            tie_word_embeddings=True, head_dim=8, rope_theta=100.0,
+            tie_word_embeddings=True,
+            head_dim=8,
+            rope_theta=100.0,
             rope_scaling={
-                "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 40, "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 40,
+                "rope_type": "llama3",
             },
         ),
     ),
     TinyModel(
-        "llama_linear", (5, 2),
+        "llama_linear",
+        (5, 2),
         # As the first Llamas: no groups, no theta, buffers of the rotary positions in the file.
         _without(
             _llama(rope_scaling={"type": "linear", "factor": 3.0}),
-            "num_key_value_heads", "rope_theta",
+            "num_key_value_heads",
+            "rope_theta",
         ),
         extra=tuple(
             (f"model.layers.{i}.self_attn.rotary_emb.inv_freq", [1.0, 0.1, 0.01, 0.001])
@@ -191,16 +213,23 @@ TINY_MODELS = (
     TinyModel("mistral", (9, 2), _MISTRAL),
     TinyModel("qwen2", (7, 9), _QWEN2),
     TinyModel(
-        "qwen2_window", (7, 6),
+        "qwen2_window",
+        (7, 6),
         _QWEN2 | {"use_sliding_window": True, "tie_word_embeddings": False},
         num_stream_layers=3,
     ),
     TinyModel(
-        "qwen3", (14, 15),
+        "qwen3",
+        (14, 15),
         _llama(
-            architectures=["Qwen3ForCausalLM"], model_type="qwen3", head_dim=12,
-            attention_bias=True, max_window_layers=4, use_sliding_window=False,
-            sliding_window=None, tie_word_embeddings=True,
+            architectures=["Qwen3ForCausalLM"],
+            model_type="qwen3",
+            head_dim=12,
+            attention_bias=True,
+            max_window_layers=4,
+            use_sliding_window=False,
+            sliding_window=None,
+            tie_word_embeddings=True,
         ),
     ),
     # "gelu" is what the first Gemma files say and not what they mean.
@@ -208,7 +237,8 @@ TINY_MODELS = (
     TinyModel("gemma2", (4, 7), _GEMMA2),
     TinyModel("gemma3", (7, 9), _GEMMA3),
     TinyModel(
-        "gpt2", (6, 9),
+        "gpt2",
+        (6, 9),
         {
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
@@ -227,7 +257,7 @@ TINY_MODELS = (
         strip="transformer.",
         extra=tuple((f"h.{i}.attn.bias", np.tri(4)[None, None].tolist()) for i in range(4)),
     ),
-)  # fmt: skip
+)
 
 
 def find(name: str) -> TinyModel:

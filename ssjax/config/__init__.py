@@ -79,9 +79,13 @@ def from_dict(values: dict[str, Any]) -> Config:
     config = ranges.build(Config, values)
     if config.drafter.kind == "medusa":
         heads = dataclasses.replace(
-            config.streams, num_streams=0, main_reads_streams=False, init_rank=0, exit_rank=0,
+            config.streams,
+            num_streams=0,
+            main_reads_streams=False,
+            init_rank=0,
+            exit_rank=0,
             medusa_heads=config.drafter.num_heads,
-        )  # fmt: skip
+        )
         config = dataclasses.replace(config, streams=heads)
     validate(config)
     return config

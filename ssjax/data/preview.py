@@ -59,9 +59,15 @@ def batches(
     if split != "train":  # a row a batch: none is filled up with rows without a record
         return pipeline.eval_batches(source, task, tokenizer, batch_size=1, **lengths)
     return pipeline.train_batches(
-        source, task, tokenizer, batch_size=data.batch_size, seed=config.seed,
-        length_buckets=data.length_buckets, packing=data.packing, **lengths,
-    )  # fmt: skip
+        source,
+        task,
+        tokenizer,
+        batch_size=data.batch_size,
+        seed=config.seed,
+        length_buckets=data.length_buckets,
+        packing=data.packing,
+        **lengths,
+    )
 
 
 def sequences(batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Shown]:

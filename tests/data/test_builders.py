@@ -16,9 +16,11 @@ ROOT = Path(__file__).parents[2]
 
 def dialogue(number, **changes):
     record = {
-        "fname": f"r{number}", "dialogue": f"#Person1#: Hi {number}.\n#Person2#: Ho.\u2028é",
-        "summary": f"They say {number}.", "topic": "greeting",
-    }  # fmt: skip
+        "fname": f"r{number}",
+        "dialogue": f"#Person1#: Hi {number}.\n#Person2#: Ho.\u2028é",
+        "summary": f"They say {number}.",
+        "topic": "greeting",
+    }
     return record | changes
 
 
@@ -41,8 +43,9 @@ def write_dialogsum(directory, *, train=(), test=()):
 def write_e2e(directory, *, train="mr,ref\nname[A],A one.\nname[A],A two.\nname[B],B.\n"):
     directory.mkdir(exist_ok=True)
     (directory / "trainset.csv").write_bytes(train if isinstance(train, bytes) else train.encode())
-    (directory / "devset.csv").write_text('"mr","ref"\n"name[C]","C one."\n"name[D]","D"\n'
-                                          '"name[C]","C\n  two  ""x""."\n')  # fmt: skip
+    (directory / "devset.csv").write_text(
+        '"mr","ref"\n"name[C]","C one."\n"name[D]","D"\n"name[C]","C\n  two  ""x""."\n'
+    )
     (directory / "testset_w_refs.csv").write_text("mr,ref\nname[E],E\nname[E],E\n")
     return str(directory)
 

@@ -79,9 +79,10 @@ def test_pairs_are_put_together_as_they_are(tmp_path):
         {"prompt": "An", "response": "na"},
     ]
     for record, whole in zip(
-        records(Path(write(tmp_path, *lines)), "pairs"), ("Anna wants two tickets", "Anna"),
+        records(Path(write(tmp_path, *lines)), "pairs"),
+        ("Anna wants two tickets", "Anna"),
         strict=True,
-    ):  # fmt: skip
+    ):
         prompt, target = pipeline.encode_example(record, PAIRS, tokenizer, **LENGTHS)
         assert target[-1] == tokenizer.eos_id
         assert tokenizer.decode(prompt) + tokenizer.decode_continuation(target) == whole
@@ -130,8 +131,9 @@ def test_a_template_without_an_end_of_turn_gets_eos(tmp_path):
 
 
 def test_a_template_that_rewrites_the_prompt_is_refused(tmp_path):
-    tokenizer = with_template("{{ messages | length }}{% for m in messages %}{{ m['content'] }}"
-                              "{% endfor %}")  # fmt: skip
+    tokenizer = with_template(
+        "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
     [record] = records(Path(write(tmp_path, {"messages": [ASKED, ANSWERED]})), "chat")
     with pytest.raises(UserError, match="does not begin an answered chat with the prompt"):
         pipeline.encode_example(record, CHAT, tokenizer, **LENGTHS)

@@ -154,11 +154,15 @@ def test_the_same_definition_may_be_registered_again():
 @pytest.mark.parametrize(
     "change",
     [
-        {"prompt": "{question}"}, {"answer": "text"}, {"metrics": ("chrf",)},
-        {"symbols": ("#",)}, {"glue": ""}, {"read": read_form},
+        {"prompt": "{question}"},
+        {"answer": "text"},
+        {"metrics": ("chrf",)},
+        {"symbols": ("#",)},
+        {"glue": ""},
+        {"read": read_form},
     ],
     ids=lambda change: next(iter(change)),
-)  # fmt: skip
+)
 def test_another_definition_of_a_name_is_refused(change):
     task = register()
     with pytest.raises(UserError, match="^task 'shop' is registered already, with another def"):
@@ -192,23 +196,41 @@ def test_a_definition_that_cannot_work_is_refused(change, message):
 @pytest.mark.parametrize(
     ("line", "read", "message"),
     [
-        ({"product": "a", "answer": "b"}, None,
-         r'train\.jsonl:2: field "question" is missing; the line has product, answer$'),
-        ({"product": 1, "question": "", "answer": "b"}, None,
-         r'train\.jsonl:2: field "product" should be text, found int$'),
+        (
+            {"product": "a", "answer": "b"},
+            None,
+            r'train\.jsonl:2: field "question" is missing; the line has product, answer$',
+        ),
+        (
+            {"product": 1, "question": "", "answer": "b"},
+            None,
+            r'train\.jsonl:2: field "product" should be text, found int$',
+        ),
         ({"product": "", "question": ""}, None, r'train\.jsonl:2: field "answer" is missing'),
         ({"product": "", "question": "", "answer": []}, None, r'2: field "answer" should be text'),
-        ({"product": "", "question": "", "answer": ["a", 1]}, None,
-         r'train\.jsonl:2: field "answer" should be text, found int$'),
-        ({"product": "", "question": "", "answer": " "}, None,
-         r'train\.jsonl:2: field "answer" is empty; fill it in or take the line out$'),
-        ({"n": 1}, lambda line: line if "product" in line else line["x"],
-         r"train\.jsonl:2: read of the task: KeyError: 'x'$"),
-        ({"n": 1}, lambda line: line if "product" in line else "text",
-         r"train\.jsonl:2: read of the task should return columns, found str$"),
+        (
+            {"product": "", "question": "", "answer": ["a", 1]},
+            None,
+            r'train\.jsonl:2: field "answer" should be text, found int$',
+        ),
+        (
+            {"product": "", "question": "", "answer": " "},
+            None,
+            r'train\.jsonl:2: field "answer" is empty; fill it in or take the line out$',
+        ),
+        (
+            {"n": 1},
+            lambda line: line if "product" in line else line["x"],
+            r"train\.jsonl:2: read of the task: KeyError: 'x'$",
+        ),
+        (
+            {"n": 1},
+            lambda line: line if "product" in line else "text",
+            r"train\.jsonl:2: read of the task should return columns, found str$",
+        ),
         ({"n": 1}, lambda line: None, r"train\.jsonl:1: no line is left"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_line_is_named(tmp_path, line, read, message):
     register(read=read)
     path = write(tmp_path / "files", [SHOP[0], line])

@@ -87,14 +87,18 @@ def test_a_tokenizer_without_prefix():
 
 ASKED = [{"role": "user", "content": "Why a red coat?"}]
 INPUTS = {  # a record of each task, and the same given as a bare input
-    DIALOGSUM: ({"dialogue": "Anna: Hi.\nBob: Ho.", "summaries": ("They greet.",)},
-                "Anna: Hi.\nBob: Ho."),
+    DIALOGSUM: (
+        {"dialogue": "Anna: Hi.\nBob: Ho.", "summaries": ("They greet.",)},
+        "Anna: Hi.\nBob: Ho.",
+    ),
     E2E_NLG: (SOURCE[3], "name[xxx], area[riverside]"),
-    SQL_CONTEXT: ({"context": "CREATE TABLE t (a)", "question": "How many?", "answer": "SELECT 1"},
-                  "CREATE TABLE t (a)\n\nQuestion: How many?"),
+    SQL_CONTEXT: (
+        {"context": "CREATE TABLE t (a)", "question": "How many?", "answer": "SELECT 1"},
+        "CREATE TABLE t (a)\n\nQuestion: How many?",
+    ),
     PAIRS: ({"prompt": "Anna wants ", "response": "tea "}, "Anna wants "),
     CHAT: ({"messages": json.dumps(ASKED), "answer": "Anna wants it."}, "Why a red coat?"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("max_prompt", [3, 99])

@@ -85,12 +85,23 @@ def test_an_output_is_one_line_for_every_reader():
 
 def test_questions(tmp_path):
     file = tmp_path / "questions.jsonl"
-    file.write_bytes("\ufeff{}\r\n\n{}\n".format(
-        '{"question_id": 1, "turns": ["a \u2028 b", "then"]}', '{"turns": ["c"]}'
-    ).encode())  # fmt: skip
+    file.write_bytes(
+        "\ufeff{}\r\n\n{}\n".format(
+            '{"question_id": 1, "turns": ["a \u2028 b", "then"]}', '{"turns": ["c"]}'
+        ).encode()
+    )
     assert prompt_files.read_questions(file) == ["a \u2028 b", "c"]
-    for line in ('{"turns": 3}', '{"turns": []}', '{"turns": [3]}', '{"turns": [" "]}', "[]", "x",
-                 '{"turns": "abc"}', '{"turns": ["\\ud800"]}', "{}"):  # fmt: skip
+    for line in (
+        '{"turns": 3}',
+        '{"turns": []}',
+        '{"turns": [3]}',
+        '{"turns": [" "]}',
+        "[]",
+        "x",
+        '{"turns": "abc"}',
+        '{"turns": ["\\ud800"]}',
+        "{}",
+    ):
         file.write_text(f'{{"turns": ["a"]}}\n\n{line}\n')
         with pytest.raises(UserError, match=r"questions\.jsonl, line 3"):
             prompt_files.read_questions(file)

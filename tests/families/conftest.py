@@ -42,8 +42,9 @@ def shared():
         data = os.environ.get("SSJAX_DATA", Path(__file__).parents[3] / "shared" / "data")
         path = Path(data).parent.joinpath(*parts)
         if not path.exists():
-            pytest.skip(f"no {'/'.join(parts)} beside the data; set SSJAX_DATA to a directory "
-                        "that has it")  # fmt: skip
+            pytest.skip(
+                f"no {'/'.join(parts)} beside the data; set SSJAX_DATA to a directory that has it"
+            )
         return path
 
     return find

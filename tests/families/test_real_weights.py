@@ -56,9 +56,14 @@ def trained(shared):
         ("aidreams260K", PlainDrafter(), True),
         ("aidreams260K", BestFirstDrafter(4, 2), False),
     ],
-    ids=["stories-plain", "stories-best-first", "stories-static", "dreams-plain",
-         "dreams-best-first"],
-)  # fmt: skip
+    ids=[
+        "stories-plain",
+        "stories-best-first",
+        "stories-static",
+        "dreams-plain",
+        "dreams-best-first",
+    ],
+)
 def test_greedy_ids(trained, name, drafter, deferred):
     model, params, expected = trained(name)
     cases, stop = expected["cases"], expected["stop_token"]

@@ -329,11 +329,19 @@ def test_a_save_that_fails_is_one_line_and_ends_the_process(saved, limit):
     here = os.path.dirname(__file__)
     done = subprocess.run(
         [
-            sys.executable, "-c", _SAVES_ON_A_FULL_DISK, here, os.path.dirname(here), saved,
+            sys.executable,
+            "-c",
+            _SAVES_ON_A_FULL_DISK,
+            here,
+            os.path.dirname(here),
+            saved,
             str(limit),
         ],
-        capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": os.getcwd()},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
     assert done.returncode == 2 and done.stderr == "", done.stderr[-2000:]
     assert "6 could not be saved (" in done.stdout and "File too large)" in done.stdout
     assert "earlier ones are as they were: 2, 4, 5;" in done.stdout

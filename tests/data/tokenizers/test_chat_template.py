@@ -87,8 +87,9 @@ def test_a_template_that_rejects_the_messages(source, reason):
     with pytest.raises(UserError, match=r"^here: the chat template rejects these ") as error:
         render(source)
     assert reason in str(error.value)
-    assert str(error.value).endswith("change their roles, order or fields to what the template "
-                                     "expects")  # fmt: skip
+    assert str(error.value).endswith(
+        "change their roles, order or fields to what the template expects"
+    )
     assert "\n" not in str(error.value)
 
 
@@ -116,10 +117,13 @@ def test_ids_of_a_chat(name, start, end):
     tokenizer = small(name)
     assert tokenizer.encode_chat(HELLO, add_generation_prompt=True) == [
         *tokenizer.prefix_ids,
-        start, *tokenizer.encode_continuation("user\nHello"), end,
+        start,
+        *tokenizer.encode_continuation("user\nHello"),
+        end,
         *tokenizer.encode_continuation("\n"),
-        start, *tokenizer.encode_continuation("assistant\n"),
-    ]  # fmt: skip
+        start,
+        *tokenizer.encode_continuation("assistant\n"),
+    ]
 
 
 @pytest.mark.parametrize("template", ["{{ bos_token }}a", "a"])
@@ -152,9 +156,13 @@ def test_gemma_rejects_a_system_prompt():
 @pytest.mark.parametrize("chat", CHATS)
 @pytest.mark.parametrize(
     "name",
-    ["qwen/qwen2.5_tokenizer_config.json", "qwen/qwen3_tokenizer_config.json",
-     "phi3_mini/tokenizer_config.json", "gemma/tokenizer_config.json"],
-)  # fmt: skip
+    [
+        "qwen/qwen2.5_tokenizer_config.json",
+        "qwen/qwen3_tokenizer_config.json",
+        "phi3_mini/tokenizer_config.json",
+        "gemma/tokenizer_config.json",
+    ],
+)
 def test_published_templates_render_as_in_transformers(name, chat):
     transformers = pytest.importorskip("transformers")
     config = json.loads(published_path(name).read_bytes())

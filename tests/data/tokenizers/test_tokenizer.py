@@ -142,8 +142,10 @@ def test_strings_that_spell_special_tokens(name, token, token_id):
         assert encode(token, special=True) == [token_id]
     # Behind a token a continuation gains no space either.
     assert tokenizer.encode_continuation(text, special=True) == [
-        *tokenizer.encode_continuation("a"), token_id, *tokenizer.encode_continuation("b"),
-    ]  # fmt: skip
+        *tokenizer.encode_continuation("a"),
+        token_id,
+        *tokenizer.encode_continuation("b"),
+    ]
 
 
 def test_text_behind_a_special_token_begins_as_the_files_say():
