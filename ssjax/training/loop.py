@@ -7,61 +7,49 @@ stopped and started again ends with the same weights, bit for bit.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
 from pathlib import Path
-from typing import Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
+from ssjax import config as config_lib
 from ssjax.config import Config
 from ssjax.messages import say
 from ssjax.models.parameters import Params
 from ssjax.parallel.partitioning import global_batch
+from ssjax.training.batches import Arrays, Batches
 from ssjax.training.interruption import Interruption, StopVote
 from ssjax.training.losses import Batch, loss_weights, weighted_loss
 from ssjax.training.profiling import Profile
+from ssjax.training.programs import TrainPrograms
 from ssjax.training.reporting import Reporter
-from ssjax.training.step import TrainState
+from ssjax.training.step import StepMetrics, TrainState
 from ssjax.weights.checkpoint import Checkpoints
 
 
-class Steps(Protocol):
-    """The two step functions, jitted by the entry point, and the mesh that they run on."""
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """All that a run keeps from its first step to its last; what steps change is `TrainState`."""
 
-    mesh: Mesh
-    train: Callable  # (state, frozen, batch) -> (state, metrics); donates the state
-    evaluate: Callable  # (params, frozen, batch) -> LossSums
+    config: Config
+    programs: TrainPrograms
+    frozen: Params  # weights that are not trained
+    batches: Batches
+    reporter: Reporter  # told of every step, loss and checkpoint
+    profile_directory: Path  # for the trace of config.train.profile_at
+    tokenizer: dict[str, bytes]  # its files, stored with every checkpoint
 
 
 def train(
-    config: Config,
-    steps: Steps,
-    state: TrainState,
-    frozen: Params,
-    *,
-    open_batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
-    validation_batches: Sequence[dict[str, np.ndarray]],
-    checkpoints: Checkpoints,
-    reporter: Reporter,
-    profile_directory: Path,
-    tokenizer: dict[str, bytes],
-    config_values: dict,
+    training: Training, state: TrainState, checkpoints: Checkpoints
 ) -> tuple[TrainState, bool]:
     """Trains from state.step to the end, or until a signal or a callback asks to stop.
 
     Args:
-      config: of the run.
-      steps: compiled step functions.
+      training: of a run.
       state: initial or restored; donated.
-      frozen: weights that are not trained.
-      open_batches: batches from the given index on, the rows of this process.
-      validation_batches: for the validation loss.
-      checkpoints: written on the way.
-      reporter: told of every step, loss and checkpoint.
-      profile_directory: for the trace of config.train.profile_at.
-      tokenizer, config_values: stored with every checkpoint.
+      checkpoints: of the run, written on the way.
 
     Returns:
       The last state, saved, and whether training is complete.
@@ -69,27 +57,14 @@ def train(
     Raises:
       DivergedError: the loss or the gradient is not finite; that state is not saved.
     """
-    num_steps = config.train.num_steps
-    start = int(state.step)
-    saved_step = start if checkpoints.latest_step == start else None
-    pending = unconfirmed = None
-
-    def report_pending():
-        nonlocal pending
-        if pending is not None:
-            reporter.add_step(*jax.device_get(pending))
-            pending = None
-
-    def wait_for_checkpoint():
-        nonlocal unconfirmed
-        checkpoints.wait()
-        if unconfirmed is not None:
-            reporter.add_checkpoint(unconfirmed)
-            unconfirmed = None
-
-    batches = open_batches(start)
-    vote = StopVote(steps.mesh)
-    profile = Profile(profile_directory, config.train.profile_at, config.train.profile_steps)
+    config, reporter = training.config, training.reporter
+    start, num_steps = int(state.step), config.train.num_steps
+    late, saving = _LateReport(reporter), _Saving(training, checkpoints, start)
+    vote = StopVote(training.programs.mesh)
+    profile = Profile(
+        training.profile_directory, config.train.profile_at, config.train.profile_steps
+    )
+    batches = training.batches.start_at(start)
     with (
         reporter.running(start),
         contextlib.closing(batches),
@@ -98,58 +73,97 @@ def train(
         for step in range(start + 1, num_steps + 1):
             arrays = next(batches)
             profile.before_step(step)
-            with jax.set_mesh(steps.mesh):
-                batch = Batch(**arrays, packed=config.data.packing)
-                batch = global_batch(batch, steps.mesh, config.data.batch_size)
-                state, metrics = steps.train(state, frozen, batch)
-            report_pending()
-            pending = (step, metrics, _num_tokens(arrays, config.data.batch_size))
+            state, metrics = _dispatch(training, state, arrays)
+            late.report_and_take(step, metrics, _num_tokens(arrays, config.data.batch_size))
             profile.after_step(step, metrics)
 
             last = step == num_steps
-            validate_every = config.train.eval_every
-            validate = last or (validate_every and step % validate_every == 0)
-            asked = interruption.requested or reporter.stop_requested
-            stop = vote.decide(asked) and not last
-            save_every = config.checkpoint.save_every
-            if not (validate or stop or (save_every and step % save_every == 0)):
+            stop = vote.decide(interruption.requested or reporter.stop_requested) and not last
+            validate = last or _is_due(step, config.train.eval_every)
+            if not (validate or stop or _is_due(step, config.checkpoint.save_every)):
                 continue
-            report_pending()
-            validation_loss = None
-            if validate:
-                validation_loss = _validate(
-                    config, steps, state, frozen, validation_batches, reporter, step
-                )
-            wait_for_checkpoint()
-            checkpoints.save(
-                state,
-                data={"seed": config.seed, "next_batch": step},
-                config=config_values,
-                tokenizer=tokenizer,
-                validation_loss=validation_loss,
-            )
-            saved_step = unconfirmed = step
+            late.report()
+            saving.save(state, step, _validate(training, state, step) if validate else None)
             if stop:
                 break
-        wait_for_checkpoint()
-    return state, saved_step == num_steps
+        saving.finish()
+    return state, saving.step == num_steps
 
 
-def _num_tokens(arrays, batch_size) -> int:
+class _LateReport:
+    """Metrics of the last step: downloaded when the step after it is under way."""
+
+    def __init__(self, reporter: Reporter):
+        self._reporter = reporter
+        self._taken = None
+
+    def report_and_take(self, step: int, metrics: StepMetrics, num_tokens: int) -> None:
+        self.report()
+        self._taken = (step, metrics, num_tokens)
+
+    def report(self) -> None:
+        if self._taken is not None:
+            self._reporter.add_step(*jax.device_get(self._taken))
+            self._taken = None
+
+
+class _Saving:
+    """Saves in the background; a checkpoint is told of when it is known to be whole."""
+
+    def __init__(self, training: Training, checkpoints: Checkpoints, start: int):
+        self._training, self._checkpoints = training, checkpoints
+        self._config_values = config_lib.to_dict(training.config)
+        # What was saved last, None: nothing of this run.
+        self.step = start if checkpoints.latest_step == start else None
+        self._under_way = None
+
+    def save(self, state: TrainState, step: int, validation_loss: float | None) -> None:
+        self.finish()
+        self._checkpoints.save(
+            state,
+            data={"seed": self._training.config.seed, "next_batch": step},
+            config=self._config_values,
+            tokenizer=self._training.tokenizer,
+            validation_loss=validation_loss,
+        )
+        self.step = self._under_way = step
+
+    def finish(self) -> None:
+        self._checkpoints.wait()
+        if self._under_way is not None:
+            self._training.reporter.add_checkpoint(self._under_way)
+            self._under_way = None
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _dispatch(training: Training, state: TrainState, arrays: Arrays):
+    """Starts one step; its new state and its metrics, which are not there yet."""
+    data, programs = training.config.data, training.programs
+    with jax.set_mesh(programs.mesh):
+        batch = Batch(**arrays, packed=data.packing)
+        batch = global_batch(batch, programs.mesh, data.batch_size)
+        return programs.train(state, training.frozen, batch)
+
+
+def _num_tokens(arrays: Arrays, batch_size: int) -> int:
     """Tokens of the whole batch, as far as the rows of this process tell."""
     segments = arrays["segments"]
     return int(np.count_nonzero(segments)) * batch_size // len(segments)
 
 
-def _validate(config, steps, state, frozen, batches, reporter, step) -> float:
+def _validate(training: Training, state: TrainState, step: int) -> float:
     """The loss that is minimised, on the validation batches: what the best checkpoint has least."""
+    config, programs = training.config, training.programs
     sums = None
-    for arrays in batches:
-        with jax.set_mesh(steps.mesh):
-            batch = global_batch(Batch(**arrays), steps.mesh, config.data.batch_size)
-            added = steps.evaluate(state.params, frozen, batch)
+    for arrays in training.batches.validation:
+        with jax.set_mesh(programs.mesh):
+            batch = global_batch(Batch(**arrays), programs.mesh, config.data.batch_size)
+            added = programs.evaluate(state.params, training.frozen, batch)
         sums = added if sums is None else jax.tree.map(jax.numpy.add, sums, added)
     alphas = loss_weights(config.loss, config.streams)
     loss = float(weighted_loss(sums, alphas, sums.weight))
-    reporter.add_validation(step, loss, jax.device_get(sums))
+    training.reporter.add_validation(step, loss, jax.device_get(sums))
     return loss

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
-from ssjax.config import Config
+from ssjax.config import Config, DataConfig
 from ssjax.models import lora
-from ssjax.models.axes import param_shardings, with_shardings
+from ssjax.models.axes import placed, with_shardings
 from ssjax.models.execution import Execution
 from ssjax.models.parameters import Params
 from ssjax.models.transformer import Transformer, abstract_params
@@ -50,51 +50,32 @@ def make_train_programs(config: Config, model: Transformer, mesh: Mesh) -> Train
       model: from `trained.make_model`.
       mesh: that the programs run on.
     """
-    data, train = config.data, config.train
+    train, num_anchors = config.train, config.data.max_target_length
     model = model.clone(execution=Execution(platform_of(mesh), train.fused_attention, train.remat))
     adamw = optimizer.make_optimizer(config.optimizer, train.num_steps)
-    trainable, frozen = lora.split_trainable(abstract_params(model), config.adaptation)
-    compute_dtype = jnp.dtype(config.model.dtype)
-    frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, compute_dtype), frozen)
 
     def init(params):
         return step.init_state(params, adamw)
 
+    trainable, frozen = _abstract_params(model, mesh)
+    state = _abstract_state(jax.eval_shape(init, trainable), adamw, trainable, mesh)
+    of_state, of_frozen = _shardings(state), _shardings(frozen)
     everywhere = partitioning.replicated(mesh)
-    of_trainable = param_shardings(trainable, config.model, mesh)
-    shapes = jax.eval_shape(init, trainable)
-    of_state = TrainState(
-        step=everywhere,
-        params=of_trainable,
-        opt_state=optax.tree_map_params(
-            adamw,
-            lambda _, sharding: sharding,
-            shapes.opt_state,
-            of_trainable,
-            transform_non_params=lambda _: everywhere,
-        ),
-    )
-    of_frozen = param_shardings(frozen, config.model, mesh)
-    rows = partitioning.batch_sharding(mesh, data.batch_size)
-    num_tokens = data.max_prompt_length + data.max_target_length
-    tokens, is_target = (
-        jax.ShapeDtypeStruct((data.batch_size, num_tokens), dtype, sharding=rows)
-        for dtype in (jnp.int32, jnp.bool)
-    )
+    rows = partitioning.batch_sharding(mesh, config.data.batch_size)
     train_step = step.make_train_step(
         model,
         adamw,
         config.loss,
-        num_anchors=data.max_target_length,
+        num_anchors=num_anchors,
         accumulation=train.accumulation,
         seed=config.seed,
     )
-    eval_step = step.make_eval_step(model, config.loss, num_anchors=data.max_target_length)
+    eval_step = step.make_eval_step(model, config.loss, num_anchors=num_anchors)
     return TrainPrograms(
         mesh=mesh,
-        state=with_shardings(shapes, of_state),
-        frozen=with_shardings(frozen, of_frozen),
-        batch=Batch(tokens, tokens, is_target, data.packing),
+        state=state,
+        frozen=frozen,
+        batch=_abstract_batch(config.data, rows),
         init=jax.jit(init, out_shardings=of_state, donate_argnums=0),
         train=jax.jit(
             train_step,
@@ -103,6 +84,44 @@ def make_train_programs(config: Config, model: Transformer, mesh: Mesh) -> Train
             donate_argnums=0,
         ),
         evaluate=jax.jit(
-            eval_step, in_shardings=(of_trainable, of_frozen, rows), out_shardings=everywhere
+            eval_step,
+            in_shardings=(of_state.params, of_frozen, rows),
+            out_shardings=everywhere,
         ),
     )
+
+
+def _abstract_params(model: Transformer, mesh: Mesh) -> tuple[Params, Params]:
+    """Trainable parameters in float32 and frozen ones in the compute dtype."""
+    trainable, frozen = lora.split_trainable(abstract_params(model), model.adaptation)
+    dtype = jnp.dtype(model.config.dtype)
+    frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), frozen)
+    return placed(trainable, model.config, mesh), placed(frozen, model.config, mesh)
+
+
+def _abstract_state(
+    shapes: TrainState, adamw: optax.GradientTransformation, trainable: Params, mesh: Mesh
+) -> TrainState:
+    """The optimizer's moments lie where their parameters do, everything else on all devices."""
+    everywhere = partitioning.replicated(mesh)
+    of_trainable = _shardings(trainable)
+    of_optimizer = optax.tree_map_params(
+        adamw,
+        lambda _, sharding: sharding,
+        shapes.opt_state,
+        of_trainable,
+        transform_non_params=lambda _: everywhere,
+    )
+    return with_shardings(shapes, TrainState(everywhere, of_trainable, of_optimizer))
+
+
+def _abstract_batch(data: DataConfig, rows: NamedSharding) -> Batch:
+    """The widest batch of a config."""
+    shape = (data.batch_size, data.max_prompt_length + data.max_target_length)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
+    is_target = jax.ShapeDtypeStruct(shape, jnp.bool, sharding=rows)
+    return Batch(tokens, tokens, is_target, data.packing)
+
+
+def _shardings(tree):
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from ssjax.config import Config
 from ssjax.errors import DivergedError
 from ssjax.training.callbacks import Callback, StopTraining
-from ssjax.training.losses import LossSums
+from ssjax.training.losses import LossSums, output_names
+from ssjax.training.optimizer import make_schedule
 from ssjax.training.step import StepMetrics
 
 
@@ -152,6 +154,18 @@ class Reporter:
         self._losses = []
         self._num_tokens = 0
         self._since = time.perf_counter()
+
+
+def make_reporter(config: Config, callbacks: Sequence[Callback]) -> Reporter:
+    """The reporter of a run from its config."""
+    num_steps = config.train.num_steps
+    return Reporter(
+        callbacks,
+        num_steps=num_steps,
+        log_every=config.train.log_every,
+        schedule=make_schedule(config.optimizer, num_steps),
+        names=output_names(config.streams),
+    )
 
 
 def _fields(sums: LossSums):

@@ -14,9 +14,9 @@ from ssjax.config import AdaptationConfig, LossConfig
 from ssjax.models.lora import is_lora, is_new, merge_lora, split_trainable
 from ssjax.models.parameters import fingerprint, flatten, has_fingerprint, merge, split, unflatten
 from ssjax.models.transformer import abstract_params, init_params
+from ssjax.training.description import parameter_line
 from ssjax.training.optimizer import make_optimizer
 from ssjax.training.step import init_state, make_train_step
-from ssjax.training.trainer import parameter_line
 
 LOSSLESS = AdaptationConfig(mode="lossless", rank=2, alpha=6.0)
 SHARED = dataclasses.replace(LOSSLESS, mode="shared")

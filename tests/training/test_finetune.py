@@ -27,6 +27,7 @@ from ssjax.files.writing import new_directory
 from ssjax.models.parameters import cast, fingerprint, flatten
 from ssjax.run import load, open_run
 from ssjax.training import claim, trainer
+from ssjax.training.description import line_of_positions, parameter_line
 from ssjax.weights import exported as exported_lib
 from ssjax.weights import huggingface
 from ssjax.weights.base import open_base, resolve
@@ -108,7 +109,7 @@ def train_in_process(config):
     assert outcome.complete
     trained = outcome.trained
     model = make_model(trained.config, trained.tokenizer)
-    return trained.directory, trainer.parameter_line(model, trained.trainable, trained.frozen)
+    return trained.directory, parameter_line(model, trained.trainable, trained.frozen)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_longer_rows_than_a_rotary_model_was_made_for_are_told(
     positions, made_for, num_tokens, said
 ):
     model = dataclasses.replace(MODEL, positions=positions, max_positions=made_for)
-    line = trainer.line_of_positions(model, num_tokens)
+    line = line_of_positions(model, num_tokens)
     assert bool(line) == said and ("65 tokens, more than the 64 positions" in line) == said
 
 

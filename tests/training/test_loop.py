@@ -8,13 +8,13 @@ import numpy as np
 import oracles
 import pytest
 
-from ssjax.training import loop, optimizer
+from ssjax.training import loop
+from ssjax.training.batches import Batches
 from ssjax.training.callbacks import Callback, StopTraining
 from ssjax.training.interruption import StopVote
-from ssjax.training.losses import output_names
 from ssjax.training.programs import make_train_programs
 from ssjax.training.records import MetricsFile
-from ssjax.training.reporting import Reporter
+from ssjax.training.reporting import make_reporter
 from ssjax.weights.checkpoint import Checkpoints
 
 NUM_STEPS = 6
@@ -53,25 +53,17 @@ def run(workdir, model, programs, config, widths, callbacks=()):
         for step in range(start, NUM_STEPS):
             yield arrays(step, widths[step % len(widths)])
 
-    reporter = Reporter(
-        [MetricsFile(workdir / "metrics.jsonl"), *callbacks],
-        num_steps=NUM_STEPS,
-        log_every=2,
-        schedule=optimizer.make_schedule(config.optimizer, NUM_STEPS),
-        names=output_names(config.streams),
+    training = loop.Training(
+        config=config,
+        programs=programs,
+        frozen={},
+        batches=Batches(batches, [arrays(100, 22), arrays(101, 22)]),
+        reporter=make_reporter(config, [MetricsFile(workdir / "metrics.jsonl"), *callbacks]),
+        profile_directory=workdir / "profile",
+        tokenizer={"tokenizer.model": b"p"},
     )
     with Checkpoints(workdir / "checkpoints", keep_latest=1, keep_best=0, about={}) as checkpoints:
-        state, complete = loop.train(
-            config, programs, state, {},
-            open_batches=batches,
-            validation_batches=[arrays(100, 22), arrays(101, 22)],
-            checkpoints=checkpoints,
-            reporter=reporter,
-            profile_directory=workdir / "profile",
-            tokenizer={"tokenizer.model": b"p"},
-            config_values={"a": 1},
-        )  # fmt: skip
-    return state, complete
+        return loop.train(training, state, checkpoints)
 
 
 @pytest.fixture(scope="module")

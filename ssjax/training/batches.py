@@ -1,0 +1,67 @@
+"""The batches of a training run: what this process reads of each."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+
+from ssjax.config import Config
+from ssjax.data import pipeline
+from ssjax.data.choice import open_split
+from ssjax.data.tasks import get_task
+from ssjax.data.tokenizers.tokenizer import Tokenizer
+from ssjax.parallel import partitioning
+
+Arrays = dict[str, np.ndarray]  # of `training.losses.Batch`, the rows of this process
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """What a run trains on and is validated on."""
+
+    start_at: Callable[[int], Iterator[Arrays]]  # endless, from the batch of this index on
+    validation: Sequence[Arrays]
+
+
+def open_batches(
+    config: Config, tokenizer: Tokenizer, mesh: Mesh
+) -> tuple[Batches, pipeline.LengthReport]:
+    """Opens the data of a config; says how long the training examples are.
+
+    Args:
+      config: resolved.
+      tokenizer: of the run.
+      mesh: whose devices the rows of a batch are divided over.
+
+    Raises:
+      UserError: the data cannot be read, or there is nothing to train on.
+    """
+    data = config.data
+    task = get_task(data.task)
+    limits = {
+        "max_prompt_length": data.max_prompt_length,
+        "max_target_length": data.max_target_length,
+    }
+    source = open_split(config, "train")
+    lengths = pipeline.describe(source, task, tokenizer, **limits)
+    limits |= {
+        "batch_size": data.batch_size,
+        "rows": partitioning.local_rows(mesh, data.batch_size),
+    }
+    batches = pipeline.train_batches(
+        source,
+        task,
+        tokenizer,
+        seed=config.seed,
+        length_buckets=data.length_buckets,
+        packing=data.packing,
+        **limits,
+    )
+    held_out = pipeline.eval_batches(open_split(config, "validation"), task, tokenizer, **limits)
+    num_held_out = min(config.train.eval_batches, len(held_out))
+    opened = Batches(
+        start_at=lambda index: pipeline.train_iterator(batches, index),
+        validation=[held_out[i] for i in range(num_held_out)],
+    )
+    return opened, lengths

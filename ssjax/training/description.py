@@ -1,0 +1,48 @@
+"""Lines that describe a training before its first step."""
+
+from ssjax.config import ModelConfig
+from ssjax.models import lora
+from ssjax.models.parameters import Params, count, flatten, merge
+from ssjax.models.transformer import Transformer
+
+
+def parameter_line(model: Transformer, trainable: Params, frozen: Params) -> str:
+    """How many parameters are the base's, how many the method adds, how many LoRA."""
+    leaves = flatten(merge(trainable, frozen))
+    sizes = {"base": 0, "embedding": 0, "init": 0, "exit": 0, "medusa": 0, "LoRA": 0}
+    for name, leaf in leaves.items():
+        path = tuple(name.split("/"))
+        kind = "base"
+        if lora.is_lora(path):
+            kind = "LoRA"
+        elif lora.is_new(path):
+            kind = name.removeprefix("stream_").split("_")[0]
+        sizes[kind] += leaf.size
+    streams = model.streams
+    if streams.medusa_heads:
+        return (
+            f"parameters: base {sizes['base']:,}; {streams.medusa_heads} Medusa heads "
+            f"{sizes['medusa']:,}; LoRA {sizes['LoRA']:,}; trained {count(trainable):,}"
+        )
+    told_apart = "stream embeddings" if streams.variation == "embedding" else "rotated streams"
+    parts = [f"{streams.num_streams} {told_apart} {sizes['embedding']:,}"]
+    if streams.init_rank:
+        parts.append(f"map to their start {sizes['init']:,}")
+    parts.append(f"early-exit adapter {sizes['exit']:,}")
+    return (
+        f"parameters: base {sizes['base']:,}; Speculative Streaming "
+        f"{sizes['embedding'] + sizes['init'] + sizes['exit']:,} ({', '.join(parts)}); "
+        f"LoRA {sizes['LoRA']:,}; trained {count(trainable):,}; "
+        f"streams in the top {streams.num_stream_layers} of {model.config.num_layers} layers"
+    )
+
+
+def line_of_positions(model: ModelConfig, num_tokens: int) -> str:
+    """What there is to say of the longest training example; empty: nothing."""
+    if model.positions != "rotary" or not 0 < model.max_positions < num_tokens:
+        return ""
+    return (
+        f"training examples have up to {num_tokens} tokens, more than the {model.max_positions} "
+        "positions that the model is made for (max_position_embeddings); lower "
+        "data.max_prompt_length or data.max_target_length to cut them"
+    )
