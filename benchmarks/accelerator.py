@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from ssjax import cli, messages
+from ssjax import messages
+from ssjax.cli import options, start
 from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, Way
@@ -84,7 +85,7 @@ def main() -> int:
             print(markdown_of(results[-1]), flush=True)
     device = jax.devices()[0].device_kind
     result = {"device": device, "prompt": _PROMPT.value, "jax": jax.__version__, "rows": results}
-    cli.write_json(_JSON.value, result)
+    options.write_json(_JSON.value, result)
     if _MARKDOWN.value:
         title = (
             f"# Passes on {device}\n\n`python benchmarks/accelerator.py`, JAX {jax.__version__}, "
@@ -191,4 +192,4 @@ def markdown_of(row: dict) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    start.run(main)

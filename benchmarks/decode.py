@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ssjax import cli
+from ssjax.cli import options, start
 from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.decoding import loop
 from ssjax.decoding.acceptance import Acceptance
@@ -88,7 +88,7 @@ def main() -> int:
             f"  overhead       {100 * row['overhead']:.1f} % of a pass ({row['order']})",
             flush=True,
         )
-    cli.write_json(_JSON.value, {"device": jax.devices()[0].device_kind, "shapes": results})
+    options.write_json(_JSON.value, {"device": jax.devices()[0].device_kind, "shapes": results})
     return 0
 
 
@@ -188,4 +188,4 @@ def _never(total: jax.Array) -> jax.Array:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    start.run(main)

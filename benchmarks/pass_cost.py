@@ -11,7 +11,7 @@ speculation pays. `python -m ssjax.calibrate` joins it with what drafts are acce
 import jax
 from absl import flags
 
-from ssjax import cli
+from ssjax.cli import options, start
 from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, Way
@@ -78,8 +78,8 @@ def main():
                 model, params, eos_ids=(0,), pad_id=0, prompt_buckets=(_PROMPT.value,)
             )
             results.append(measure(name, decoder))
-    cli.write_json(_JSON.value, results)
+    options.write_json(_JSON.value, results)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    start.run(main)

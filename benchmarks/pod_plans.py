@@ -19,8 +19,9 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from ssjax import cli, messages
 from ssjax import config as config_lib
+from ssjax import messages
+from ssjax.cli import start
 from ssjax.config import MeshConfig
 from ssjax.files.writing import write_atomic
 from ssjax.parallel import partitioning
@@ -272,4 +273,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    start.run(main)

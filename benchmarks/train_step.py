@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from ssjax import cli
+from ssjax.cli import options, start
 from ssjax.config import Config, ModelConfig, StreamsConfig
 from ssjax.models.transformer import Transformer, init_params
 from ssjax.parallel import partitioning
@@ -111,9 +111,9 @@ def main() -> int:
     for name in steps:
         print(f"{name:8s} {result['seconds'][name]:8.3f} s {needed[name] / 2**20:10,.0f} MiB")
     print(f"ratio    {result['time_ratio']:8.3f}   {result['memory_ratio']:10.3f}")
-    cli.write_json(_JSON.value, result)
+    options.write_json(_JSON.value, result)
     return 0
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    start.run(main)

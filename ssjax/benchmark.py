@@ -27,7 +27,8 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from ssjax import cli, messages
+from ssjax import messages
+from ssjax.cli import options, start
 from ssjax.data import builders, pipeline
 from ssjax.data.pipeline import Example
 from ssjax.data.prompt_files import read_questions
@@ -39,25 +40,22 @@ from ssjax.evaluation.pictures import require_matplotlib
 from ssjax.evaluation.speed import Entry
 from ssjax.files.writing import write_atomic
 from ssjax.models.parameters import count
-from ssjax.run import Run, load, make_sampling
+from ssjax.run import Run, make_sampling
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
-_BASE = flags.DEFINE_string("base", None, "Where the base weights are now; default: as trained.")
+_MODEL = options.define_model_flags(adapter=False)
 _DRAFTERS = flags.DEFINE_list("drafters", "auto", "NAME[@DIR][:KEY=VALUE...], several by comma.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", "1", "Prompts decoded together, several by comma.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Whose prompts.")
 _DATA = flags.DEFINE_string("data_path", None, "Where the files are now; default: as trained.")
 _QUESTIONS = flags.DEFINE_string("questions", "", "Prompts from this file instead of a split.")
-_NUM_PROMPTS = cli.define_count("num_prompts", 100, "Prompts, at most.")
+_NUM_PROMPTS = options.define_count("num_prompts", 100, "Prompts, at most.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", None, "Longest output; default: the run's."
 )
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "0: greedy; default: the run's.")
-_JSON = cli.define_output("json", "Also write the result to this file.")
-_PLOT = cli.define_output("plot", "Also draw it to this PNG file; needs matplotlib.")
-_MARKDOWN = cli.define_output("markdown", "Also write the table to this file.")
-flags.adopt_module_key_flags(cli)
+_JSON = options.define_output("json", "Also write the result to this file.")
+_PLOT = options.define_output("plot", "Also draw it to this PNG file; needs matplotlib.")
+_MARKDOWN = options.define_output("markdown", "Also write the table to this file.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +74,9 @@ def main() -> int:
         if not _PLOT.value.endswith(".png"):
             raise UserError(f"--plot={_PLOT.value} must end in .png; no other form is drawn")
         require_matplotlib()
-    batch_sizes = cli.counts(_BATCH_SIZES)
-    changes = cli.given({"max_new_tokens": _MAX_NEW_TOKENS, "temperature": _TEMPERATURE})
-    run = load(_WORKDIR.value, _CHECKPOINT.value, base=_BASE.value)
+    batch_sizes = options.counts(_BATCH_SIZES)
+    changes = options.given({"max_new_tokens": _MAX_NEW_TOKENS, "temperature": _TEMPERATURE})
+    run = _MODEL.open()
     names = [name for name in dict.fromkeys(_DRAFTERS.value) if name != "plain"]
     decode = run.decode_config(**changes)
     entries = {"plain": Entry(run.decoder, Way(PlainDrafter(), True))}
@@ -116,7 +114,7 @@ def main() -> int:
         "parameters": count(run.decoder.params),
         "rows": rows,
     }
-    cli.write_json(_JSON.value, result)
+    options.write_json(_JSON.value, result)
     if _MARKDOWN.value:
         write_atomic(Path(_MARKDOWN.value), markdown(result))
     if _PLOT.value:
@@ -156,4 +154,4 @@ def encode_questions(run: Run, path: str) -> Prompts:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    start.run(main)

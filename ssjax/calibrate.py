@@ -16,7 +16,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from ssjax import cli, messages
+from ssjax import messages
+from ssjax.cli import options, start
 from ssjax.data import builders, pipeline
 from ssjax.decoding.drafters import StaticDrafter
 from ssjax.errors import UserError
@@ -29,33 +30,27 @@ from ssjax.evaluation.best_way import (
     require_streams,
 )
 from ssjax.files.writing import write_atomic
-from ssjax.run import Run, load
+from ssjax.run import Run
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
-_ADAPTER = flags.DEFINE_string(
-    "adapter", None, "Of ssjax.export --format adapter, put on the base weights of --workdir."
-)
-_BASE = flags.DEFINE_string("base", None, "Where the base weights are now; default: as trained.")
+_MODEL = options.define_model_flags()
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", "1,4", "Prompts decoded together.")
-_NUM_PROMPTS = cli.define_count("num_prompts", 50, "Prompts, at most.")
+_NUM_PROMPTS = options.define_count("num_prompts", 50, "Prompts, at most.")
 _NODES = flags.DEFINE_list("nodes", "2,4,8,16,32", "Draft nodes per pass, the root not counted.")
-_JSON = cli.define_output("json", "Also write the result to this file.")
-_PLOT = cli.define_output("plot", "Also draw it to this PNG file; needs matplotlib.")
-flags.adopt_module_key_flags(cli)
+_JSON = options.define_output("json", "Also write the result to this file.")
+_PLOT = options.define_output("plot", "Also draw it to this PNG file; needs matplotlib.")
 
 _SHOWN_RANKS = 4
 
 
 def main() -> int:
     """Calibrates the run of the command line; returns the exit code."""
-    batch_sizes, node_counts = cli.counts(_BATCH_SIZES), cli.counts(_NODES)
+    batch_sizes, node_counts = options.counts(_BATCH_SIZES), options.counts(_NODES)
     if _PLOT.value:
         if not _PLOT.value.endswith(".png"):
             raise UserError(f"--plot={_PLOT.value} must end in .png; no other form is drawn")
         pictures.require_matplotlib()
-    run = load(_WORKDIR.value, _CHECKPOINT.value, adapter=_ADAPTER.value, base=_BASE.value)
-    require_streams(run.decoder.model, _WORKDIR.value)
+    run = _MODEL.open()
+    require_streams(run.decoder.model, _MODEL.workdir)
     prompts = read_prompts(run, _NUM_PROMPTS.value)
     max_new_tokens = run.config.decode.max_new_tokens
     messages.say(f"decoding {len(prompts)} validation prompts and replaying them")
@@ -71,12 +66,12 @@ def main() -> int:
                 acceptance,
                 batch_size=batch_size,
                 max_new_tokens=max_new_tokens,
-                on_compiled=lambda number: number % 10 or messages.say(f"compiled {number}"),
-            )  # fmt: skip
+                on_compiled=_say_compiled,
+            )
         )
     entries = [best_way.entry_of(run.situation, acceptance, each) for each in calibrations]
     path = best_way.store(run.workdir, entries)
-    cli.write_json(_JSON.value, {"calibrations": entries})
+    options.write_json(_JSON.value, {"calibrations": entries})
     if _PLOT.value:
         title = f"{run.task.name}, step {run.step}, {run.situation.device}, {run.situation.dtype}"
         picture = pictures.of_calibration(acceptance, calibrations, title)
@@ -84,6 +79,11 @@ def main() -> int:
     show(run, acceptance, calibrations)
     print(f"kept in {path}")
     return 0
+
+
+def _say_compiled(number: int) -> None:
+    if number % 10 == 0:
+        messages.say(f"compiled {number}")
 
 
 def read_prompts(run: Run, limit: int) -> list[tuple[int, ...]]:
@@ -148,4 +148,4 @@ def _candidate_table(calibration: Calibration) -> Table:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    start.run(main)

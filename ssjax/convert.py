@@ -14,8 +14,8 @@ import dataclasses
 import jax.numpy as jnp
 from absl import flags
 
-from ssjax import cli
 from ssjax import config as config_lib
+from ssjax.cli import command_line, options, start
 from ssjax.data.tokenizers.tokenizer import open_tokenizer
 from ssjax.errors import UserError
 from ssjax.files.reading import to_json
@@ -25,11 +25,10 @@ from ssjax.weights import checkpoint, huggingface
 from ssjax.weights.base import keep_origin, title
 from ssjax.weights.load import untouched_config
 
-_SOURCE = flags.DEFINE_string("source", None, "Model directory or hub id.", required=True)
-_TARGET = cli.define_output("target", "Directory to write; must be new.", directory=True)
+_SOURCE = command_line.require(flags.DEFINE_string("source", None, "Model directory or hub id."))
+_TARGET = options.define_output("target", "Directory to write; must be new.", directory=True)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the written weights.")
-_JSON = cli.define_output("json", "Also write the result to this file.")
-flags.adopt_module_key_flags(cli)  # so that --help lists them
+_JSON = options.define_output("json", "Also write the result to this file.")
 
 
 def main() -> int:
@@ -66,7 +65,7 @@ def main() -> int:
         "stored_dtype": source.stored_dtype,
         "dtype": _DTYPE.value,
     }
-    cli.write_json(_JSON.value, result)
+    options.write_json(_JSON.value, result)
     print(
         f"{result['family']}: {result['parameters']:,} parameters, {model.num_layers} layers of "
         f"width {model.embed_dim}, {model.num_heads} heads ({model.num_kv_heads} for keys and "
@@ -78,4 +77,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    start.run(main)

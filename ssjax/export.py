@@ -19,34 +19,35 @@ from pathlib import Path
 
 from absl import flags
 
-from ssjax import cli
+from ssjax.cli import command_line, options, start
 from ssjax.files.writing import new_directory
 from ssjax.weights import exported
-from ssjax.weights.load import load_trained
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
-_FORMAT = flags.DEFINE_enum("format", None, ["hf", "orbax", "adapter"], "See above.", required=True)
-_TARGET = cli.define_output(
+_WRITERS = {
+    "hf": exported.write_hf,
+    "orbax": exported.write_orbax,
+    "adapter": exported.write_adapter,
+}
+_MODEL = options.define_model_flags(adapter=False)
+_FORMAT = command_line.require(flags.DEFINE_enum("format", None, list(_WRITERS), "See above."))
+_TARGET = options.define_output(
     "target", "Directory to write; default: RUN/export/FORMAT.", directory=True
 )
-_BASE = flags.DEFINE_string("base", None, "Where the base weights are now; default: as trained.")
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16"], "Of hf weights; default: the compute dtype."
 )
-flags.adopt_module_key_flags(cli)  # so that --help lists them
 
 
 def main() -> int:
     """Exports the run of the command line; returns the exit code."""
-    trained = load_trained(_WORKDIR.value, _CHECKPOINT.value, base=_BASE.value)
-    target = Path(_TARGET.value or Path(_WORKDIR.value) / "export" / _FORMAT.value)
-    write = getattr(exported, f"write_{_FORMAT.value}")
+    trained = _MODEL.read()
+    target = Path(_TARGET.value or Path(_MODEL.workdir) / "export" / _FORMAT.value)
+    write = _WRITERS[_FORMAT.value]
     with new_directory(target) as directory:
         write(directory, trained, _DTYPE.value or trained.config.model.dtype)
-    print(f"{_FORMAT.value}: step {trained.step} of {_WORKDIR.value}, written to {target}")
+    print(f"{_FORMAT.value}: step {trained.step} of {_MODEL.workdir}, written to {target}")
     return 0
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    start.run(main)

@@ -20,31 +20,25 @@ a line on stderr names the prompt, and its "finish" in --json is "error".
 
 from absl import flags
 
-from ssjax import cli
+from ssjax.cli import exits, options, start
 from ssjax.data import prompt_files
 from ssjax.data.prompts import Prompt
 from ssjax.decoding.decoder import Completion
 from ssjax.errors import UserError
 from ssjax.evaluation.compare import mark_runs
-from ssjax.run import Answer, Run, load, visible_text
+from ssjax.run import Answer, Run, visible_text
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
-_ADAPTER = flags.DEFINE_string(
-    "adapter", None, "Of ssjax.export --format adapter, put on the base weights of --workdir."
-)
-_BASE = flags.DEFINE_string("base", None, "Where the base weights are now; default: as trained.")
-_PROMPTS = cli.define_prompt_flags()
+_MODEL = options.define_model_flags()
+_PROMPTS = options.define_prompt_flags()
 _STREAM = flags.DEFINE_bool("stream", False, "Print text while it is decoded, prompt by prompt.")
 _SHOW_RUNS = flags.DEFINE_bool("show_runs", False, "Bracket what each pass emitted.")
-_JSON = cli.define_output("json", "Also write outputs and statistics to this file.")
+_JSON = options.define_output("json", "Also write outputs and statistics to this file.")
 _LOG_PROBS = flags.DEFINE_bool(
     "log_probs", False, "Write the model's log-probability of every token to --json."
 )
-_CHANGES = cli.define_decode_flags()
-_CALIBRATION = cli.define_calibration_flag()
-_MESH = cli.define_mesh_flag()
-flags.adopt_module_key_flags(cli)  # so that --help lists them
+_CHANGES = options.define_decode_flags()
+_CALIBRATION = options.define_calibration_flag()
+_MESH = options.define_mesh_flag()
 
 
 def main() -> int:
@@ -53,22 +47,16 @@ def main() -> int:
         raise UserError("--stream shows the text alone; leave --log_probs and --show_runs out")
     if _LOG_PROBS.value and not _JSON.value:
         raise UserError("--log_probs writes to a file; give one with --json FILE")
-    changes = cli.given(_CHANGES)
+    changes = options.given(_CHANGES)
     asked = _PROMPTS.read()
-    run = load(
-        _WORKDIR.value,
-        _CHECKPOINT.value,
-        adapter=_ADAPTER.value,
-        base=_BASE.value,
-        mesh=cli.open_mesh(_MESH),
-    )
+    run = _MODEL.open(options.open_mesh(_MESH))
     if _STREAM.value:
         answers = [_streamed(run, i, prompt, changes) for i, prompt in enumerate(asked)]
     else:
         answers = _generated(run, asked, changes)
-    cli.write_json(_JSON.value, [_record(answer) for answer in answers])
+    options.write_json(_JSON.value, [_record(answer) for answer in answers])
     failed = any(answer.completion.finish == "error" for answer in answers)
-    return cli.EXIT_BAD_INPUT if failed else 0
+    return exits.BAD_INPUT if failed else 0
 
 
 def _generated(run: Run, asked: list[Prompt], changes: dict) -> list[Answer]:
@@ -129,4 +117,4 @@ def _record(answer: Answer) -> dict:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    start.run(main)

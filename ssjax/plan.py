@@ -1,4 +1,4 @@
-"""Compiles an experiment for a TPU pod on this machine and says whether it fits, and what it costs.
+"""Compiles an experiment for a TPU pod without one: whether it fits, and what it costs.
 
     python -m ssjax.plan --config experiments/dialogsum.py:openllama-7b --topology v5e:4x4 \\
         --config.mesh.data=1 --config.mesh.fsdp=16
@@ -17,8 +17,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from ssjax import cli
 from ssjax import config as config_lib
+from ssjax.cli import options, start
 from ssjax.config import Config
 from ssjax.models.parameters import flatten
 from ssjax.models.transformer import Transformer
@@ -28,19 +28,18 @@ from ssjax.planning.topologies import GIB, Topology, open_topology
 from ssjax.training.programs import TrainPrograms, make_train_programs
 from ssjax.weights.base import read_model_config
 
-_CONFIG = cli.define_experiment_flag()
+_EXPERIMENT = options.define_experiment_flags()
 _TOPOLOGY = flags.DEFINE_string("topology", "", "TPU to compile for, such as v5e:4x4 or v5p:4x4x4.")
 _DEVICES = flags.DEFINE_integer(
     "devices", 0, "Without a topology: simulated CPU devices.", lower_bound=0, upper_bound=4096
 )
 _SHOW = flags.DEFINE_bool("show_shardings", False, "Print where every leaf lies; compile nothing.")
-_JSON = cli.define_output("json", "Also write the plan to this file.")
-flags.adopt_module_key_flags(cli)  # so that --help lists them
+_JSON = options.define_output("json", "Also write the plan to this file.")
 
 
 def main() -> int:
     """Plans the experiment of the command line; returns the exit code."""
-    config = cli.experiment(_CONFIG)
+    config = _EXPERIMENT.read()
     jax.config.update("jax_platforms", "cpu")
     topology = None
     if _TOPOLOGY.value:
@@ -53,11 +52,11 @@ def main() -> int:
     if _SHOW.value:
         rows = list_shardings(make_train_programs(config, model, mesh))
         show_shardings(rows)
-        cli.write_json(_JSON.value, rows)
+        options.write_json(_JSON.value, rows)
         return 0
     result = plan(config, model, mesh, topology)
     show_plan(result)
-    cli.write_json(_JSON.value, result)
+    options.write_json(_JSON.value, result)
     return 0 if result["train"]["fits"] and result["decode"]["fits"] else 1
 
 
@@ -204,7 +203,7 @@ def _size(count) -> str:
 
 def main_in_child() -> int:
     """`main`, and one line if the compiler crashes, as that of libtpu 0.0.42 does for tpu7x."""
-    return cli.outlive(
+    return start.outlive(
         main,
         "the TPU compiler crashed on this program; try other sizes of mesh.*, or another version "
         "of jax[tpu]",
@@ -212,4 +211,4 @@ def main_in_child() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main_in_child)
+    start.run(main_in_child)

@@ -1,4 +1,4 @@
-"""Runs the paper's comparison: trains every model of a suite, measures, and writes the report.
+"""Runs the paper's comparison: trains the models of a suite, measures, writes the report.
 
     python -m ssjax.reproduce --suite small --data_path DATA --workdir DIR
     python -m ssjax.reproduce --suite small --workdir DIR --only_report   (of what there is)
@@ -26,24 +26,25 @@ from pathlib import Path
 
 from absl import flags
 
-from ssjax import cli, messages
+from ssjax import messages
+from ssjax.cli import command_line, exits, options, start
 from ssjax.errors import UserError
 from ssjax.files.reading import read_json_object, to_json
 from ssjax.files.writing import make_directory, write_atomic
 from ssjax.study import page, suites
 from ssjax.study.suites import TaskStudy, Training
 
-_SUITE = flags.DEFINE_enum("suite", None, list(suites.SUITES), "What is run.", required=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept.", required=True)
+_SUITE = command_line.require(flags.DEFINE_enum("suite", None, list(suites.SUITES), "What is run."))
+_WORKDIR = command_line.require(flags.DEFINE_string("workdir", None, "Where everything is kept."))
 _DATA = flags.DEFINE_string("data_path", "", "Holds a directory for each task.")
 _TASKS = flags.DEFINE_list("tasks", [], "Only these; default: all of the suite.")
-_REPORT = cli.define_output(
-    "report", "Markdown file to write; its JSON and pictures go to a directory of its name. "
-    "Default: docs/results.md for the suite small, results.md in the work directory for others.",
-)  # fmt: skip
+_REPORT = options.define_output(
+    "report",
+    "Markdown file to write; its JSON and pictures go to a directory of its name. Default: "
+    "docs/results.md for the suite small, results.md in the work directory for others.",
+)
 _ONLY_REPORT = flags.DEFINE_bool("only_report", False, "Run nothing, report what there is.")
 _UNTIMED = flags.DEFINE_bool("untimed", False, "Train and certify, time nothing.")
-flags.adopt_module_key_flags(cli)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Step:
     """One command; done when its result is there."""
 
     name: str  # of its result and log
-    arguments: tuple[str, ...]  # behind `python -m ssjax.`
+    arguments: tuple[str, ...]  # after `python -m ssjax.`
     result: Path
 
 
@@ -166,9 +167,9 @@ def _run(step: Step, directory: Path, data_path: str) -> int:
             signal.signal(number, lambda number, _: child.send_signal(number))
         code = child.wait()
     _note(directory, step, data_path, time.time() - began)
-    if code in (cli.EXIT_RESUMABLE, cli.EXIT_INTERRUPTED) or code < 0:
+    if code in (exits.RESUMABLE, exits.INTERRUPTED) or code < 0:
         messages.say("stopped; the same command continues")
-        return cli.EXIT_RESUMABLE
+        return exits.RESUMABLE
     # A certificate that does not hold is a result, exit code 1.
     if code and not (step.arguments[0] == "verify" and step.result.exists()):
         lines = log.read_text().strip().splitlines()
@@ -223,4 +224,4 @@ def _commit() -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    start.run(main)

@@ -16,29 +16,29 @@ from pathlib import Path
 
 from absl import flags
 
-from ssjax import cli, messages
+from ssjax import messages
+from ssjax.cli import options, start
 from ssjax.data import builders
 from ssjax.data.choice import choose_tokenizer
 from ssjax.data.preview import batches, check, sequences, show, values
 from ssjax.weights.base import open_base
 
-_CONFIG = cli.define_experiment_flag()
+_EXPERIMENT = options.define_experiment_flags()
 _SPLIT = flags.DEFINE_enum("split", "train", list(builders.SPLITS), "Whose records.")
-_NUM_RECORDS = cli.define_count("num_records", 3, "How many.")
-_JSON = cli.define_output("json", "Also write the records to this file.")
-flags.adopt_module_key_flags(cli)  # so that --help lists them
+_NUM_RECORDS = options.define_count("num_records", 3, "How many.")
+_JSON = options.define_output("json", "Also write the records to this file.")
 
 
 def main() -> int:
     """Shows the records of the command line; returns the exit code."""
-    config = cli.experiment(_CONFIG)
+    config = _EXPERIMENT.read()
     split = _SPLIT.value
     base = config.model.pretrained
     directory = open_base(base, config.model.dtype).directory if base else None
     tokenizer = choose_tokenizer(Path(config.workdir), config, directory, messages.say)
     rows = sequences(batches(config, tokenizer, split, messages.say))
     shown = list(itertools.islice(rows, _NUM_RECORDS.value))
-    cli.write_json(_JSON.value, [values(sequence, tokenizer) for sequence in shown])
+    options.write_json(_JSON.value, [values(sequence, tokenizer) for sequence in shown])
     for number, sequence in enumerate(shown, start=1):
         show(
             f"{config.data.task} {split}, record {number} (row {sequence.row})", sequence, tokenizer
@@ -49,4 +49,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    start.run(main)

@@ -1,4 +1,4 @@
-"""The losslessness certificate of a run: checks what its mode promises, on its own prompts.
+"""Certifies a run: its outputs are what its mode promises, checked on its own prompts.
 
     python -m ssjax.verify --workdir RUN
     python -m ssjax.verify --workdir RUN --prompts_file FILE --num_prompts 200 --json OUT
@@ -18,23 +18,19 @@ against the base. Exit status 0: every promise holds; 1: one does not; 2: bad in
 
 from absl import flags
 
-from ssjax import cli
+from ssjax.cli import options, start
 from ssjax.data import builders, pipeline
 from ssjax.data.prompt_files import is_blank
 from ssjax.errors import UserError
 from ssjax.evaluation import certificates
 from ssjax.run import Run, open_run
-from ssjax.weights.load import load_trained
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.", required=True)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
-_ADAPTER = flags.DEFINE_string("adapter", None, "Of ssjax.export --format adapter.")
-_BASE = flags.DEFINE_string("base", None, "Where the base weights are now; default: as trained.")
+_MODEL = options.define_model_flags()
 _SPLIT = flags.DEFINE_enum(
     "split", "test", ["train", "validation", "test"], "Whose prompts, unless given."
 )
-_NUM_PROMPTS = cli.define_count("num_prompts", 50, "Prompts, at most.")
-_NUM_SAMPLES = cli.define_count("num_samples", 4, "Samples per prompt.")
+_NUM_PROMPTS = options.define_count("num_prompts", 50, "Prompts, at most.")
+_NUM_SAMPLES = options.define_count("num_samples", 4, "Samples per prompt.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the samples.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", None, "Longest output; default: the run's."
@@ -42,24 +38,21 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer(
 _ACCEPT = flags.DEFINE_enum(
     "accept", None, ["exact", "typical"], "In place of the run's; only exact can be certified."
 )
-_JSON = cli.define_output("json", "Also write the certificate to this file.")
-_PROMPTS = cli.define_prompt_flags()
-flags.adopt_module_key_flags(cli)
+_JSON = options.define_output("json", "Also write the certificate to this file.")
+_PROMPTS = options.define_prompt_flags()
 
 
 def main() -> int:
     """Certifies the run of the command line; returns the exit code."""
-    changes = cli.given({"max_new_tokens": _MAX_NEW_TOKENS, "accept": _ACCEPT})
-    temperature = cli.given({"temperature": _TEMPERATURE})["temperature"]
+    changes = options.given({"max_new_tokens": _MAX_NEW_TOKENS, "accept": _ACCEPT})
+    temperature = options.given({"temperature": _TEMPERATURE})["temperature"]
     if temperature == 0:
         raise UserError("--temperature must be above 0: samples are checked besides greedy output")
-    trained = load_trained(
-        _WORKDIR.value, _CHECKPOINT.value, adapter=_ADAPTER.value, base=_BASE.value
-    )
+    trained = _MODEL.read()
     streams = trained.config.streams
     if streams.num_streams == streams.medusa_heads == 0:
         raise UserError(
-            f"{_WORKDIR.value} has no streams: it decodes plainly, with nothing to check"
+            f"{_MODEL.workdir} has no streams: it decodes plainly, with nothing to check"
         )
     run = open_run(certificates.in_float32(trained))
     result = certificates.certify(
@@ -68,9 +61,9 @@ def main() -> int:
         run.decode_config(**changes),
         temperature=temperature,
         num_samples=_NUM_SAMPLES.value,
-        base_name=_BASE.value,
+        base_name=_MODEL.base,
     )
-    cli.write_json(_JSON.value, result)
+    options.write_json(_JSON.value, result)
     certificates.show(result)
     return 0 if result["holds"] else 1
 
@@ -92,4 +85,4 @@ def read_prompts(run: Run) -> list[list[int]]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    start.run(main)

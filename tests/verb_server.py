@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import pkgutil
+import runpy
 import signal
 import subprocess
 import sys
@@ -23,20 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ssjax.cli.verbs import VERBS
+
 ROOT = Path(__file__).parents[1]
-VERBS = {
-    "benchmark",
-    "calibrate",
-    "convert",
-    "evaluate",
-    "export",
-    "generate",
-    "plan",
-    "reproduce",
-    "show",
-    "train",
-    "verify",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +116,10 @@ def _run(request: dict[str, Any]) -> None:
         os.dup2(os.open(request[name], how), number)
     sys.argv = [f"ssjax/{request['verb']}", *request["arguments"]]
     sys.stdin = open(0, closefd=False)  # noqa: SIM115, what the server has read ahead is not ours
-    from ssjax import cli
-
+    os.environ.setdefault("GLIBC_TUNABLES", "")  # a training would start itself anew
     code = 1
     try:
-        module = importlib.import_module(f"ssjax.{request['verb']}")
-        cli.run(getattr(module, "main_in_child", module.main))
+        runpy.run_module(f"ssjax.{request['verb']}", run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:

@@ -40,10 +40,10 @@ class ModelConfig:
     max_positions: Count = 0
     position_offset: Count = 0  # rows of a learned table before position 0
     rotary_dim: Count = 0  # leading part of each head that is rotated; 0: all of it
-    rope_theta: Positive = 10000.0
+    rope_theta: Positive = 10000.0  # base of the rotary wavelengths
     rope_local_theta: Weight = 0.0  # of the layers in local_layers; 0: rope_theta, scaled alike
     rope_scaling: Literal["none", "linear", "llama3"] = "none"  # linear: positions / factor
-    rope_factor: Positive = 1.0
+    rope_factor: Positive = 1.0  # linear, llama3: how many times longer the context is
     rope_low_freq_factor: Positive = 1.0  # llama3
     rope_high_freq_factor: Positive = 4.0  # llama3
     rope_original_positions: Count = 0  # llama3: length before scaling
@@ -51,16 +51,16 @@ class ModelConfig:
     # Order of norms and residuals, see models/layers.py.
     block: Literal["pre_norm", "post_norm", "parallel", "sandwich"] = "pre_norm"
     norm: Literal["rms", "layer"] = "rms"  # rms or layer (mean taken off, bias)
-    norm_epsilon: Annotated[float, Range(above=0, below=1)] = 1e-5
+    norm_epsilon: Annotated[float, Range(above=0, below=1)] = 1e-5  # added to variances
     norm_offset: float = 0.0  # added to norm weights: 1 where they are stored around 0
     final_norm: bool = True  # a norm before the LM head
     query_key_norm: bool = False  # RMS norm of each query and key head
-    activation: Literal["silu", "relu", "gelu", "gelu_tanh"] = "silu"
+    activation: Literal["silu", "relu", "gelu", "gelu_tanh"] = "silu"  # of the MLP
     gated_mlp: bool = True  # down(act(gate(x)) * up(x)), else down(act(up(x)))
 
-    qkv_bias: bool = False
+    qkv_bias: bool = False  # of the query, key and value projections
     output_bias: bool = False  # of the attention's output projection
-    mlp_bias: bool = False
+    mlp_bias: bool = False  # of all projections of the MLP
     head_bias: bool = False  # of the LM head
 
     table_dim: Count = 0  # width of the embedding table, projected to D and back; 0: D
@@ -69,7 +69,7 @@ class ModelConfig:
     attention_softcap: Weight = 0.0  # c * tanh(scores / c); 0: off
     logit_softcap: Weight = 0.0  # the same for the LM head
     window: Count = 0  # tokens that the layers in local_layers see; 0: no layer is local
-    local_layers: tuple[Id, ...] = ()
+    local_layers: tuple[Id, ...] = ()  # numbers of layers, from 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ class DrafterConfig:
               frozen (Medusa-1), else trained along (Medusa-2).
     """
 
-    kind: Literal["streams", "medusa"] = "streams"
+    kind: Literal["streams", "medusa"] = "streams"  # see above
     num_heads: Some = 4  # of medusa
 
 
@@ -154,11 +154,11 @@ class OptimizerConfig:
 
     learning_rate: Positive = 1e-3  # peak
     final_learning_rate: Weight = 1e-5  # at the last step
-    warmup_steps: Count = 50
+    warmup_steps: Count = 50  # in which the learning rate rises from 0
     decay: Literal["cosine", "linear"] = "cosine"  # of the learning rate after the warm-up
     weight_decay: Weight = 0.01  # projection matrices only, not LoRA
-    beta1: Annotated[float, Range(0, below=1)] = 0.9
-    beta2: Annotated[float, Range(0, below=1)] = 0.98
+    beta1: Annotated[float, Range(0, below=1)] = 0.9  # decay of the mean of gradients
+    beta2: Annotated[float, Range(0, below=1)] = 0.98  # decay of the mean of their squares
     clip_norm: Weight = 1.0  # global gradient norm; 0: off
 
 
@@ -216,7 +216,7 @@ class CheckpointConfig:
     """What is kept on disk."""
 
     save_every: Count = 100  # steps; 0: off; the last step is always saved
-    keep_latest: Size = 2
+    keep_latest: Size = 2  # checkpoints, the newest
     keep_best: Count = 1  # by validation loss; 0: none beyond the latest
 
 
@@ -262,7 +262,7 @@ class DecodeConfig:
     # The output ends where its text completes one of these; neither it nor what follows is text.
     stop: tuple[str, ...] = ()
     seed: int = 0  # sampling only
-    max_new_tokens: Count = 48
+    max_new_tokens: Count = 48  # longest output, tokens
     batch_size: Size = 1  # prompts decoded together
     prompt_buckets: tuple[Size, ...] = (64, 128, 256, 512, 1024)  # padded prompt lengths
 
@@ -271,7 +271,7 @@ class DecodeConfig:
 class EvalConfig:
     """The evaluation that ends a training run."""
 
-    split: Literal["train", "validation", "test"] = "test"
+    split: Literal["train", "validation", "test"] = "test"  # whose records are decoded
     max_records: Count = 0  # 0: the whole split
 
 

@@ -100,7 +100,7 @@ def unknown_key(known: Iterable[str], key: str) -> str:
     same_end = [other for other in known if other.rsplit(".", 1)[-1] == last]
     similar = [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.8)]
     named = ", ".join(dict.fromkeys([*same_end, *close, *similar]))
-    advice = f"did you mean {named}?" if named else "ssjax/config.py lists the keys"
+    advice = f"did you mean {named}?" if named else "python -m ssjax.train --help lists the keys"
     return f"config: unknown key {key}; {advice}"
 
 

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from absl import flags
 from jax.experimental import multihost_utils
 
 from ssjax.errors import UserError
@@ -20,21 +19,11 @@ Result = TypeVar("Result")
 _TIMEOUT_SECONDS = 600
 
 
-def define_flag() -> flags.FlagHolder:
-    """The flag that says how processes find each other."""
-    return flags.DEFINE_string(
-        "distributed",
-        "auto",
-        "auto: found out on TPU, GKE and Slurm; off: this process alone; or "
-        "HOST:PORT,NUM_PROCESSES,INDEX.",
-    )
-
-
 def initialize(how: str) -> None:
     """Joins the processes of a run. To be called before any other use of devices.
 
     Args:
-      how: value of the flag.
+      how: value of --distributed.
 
     Raises:
       UserError: the value is not understood, or the other processes cannot be reached.

@@ -9,12 +9,13 @@ a start then costs no imports. Two kills in five come when a save begins.
 import json
 import os
 import random
+import runpy
 import signal
 import sys
 import time
 from pathlib import Path
 
-from ssjax import cli, train
+from ssjax.evaluation import report  # noqa: F401, with all that a training imports
 
 
 def start(arguments: list[str], log: Path) -> int:
@@ -27,7 +28,7 @@ def start(arguments: list[str], log: Path) -> int:
         os.dup2(file.fileno(), 2)
     sys.argv = ["ssjax.train", *arguments]
     try:
-        cli.run(train.main)
+        runpy.run_module("ssjax.train", run_name="__main__", alter_sys=True)
     except SystemExit as done:
         sys.stdout.flush()
         os._exit(done.code or 0)
@@ -58,8 +59,8 @@ def kill_once(pid: int, workdir: Path, rng: random.Random, when: str) -> str:
       pid: of the trainer.
       workdir: of the run.
       rng: decides the moment.
-      when: "starting" (within a second or two), "saving" (right behind the beginning of a
-        save) or "running" (up to a second behind the end of the first save).
+      when: "starting" (within a second or two), "saving" (right after the beginning of a
+        save) or "running" (up to a second after the end of the first save).
     """
     before, saved = unfinished(workdir), finished(workdir)
     if when == "starting":

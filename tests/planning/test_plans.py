@@ -249,10 +249,10 @@ def test_bad_input_gets_one_line(arguments, message):
 
 def test_a_crash_of_the_compiler_is_one_line():
     script = (
-        "import os, signal, sys; from ssjax import cli\n"
+        "import os, signal, sys; from ssjax.cli import start\n"
         "died = lambda: os.kill(os.getpid(), signal.SIGSEGV) or 0\n"
         "sys.argv = ['plan']\n"
-        "cli.run(lambda: cli.outlive({main}, 'the compiler crashed'))"
+        "start.run(lambda: start.outlive({main}, 'the compiler crashed'))"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for main, code, said in (

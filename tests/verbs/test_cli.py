@@ -9,7 +9,7 @@ import sys
 import pytest
 from absl import flags
 
-from ssjax import cli
+from ssjax.cli import command_line, exits, options, start
 from ssjax.errors import DamagedError, DivergedError, UserError
 
 flags.DEFINE_list("sizes_of_tests", [], "Only for these tests.")
@@ -17,7 +17,7 @@ flags.DEFINE_list("sizes_of_tests", [], "Only for these tests.")
 
 def test_flags_may_be_written_with_dashes_and_values_stay_as_they_are():
     written = ["x", "--sizes-of-tests=a-b,c", "--config.data-x=y-z", "--no such-thing", "-v", "a-b"]
-    kept = [cli._underscored(argument) for argument in written]
+    kept = [command_line.underscored(argument) for argument in written]
     assert kept == ["x", "--sizes_of_tests=a-b,c", *written[2:]]
 
 
@@ -31,16 +31,16 @@ class Holder:
 
 
 def test_lists_of_counts():
-    assert cli.counts(Holder("4", " 1 ", "4")) == [1, 4]
+    assert options.counts(Holder("4", " 1 ", "4")) == [1, 4]
     for texts in ([], ["0"], ["-1"], ["1.5"], [""], ["\u0664"], ["\u00b2"], ["9" * 5000], ["two"]):
         with pytest.raises(UserError, match="--batch_sizes=.* must be positive whole numbers"):
-            cli.counts(Holder(*texts))
+            options.counts(Holder(*texts))
 
 
 @pytest.mark.parametrize("sizes", ["1,1", "1,0,1", "0,-1,1", "-1,-1,1", "a,1,1", "1,1,\u0661"])
 def test_a_mesh_that_cannot_be(sizes):
     with pytest.raises(UserError, match=f"--mesh={sizes} must be three sizes"):
-        cli.open_mesh(Holder(*sizes.split(",")))
+        options.open_mesh(Holder(*sizes.split(",")))
 
 
 def test_settings_on_the_command_line_have_their_ranges():
@@ -48,16 +48,16 @@ def test_settings_on_the_command_line_have_their_ranges():
         def __init__(self, value):
             self.value = value
 
-    assert cli.given({"top_k": Given(3), "stop": Given(["a"]), "top_p": Given(None)}) == {
+    assert options.given({"top_k": Given(3), "stop": Given(["a"]), "top_p": Given(None)}) == {
         "top_k": 3,
         "stop": ("a",),
     }
     with pytest.raises(UserError, match="decode.presence_penalty must be a number"):
-        cli.given({"presence_penalty": Given(float("nan"))})
+        options.given({"presence_penalty": Given(float("nan"))})
 
 
 def test_a_result_may_name_a_path_that_is_no_text(tmp_path):
-    cli.write_json(str(tmp_path / "result.json"), {"workdir": "run\udcff", "text": "é"})
+    options.write_json(str(tmp_path / "result.json"), {"workdir": "run\udcff", "text": "é"})
     assert json.loads((tmp_path / "result.json").read_text()) == {
         "workdir": "run\udcff",
         "text": "é",
@@ -84,23 +84,23 @@ def raising(error):
     ],
 )
 def test_what_a_user_can_mend_ends_in_one_line(monkeypatch, capsys, error, code, said):
-    monkeypatch.setattr(cli, "_outputs", [])
-    assert cli.guard(raising(error)) == code
+    monkeypatch.setattr(command_line, "_outputs", [])
+    assert start.guard(raising(error)) == code
     told = capsys.readouterr().err
     assert told.startswith(said) and told.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError("ours"), AssertionError("ours"), KeyError("ours")])
 def test_a_defect_of_ours_keeps_its_traceback(monkeypatch, error):
-    monkeypatch.setattr(cli, "_outputs", [])
+    monkeypatch.setattr(command_line, "_outputs", [])
     with pytest.raises(type(error), match="ours"):
-        cli.guard(raising(error))
+        start.guard(raising(error))
 
 
 def test_results_are_checked_before_the_work(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_outputs", [])
-    cli.define_output("file_of_tests", "Only for these tests.")
-    cli.define_output("directory_of_tests", "Only for these tests.", directory=True)
+    monkeypatch.setattr(command_line, "_outputs", [])
+    options.define_output("file_of_tests", "Only for these tests.")
+    options.define_output("directory_of_tests", "Only for these tests.", directory=True)
     values = flags.FLAGS
     values.mark_as_parsed()
     (tmp_path / "file").touch()
@@ -119,7 +119,7 @@ def test_results_are_checked_before_the_work(tmp_path, monkeypatch, capsys):
     ):
         before = sorted(tmp_path.rglob("*"))
         monkeypatch.setattr(values[name], "value", str(place))
-        assert cli.guard(lambda: 0) == code, place
+        assert start.guard(lambda: 0) == code, place
         assert sorted(tmp_path.rglob("*")) == before
         monkeypatch.setattr(values[name], "value", "")
         assert capsys.readouterr().err.count("\n") == (code != 0)
@@ -128,7 +128,7 @@ def test_results_are_checked_before_the_work(tmp_path, monkeypatch, capsys):
 def started(code, *arguments, **environment):
     """A process that runs a line of Python as a verb would."""
     return subprocess.Popen(
-        [sys.executable, "-c", f"from ssjax import cli\ncli.run({code})", *arguments],
+        [sys.executable, "-c", f"from ssjax.cli import start\nstart.run({code})", *arguments],
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -142,7 +142,7 @@ def test_a_closed_pipe_a_missing_backend_and_help_end_as_they_should():
     lost = started("lambda: __import__('jax').devices() and 0", JAX_PLATFORMS="no_such_thing")
     wordy.stdout.readline()
     wordy.stdout.close()
-    assert wordy.wait() == cli.EXIT_CLOSED_PIPE and wordy.stderr.read() == ""
+    assert wordy.wait() == exits.CLOSED_PIPE and wordy.stderr.read() == ""
     wordy.stderr.close()
     shown, told = helped.communicate()
     assert helped.returncode == 0 and "--[no]only_check_args" in shown and told == ""

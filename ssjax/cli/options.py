@@ -1,0 +1,322 @@
+"""Flags that several verbs have, and the values that they stand for."""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Mapping
+
+from absl import flags
+from jax.sharding import Mesh
+
+from ssjax.cli import command_line
+from ssjax.config import Config, DecodeConfig, MeshConfig
+from ssjax.config import experiment as experiment_lib
+from ssjax.config.ranges import INT32_MAX, checked, hints
+from ssjax.data import prompt_files
+from ssjax.data.prompts import Prompt, check_text
+from ssjax.errors import UserError
+from ssjax.files.reading import to_json
+from ssjax.files.writing import check_directory, check_file, write_atomic
+from ssjax.parallel import partitioning
+from ssjax.run import Run, load
+from ssjax.weights.load import Trained, load_trained
+
+# Digits of other scripts are digits to `str.isdigit`, and some of them no numbers to `int`.
+_COUNT = re.compile(r"[0-9]{1,9}")
+_SIZE = re.compile(r"-1|[1-9][0-9]{0,8}")
+
+
+def define_output(name: str, help_text: str, *, directory: bool = False) -> flags.FlagHolder:
+    """A flag that names what the verb writes; checked before the work begins.
+
+    Args:
+      name: of the flag.
+      help_text: for --help.
+      directory: it is a directory that must be new, not a file.
+    """
+    check = check_directory if directory else check_file
+    return command_line.check_later(flags.DEFINE_string(name, "", help_text), check)
+
+
+def write_json(path: str, value) -> None:
+    """Writes a result for machines; an empty path writes nothing."""
+    if path:
+        # Bytes of a path that are no text are half characters here, which JSON can escape.
+        write_atomic(path, to_json(value).encode(errors="backslashreplace"))
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentFlags:
+    """Which experiment, and what the command line changes of it."""
+
+    _config: flags.FlagHolder
+    _workdir: flags.FlagHolder
+
+    def read(self) -> Config:
+        """The config of the command line.
+
+        Raises:
+          UserError: not given, no such file, an error in it, or a value that cannot work.
+        """
+        if not self._config.value:
+            raise UserError("no experiment; give one with --config experiments/NAME.py")
+        changes, workdir = command_line.overrides(), self._workdir.value
+        if workdir is not None:
+            other = changes.setdefault("workdir", workdir)
+            if other != workdir:
+                raise UserError(
+                    f"--workdir={workdir} and --config.workdir={other} are the same setting; give "
+                    "one of them"
+                )
+        return experiment_lib.load(self._config.value, changes)
+
+
+def define_experiment_flags() -> ExperimentFlags:
+    """Flags that name the experiment, beside which --config.KEY=VALUE changes a key."""
+    return ExperimentFlags(
+        flags.DEFINE_string(
+            command_line.EXPERIMENT,
+            None,
+            "Experiment file, optionally with :variant; --config.KEY=VALUE changes it. A bare FILE "
+            "is understood too.",
+        ),
+        flags.DEFINE_string("workdir", None, "Run directory; the same as --config.workdir."),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFlags:
+    """Which trained model."""
+
+    _workdir: flags.FlagHolder
+    _checkpoint: flags.FlagHolder
+    _base: flags.FlagHolder
+    _adapter: flags.FlagHolder | None
+
+    @property
+    def workdir(self) -> str:
+        """As given."""
+        return self._workdir.value
+
+    @property
+    def base(self) -> str | None:
+        """As given."""
+        return self._base.value
+
+    def open(self, mesh: Mesh | None = None) -> Run:
+        """The model, ready to decode. Raises: UserError, as `ssjax.load`."""
+        return load(self.workdir, self._checkpoint.value, **self._parts, mesh=mesh)
+
+    def read(self) -> Trained:
+        """Its weights as they were trained. Raises: UserError, as `ssjax.load`."""
+        return load_trained(self.workdir, self._checkpoint.value, **self._parts)
+
+    @property
+    def _parts(self) -> dict[str, str | None]:
+        adapter = None if self._adapter is None else self._adapter.value
+        return {"adapter": adapter, "base": self.base}
+
+
+def define_model_flags(*, adapter: bool = True) -> ModelFlags:
+    """Flags that say which trained model a verb works on.
+
+    Args:
+      adapter: its weights may be a base with an adapter.
+    """
+    help_text = "Of ssjax.export --format adapter, put on the base weights of --workdir."
+    workdir = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.")
+    return ModelFlags(
+        command_line.require(workdir),
+        flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step."),
+        flags.DEFINE_string("base", None, "Where the base weights are now; default: as trained."),
+        flags.DEFINE_string("adapter", None, help_text) if adapter else None,
+    )
+
+
+def define_distributed_flag() -> flags.FlagHolder:
+    """Flag that says how the processes of a run find each other, see `start.processes`."""
+    return flags.DEFINE_string(
+        "distributed",
+        "auto",
+        "auto: found out on TPU, GKE and Slurm; off: this process alone; or "
+        "HOST:PORT,NUM_PROCESSES,INDEX.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptFlags:
+    """Where prompts come from."""
+
+    _prompt: flags.FlagHolder
+    _prompts_file: flags.FlagHolder
+    _raw: flags.FlagHolder
+
+    @property
+    def given(self) -> bool:
+        """Whether the command line names any."""
+        return bool(self._prompt.value or self._prompts_file.value)
+
+    @property
+    def raw(self) -> bool:
+        """Prompts are used as they are."""
+        return self._raw.value
+
+    def read(self) -> list[Prompt]:
+        """The prompts of the command line, of a file (`ssjax.data.prompt_files`), or of stdin.
+
+        Raises:
+          UserError: no prompt, two sources, or a file that cannot be read.
+        """
+        file_name = self._prompts_file.value
+        if self._prompt.value and file_name:
+            raise UserError("give --prompt or --prompts_file, not both")
+        if self._prompt.value:
+            given = [prompt_files.from_line(prompt) for prompt in self._prompt.value]
+            for number, prompt in enumerate(given, start=1):
+                check_text(prompt, f"prompt {number}")
+                if prompt_files.is_blank(prompt):
+                    raise UserError(f"prompt {number} is empty; give at least one word")
+            return given
+        if file_name in ("", "-"):
+            content = sys.stdin.buffer.read() if sys.stdin else b""
+            given = prompt_files.parse_lines(content, "standard input")
+        else:
+            given = prompt_files.read_file(file_name)
+        if all(prompt_files.is_blank(prompt) for prompt in given):
+            raise UserError("no prompt; give --prompt TEXT, --prompts_file FILE, or lines on stdin")
+        return given
+
+
+def define_prompt_flags() -> PromptFlags:
+    """Flags that say which prompts to decode."""
+    return PromptFlags(
+        flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times."),
+        flags.DEFINE_string(
+            "prompts_file", "", "One prompt a line, in .jsonl as JSON; - is standard input."
+        ),
+        flags.DEFINE_bool("raw", False, "Use prompts as they are, without the task's format."),
+    )
+
+
+def define_mesh_flag() -> flags.FlagHolder:
+    """Flag that says over which devices a model is divided for decoding."""
+    return flags.DEFINE_list(
+        "mesh", [], "Sizes of data, fsdp and tensor, such as 1,1,4; default: the first device."
+    )
+
+
+def open_mesh(holder: flags.FlagHolder) -> Mesh | None:
+    """The mesh of the flag, over all devices; None: not given.
+
+    Raises:
+      UserError: not three sizes, or not as many devices.
+    """
+    sizes = holder.value
+    if not sizes:
+        return None
+    fit = all(_SIZE.fullmatch(size.strip()) for size in sizes)
+    if len(sizes) != 3 or not fit or sizes.count("-1") > 1:
+        raise UserError(f"--mesh={','.join(sizes)} must be three sizes, such as 1,1,4 or 1,1,-1")
+    return partitioning.make_mesh(MeshConfig(*map(int, sizes)))
+
+
+class _TextParser(flags.ArgumentParser):
+    """Text in which \\n stands for a line break."""
+
+    def parse(self, argument):
+        return argument.replace("\\n", "\n")
+
+    def flag_type(self):
+        return "string"
+
+
+def define_decode_flags() -> dict[str, flags.FlagHolder]:
+    """Flags that change a run's decode settings, by field of `DecodeConfig`."""
+    return {
+        "max_new_tokens": flags.DEFINE_integer("max_new_tokens", None, "Longest output, tokens."),
+        "batch_size": flags.DEFINE_integer("batch_size", None, "Prompts decoded together."),
+        "drafter": flags.DEFINE_string(
+            "drafter", None, "auto, plain, streams, medusa, prompt_lookup or draft_model."
+        ),
+        "draft_model": flags.DEFINE_string("draft_model", None, "Directory of a draft model."),
+        "num_nodes": flags.DEFINE_integer("num_nodes", None, "Draft nodes per pass."),
+        "num_streams": flags.DEFINE_integer("num_streams", None, "Streams used; 0: all."),
+        "lookup_nodes": flags.DEFINE_integer(
+            "lookup_nodes", None, "Draft nodes added by prompt lookup."
+        ),
+        "kept_nodes": flags.DEFINE_integer(
+            "kept_nodes", None, "Draft nodes that pass the early exit; 0: all."
+        ),
+        "exit_threshold": flags.DEFINE_float(
+            "exit_threshold", None, "Least chance given its parent, by the early exit."
+        ),
+        "deferred": flags.DEFINE_bool("deferred", None, "Streams run after verification."),
+        "temperature": flags.DEFINE_float("temperature", None, "0: greedy."),
+        "top_k": flags.DEFINE_integer("top_k", None, "Sample from the k best; 0: all."),
+        "top_p": flags.DEFINE_float("top_p", None, "Sample from the best with this mass."),
+        "min_p": flags.DEFINE_float(
+            "min_p", None, "Sample from tokens with this share of the largest probability."
+        ),
+        "repetition_penalty": flags.DEFINE_float(
+            "repetition_penalty", None, "Of tokens in prompt or output; 1: off."
+        ),
+        "presence_penalty": flags.DEFINE_float(
+            "presence_penalty", None, "Of tokens in the output; 0: off."
+        ),
+        "banned_tokens": flags.DEFINE_multi_integer(
+            "banned_tokens", None, "An id that is never drawn; may be given several times."
+        ),
+        "min_new_tokens": flags.DEFINE_integer("min_new_tokens", None, "Shortest output, tokens."),
+        "accept": flags.DEFINE_enum(
+            "accept", None, ["exact", "typical"], "Which drafts are kept; typical is lossy."
+        ),
+        "stop": flags.DEFINE_multi(
+            _TextParser(),
+            flags.ArgumentSerializer(),
+            "stop",
+            None,
+            "Text that ends an output, with \\n for a line break; may be given several times.",
+        ),
+        "seed": flags.DEFINE_integer("seed", None, "Of sampling."),
+    }
+
+
+def define_calibration_flag() -> flags.FlagHolder:
+    """Flag that says whether a calibration of the run chooses how to draft."""
+    help_text = "Draft as ssjax.calibrate found fastest; not where a flag here says how to draft."
+    return flags.DEFINE_bool("calibration", True, help_text)
+
+
+def given(holders: Mapping[str, flags.FlagHolder]) -> dict:
+    """The flags that the command line set, by name.
+
+    Args:
+      holders: by field of `DecodeConfig`.
+
+    Raises:
+      UserError: a value out of the field's range.
+    """
+    values = {name: holder.value for name, holder in holders.items() if holder.value is not None}
+    return {
+        name: checked(value, hints(DecodeConfig)[name], f"decode.{name}")
+        for name, value in values.items()
+    }
+
+
+def define_count(name: str, default: int | None, help_text: str, *, least: int = 1):
+    """A flag for a whole number."""
+    return flags.DEFINE_integer(name, default, help_text, lower_bound=least, upper_bound=INT32_MAX)
+
+
+def counts(holder: flags.FlagHolder) -> list[int]:
+    """The positive whole numbers of a list flag, each once, in rising order.
+
+    Raises:
+      UserError: something else is among them.
+    """
+    texts = [text.strip() for text in holder.value]
+    if not texts or not all(_COUNT.fullmatch(text) and int(text) > 0 for text in texts):
+        raise UserError(
+            f"--{holder.name}={','.join(texts)} must be positive whole numbers, such as 1,4"
+        )
+    return sorted({int(text) for text in texts})
