@@ -60,16 +60,26 @@ def arguments(shared, *more):
 
 def start(environment, shared, workdir, how="off", *more):
     command = [
-        sys.executable, "-m", "ssjax.train",
+        sys.executable,
+        "-m",
+        "ssjax.train",
         *arguments(
-            shared, f"--config.train.num_steps={NUM_STEPS}", "--config.checkpoint.save_every=5",
-            f"--config.workdir={workdir}", f"--distributed={how}", *more,
+            shared,
+            f"--config.train.num_steps={NUM_STEPS}",
+            "--config.checkpoint.save_every=5",
+            f"--config.workdir={workdir}",
+            f"--distributed={how}",
+            *more,
         ),
-    ]  # fmt: skip
+    ]
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-    )  # fmt: skip
+    )
 
 
 def start_two(environment, shared, workdir):
@@ -162,16 +172,29 @@ def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bits(
 ):
     script = Path(__file__).with_name("kill_at_random.py")
     more = [
-        "--config.train.num_steps=60", "--config.checkpoint.save_every=1", "--distributed=off",
-        "--config.model.num_layers=2", "--config.streams.num_stream_layers=1",
-        "--config.streams.num_streams=1", "--config.data.batch_size=2",
-    ]  # fmt: skip
+        "--config.train.num_steps=60",
+        "--config.checkpoint.save_every=1",
+        "--distributed=off",
+        "--config.model.num_layers=2",
+        "--config.streams.num_stream_layers=1",
+        "--config.streams.num_streams=1",
+        "--config.data.batch_size=2",
+    ]
     finished = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(NUM_KILLS), "0",
-         *arguments(shared, *more)],
-        cwd=ROOT, env=environment | {"JAX_NUM_CPU_DEVICES": "1"}, capture_output=True, text=True,
+        [
+            sys.executable,
+            str(script),
+            str(tmp_path),
+            str(NUM_KILLS),
+            "0",
+            *arguments(shared, *more),
+        ],
+        cwd=ROOT,
+        env=environment | {"JAX_NUM_CPU_DEVICES": "1"},
+        capture_output=True,
+        text=True,
         timeout=500,
-    )  # fmt: skip
+    )
     log = (tmp_path / "log").read_text()
     assert finished.returncode == 0, finished.stderr + log
     result = json.loads(finished.stdout.splitlines()[-1])
@@ -195,10 +218,14 @@ def test_what_long_runs_ask_for_works_together(environment, shared, tmp_path):
     """bfloat16, remat, accumulation, packed rows, a profile, a cache of compiled programs; stopped
     nowhere, continued as a finished run, on a mesh."""
     more = [
-        "--config.model.dtype=bfloat16", "--config.train.remat=full", "--config.mesh.tensor=2",
-        "--config.train.accumulation=2", "--config.data.packing=True",
-        "--config.train.profile_at=2", f"--config.compilation_cache={tmp_path / 'programs'}",
-    ]  # fmt: skip
+        "--config.model.dtype=bfloat16",
+        "--config.train.remat=full",
+        "--config.mesh.tensor=2",
+        "--config.train.accumulation=2",
+        "--config.data.packing=True",
+        "--config.train.profile_at=2",
+        f"--config.compilation_cache={tmp_path / 'programs'}",
+    ]
     codes, errors = finish(start(environment, shared, tmp_path / "run", "off", *more))
     assert codes == [0], errors
     losses = loss_curve(tmp_path / "run")

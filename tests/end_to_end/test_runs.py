@@ -18,10 +18,12 @@ from ssjax.training import lock
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": "",
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(ROOT),
+    "XLA_FLAGS": "",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # else training starts itself anew, 2 s each
-}  # fmt: skip
+}
 LAST_STEP = 24  # of the smoke variant
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring")
@@ -100,8 +102,12 @@ def run(tmp_path_factory, prepared):
 
 def test_run_directory_holds_what_the_readme_says(run):
     assert {path.name for path in run.iterdir()} >= {
-        "config.json", "metrics.jsonl", "checkpoints", "evaluation.json", "tokenizer.model",
-    }  # fmt: skip
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "evaluation.json",
+        "tokenizer.model",
+    }
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert evaluation["identical"] == evaluation["prompts"] == 8
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -122,9 +128,13 @@ def test_a_stopped_run_continues_to_the_same_weights(run, prepared, tmp_path):
     arguments = train_arguments(workdir, prepared)
     for number, stop_at in ((signal.SIGINT, 4), (signal.SIGTERM, 12), (signal.SIGKILL, 20)):
         with subprocess.Popen(
-            command("train", *arguments), cwd=ROOT, env=os.environ | ENVIRONMENT,
-            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        ) as process:  # fmt: skip
+            command("train", *arguments),
+            cwd=ROOT,
+            env=os.environ | ENVIRONMENT,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        ) as process:
             for line in process.stderr:
                 if line.startswith(f"step {stop_at}/"):
                     process.send_signal(number)
@@ -180,8 +190,10 @@ def test_generate_from_flag_file_and_standard_input(run, tmp_path):
     assert (first, blank) == (by_flag.stdout.splitlines()[0], "")
     answers = json.loads(out.read_text())
     assert [a["prompt"] for a in answers] == [
-        DIALOGUE.replace("\\n", "\n"), "", DIALOGUE.replace("\\n", "\n") + " Fine.\u2028",
-    ]  # fmt: skip
+        DIALOGUE.replace("\\n", "\n"),
+        "",
+        DIALOGUE.replace("\\n", "\n") + " Fine.\u2028",
+    ]
     assert [a["finish"] == "empty" for a in answers] == [False, True, False]
     assert [0 < a["tokens"] <= 16 for a in answers] == [True, False, True]
 
@@ -189,10 +201,31 @@ def test_generate_from_flag_file_and_standard_input(run, tmp_path):
 def test_generate_writes_log_probs_and_names_a_lossy_rule(run, tmp_path):
     out = tmp_path / "out.json"
     call(
-        "generate", "--workdir", run, "--prompt", DIALOGUE, "--json", out, "--log_probs",
-        "--accept", "typical", "--temperature", 1.0, "--min_p", 0.05, "--min_new_tokens", 4,
-        "--banned_tokens", 5, "--banned_tokens", 7, "--stop", "\\n", "--stop", "###",
-    )  # fmt: skip
+        "generate",
+        "--workdir",
+        run,
+        "--prompt",
+        DIALOGUE,
+        "--json",
+        out,
+        "--log_probs",
+        "--accept",
+        "typical",
+        "--temperature",
+        1.0,
+        "--min_p",
+        0.05,
+        "--min_new_tokens",
+        4,
+        "--banned_tokens",
+        5,
+        "--banned_tokens",
+        7,
+        "--stop",
+        "\\n",
+        "--stop",
+        "###",
+    )
     [answer] = json.loads(out.read_text())
     assert answer["acceptance"] == "typical, lossy"
     assert len(answer["log_probs"]) == len(answer["token_ids"]) == answer["tokens"] > 4
@@ -216,10 +249,25 @@ def test_generate_with_no_room_prints_an_empty_line(run):
 def test_evaluate_writes_json_and_accepts_changes(run, tmp_path):
     out = tmp_path / "evaluation.json"
     finished = call(
-        "evaluate", "--workdir", run, "--split", "validation", "--max_records", 5, "--json", out,
-        "--batch_size", 2, "--num_nodes", 6, "--temperature", 1.0, "--nodeferred",
-        "--checkpoint", "best",
-    )  # fmt: skip
+        "evaluate",
+        "--workdir",
+        run,
+        "--split",
+        "validation",
+        "--max_records",
+        5,
+        "--json",
+        out,
+        "--batch_size",
+        2,
+        "--num_nodes",
+        6,
+        "--temperature",
+        1.0,
+        "--nodeferred",
+        "--checkpoint",
+        "best",
+    )
     assert finished.returncode == 0, finished.stderr
     evaluation = json.loads(out.read_text())
     assert evaluation["identical"] == evaluation["prompts"] == 5
@@ -234,9 +282,20 @@ def test_calibrate_then_generate_and_evaluate_use_it(run, tmp_path):
     shutil.copytree(run, workdir)
     picture, result = tmp_path / "picture.png", tmp_path / "result.json"
     done = call(
-        "calibrate", "--workdir", workdir, "--batch_sizes", "2", "--nodes", "3",
-        "--num_prompts", 6, "--plot", picture, "--json", result,
-    )  # fmt: skip
+        "calibrate",
+        "--workdir",
+        workdir,
+        "--batch_sizes",
+        "2",
+        "--nodes",
+        "3",
+        "--num_prompts",
+        6,
+        "--plot",
+        picture,
+        "--json",
+        result,
+    )
     assert done.returncode == 0, done.stderr
     assert "chosen: " in done.stdout and "acceptance by stream and rank" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -304,11 +363,13 @@ def test_divergence_stops_with_the_step_number(prepared, tmp_path):
     finished = call(
         "train",
         *train_arguments(
-            tmp_path / "run", prepared,
-            "--config.optimizer.learning_rate=1e38", "--config.optimizer.clip_norm=1e30",
+            tmp_path / "run",
+            prepared,
+            "--config.optimizer.learning_rate=1e38",
+            "--config.optimizer.clip_norm=1e30",
             "--config.optimizer.warmup_steps=1",
         ),
-    )  # fmt: skip
+    )
     assert_one_line_error(finished, "diverged at step", code=4)
 
 
@@ -325,13 +386,15 @@ def test_damage_other_data_and_a_held_directory_end_in_one_line(run, prepared, t
         (["generate", "--workdir", damaged, "--prompt", "x"], ["24 is damaged", "whole: 18"], 3),
         (
             ["train", *train_arguments(run, prepared, f"--config.data.path={data}")],
-            ["other data: train, validation, test of"], 2,
+            ["other data: train, validation, test of"],
+            2,
         ),
         (
             ["train", *train_arguments(tmp_path / "held", prepared)],
-            [f"held is in use by process {os.getpid()},"], 2,
+            [f"held is in use by process {os.getpid()},"],
+            2,
         ),
-    )  # fmt: skip
+    )
     with lock.hold(tmp_path / "held"):
         for arguments, fragments, code in cases:
             assert_one_line_error(call(*arguments), *fragments, code=code)

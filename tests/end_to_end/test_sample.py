@@ -24,14 +24,21 @@ def workdir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("sample")
     finished = subprocess.run(
         [
-            sys.executable, "-m", "ssjax.train", "--config=experiments/dialogsum.py",
+            sys.executable,
+            "-m",
+            "ssjax.train",
+            "--config=experiments/dialogsum.py",
             f"--config.workdir={directory / 'run'}",
             f"--config.data.prepared_dir={directory / 'data'}",
-            "--config.train.num_steps=90", "--config.data.batch_size=8",
+            "--config.train.num_steps=90",
+            "--config.data.batch_size=8",
             "--config.eval.max_records=2",
         ],
-        cwd=ROOT, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     assert finished.returncode == 0, finished.stderr
     return directory / "run"
 

@@ -70,9 +70,14 @@ touch {self.path}/mounted
     def run(self, *command, cwd=ROOT, **env) -> subprocess.CompletedProcess:
         """Runs a command to its end."""
         return subprocess.run(
-            [os.fspath(word) for word in command], cwd=cwd, env=self.env | env, text=True,
-            capture_output=True, timeout=30, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            [os.fspath(word) for word in command],
+            cwd=cwd,
+            env=self.env | env,
+            text=True,
+            capture_output=True,
+            timeout=30,
+            stdin=subprocess.DEVNULL,
+        )
 
 
 @pytest.fixture

@@ -19,8 +19,10 @@ import yaml
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 SCRIPTS = [
-    *sorted(LAUNCH.glob("*.sh")), *sorted(Path(__file__).parent.glob("*.sh")), ROOT / ".ci" / "run",
-]  # fmt: skip
+    *sorted(LAUNCH.glob("*.sh")),
+    *sorted(Path(__file__).parent.glob("*.sh")),
+    ROOT / ".ci" / "run",
+]
 ARGS = ["--config", "two words.py", "it's $HOME", "ünï;&", ""]
 
 
@@ -185,9 +187,14 @@ def test_failed_installation_is_tried_again(host):
 
 def test_variables_win_over_metadata(host):
     done = host.boot(
-        0, SSJAX_REPO="here", SSJAX_REF="v2", SSJAX_ARGS="a\\ b", SSJAX_ENV="EXTRA=x\\ y",
-        SSJAX_BUCKET="", SSJAX_COPY_LOGS="",
-    )  # fmt: skip
+        0,
+        SSJAX_REPO="here",
+        SSJAX_REF="v2",
+        SSJAX_ARGS="a\\ b",
+        SSJAX_ENV="EXTRA=x\\ y",
+        SSJAX_BUCKET="",
+        SSJAX_COPY_LOGS="",
+    )
     assert done.returncode == 0
     assert host.calls("curl") == []
     assert host.trained == [["-m", "ssjax.train", "a b"]]
@@ -435,8 +442,10 @@ def test_jobset_retries_all_but_bad_input():
     assert rule["action"] == "FailJob"
     [container] = job["template"]["spec"]["containers"]
     assert rule["onExitCodes"] == {
-        "containerName": container["name"], "operator": "In", "values": [2, 3, 4],
-    }  # fmt: skip
+        "containerName": container["name"],
+        "operator": "In",
+        "values": [2, 3, 4],
+    }
 
 
 @pytest.mark.parametrize(

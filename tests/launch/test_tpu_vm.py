@@ -21,9 +21,22 @@ SETTINGS = {
 TRAIN = ("--", "--config", "experiments/dialogsum.py")
 WHERE = ["--zone=us-west4-a", "--project=my-project"]
 AWKWARD = [
-    "two words", "it's", 'a "b"', "$HOME", "$(touch broken)", "`x`", "(a;b)&c|d", "*", "\\",
-    "ünï→", "", "a,b=c", "--config.name=x y", "~", "#no",
-]  # fmt: skip
+    "two words",
+    "it's",
+    'a "b"',
+    "$HOME",
+    "$(touch broken)",
+    "`x`",
+    "(a;b)&c|d",
+    "*",
+    "\\",
+    "ünï→",
+    "",
+    "a,b=c",
+    "--config.name=x y",
+    "~",
+    "#no",
+]
 
 
 class Launcher:
@@ -100,9 +113,17 @@ def test_create_waits_until_active(launcher):
     assert done.returncode == 0, done.stderr
     assert launcher.steps == ["describe", "create", *["describe"] * 5]
     assert launcher.calls[1] == [
-        "compute", "tpus", "queued-resources", "create", "my-tpu", "--node-id=my-tpu", *WHERE,
-        "--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite", "--spot",
-    ]  # fmt: skip
+        "compute",
+        "tpus",
+        "queued-resources",
+        "create",
+        "my-tpu",
+        "--node-id=my-tpu",
+        *WHERE,
+        "--accelerator-type=v5litepod-16",
+        "--runtime-version=v2-alpha-tpuv5-lite",
+        "--spot",
+    ]
     assert launcher.sleeps == [10, 20, 40, 60, 60]
     assert "WAITING_FOR_RESOURCES" in done.stderr
 
@@ -164,14 +185,30 @@ def test_failing_gcloud_create_ends_create(launcher):
 def test_babysit_recreates_after_preemption_and_resumes(launcher):
     states = ["MISSING", "ACTIVE", "SUSPENDED", "PROVISIONING", "ACTIVE"]
     done = launcher(
-        "babysit", "--spot", *TRAIN, states=states, create=[0, 0], delete=[0], setup=[0, 0],
+        "babysit",
+        "--spot",
+        *TRAIN,
+        states=states,
+        create=[0, 0],
+        delete=[0],
+        setup=[0, 0],
         train=[255, 0],
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert launcher.steps == [
-        "describe", "create", "describe", "setup", "train",
-        "describe", "delete", "create", "describe", "describe", "setup", "train",
-    ]  # fmt: skip
+        "describe",
+        "create",
+        "describe",
+        "setup",
+        "train",
+        "describe",
+        "delete",
+        "create",
+        "describe",
+        "describe",
+        "setup",
+        "train",
+    ]
     creates = [call for call in launcher.calls if step(call) == "create"]
     trains = [call for call in launcher.calls if step(call) == "train"]
     assert creates[0] == creates[1]
@@ -183,8 +220,14 @@ def test_babysit_continues_after_42_without_a_new_setup(launcher):
     done = launcher("babysit", *TRAIN, states=["ACTIVE"] * 3, setup=[0], train=[42, 255, 0])
     assert done.returncode == 0
     assert launcher.steps == [
-        "describe", "setup", "train", "describe", "train", "describe", "train",
-    ]  # fmt: skip
+        "describe",
+        "setup",
+        "train",
+        "describe",
+        "train",
+        "describe",
+        "train",
+    ]
 
 
 def test_babysit_sets_up_again_after_a_crash(launcher):
@@ -200,9 +243,15 @@ def test_babysit_retries_a_failed_setup_whatever_its_code(launcher):
 
 def test_babysit_gives_up_with_the_last_code(launcher):
     done = launcher(
-        "babysit", "--max-restarts=4", "--backoff=5", "--max-backoff=15", *TRAIN,
-        states=["ACTIVE"] * 5, setup=[0] * 5, train=[1, 1, 1, 1, 7],
-    )  # fmt: skip
+        "babysit",
+        "--max-restarts=4",
+        "--backoff=5",
+        "--max-backoff=15",
+        *TRAIN,
+        states=["ACTIVE"] * 5,
+        setup=[0] * 5,
+        train=[1, 1, 1, 1, 7],
+    )
     assert done.returncode == 7
     assert "gave up after 4 restarts" in done.stderr
     assert launcher.sleeps == [5, 10, 15, 15]
@@ -210,18 +259,27 @@ def test_babysit_gives_up_with_the_last_code(launcher):
 
 def test_babysit_gives_up_on_a_tpu_that_always_fails(launcher):
     done = launcher(
-        "babysit", "--max-restarts=1", *TRAIN,
-        states=["FAILED", "FAILED", "FAILED", "FAILED"], delete=[0, 0], create=[0, 0],
-    )  # fmt: skip
+        "babysit",
+        "--max-restarts=1",
+        *TRAIN,
+        states=["FAILED", "FAILED", "FAILED", "FAILED"],
+        delete=[0, 0],
+        create=[0, 0],
+    )
     assert done.returncode == 1
     assert "gave up after 1 restarts" in done.stderr
 
 
 def test_long_training_clears_the_count(launcher):
     done = launcher(
-        "babysit", "--max-restarts=1", "--reset-after=0", *TRAIN,
-        states=["ACTIVE"] * 4, setup=[0], train=[42, 42, 42, 0],
-    )  # fmt: skip
+        "babysit",
+        "--max-restarts=1",
+        "--reset-after=0",
+        *TRAIN,
+        states=["ACTIVE"] * 4,
+        setup=[0],
+        train=[42, 42, 42, 0],
+    )
     assert done.returncode == 0
     assert launcher.sleeps == [10, 10, 10]
 
@@ -262,8 +320,9 @@ def test_quoting_survives_two_shells(launcher):
     done = launcher("run", "--dry-run", "--", *AWKWARD)
     [line] = done.stdout.splitlines()
     assert trainer_argv(remote(shlex.split(line))) == [
-        *AWKWARD, "--config.workdir=/mnt/ssjax/run",
-    ]  # fmt: skip
+        *AWKWARD,
+        "--config.workdir=/mnt/ssjax/run",
+    ]
 
 
 def test_dry_run_prints_what_would_run(launcher):
@@ -316,7 +375,8 @@ def two_on_host(launcher, first, second):
         commands.append(shlex.quote(remote(launcher.calls[-1])))
     log = f"{path}/ssjax-train.log"
     done = launcher.sandbox.run(
-        "bash", "-c",
+        "bash",
+        "-c",
         f"""bash -c {commands[0]} & first=$!
 until [[ -e {path}/starts ]]; do read -t 0.01 < <(:); done
 bash -c {commands[1]} & second=$!
@@ -325,7 +385,7 @@ touch {path}/go
 wait $first; echo "first $?" >> {path}/codes
 wait $second; echo "second $?" >> {path}/codes""",
         cwd=path,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done
     return launcher.sandbox.lines("codes")
 
@@ -381,9 +441,15 @@ def test_stop_signals_the_trainer_alone(launcher):
 
 def test_create_hands_the_command_to_the_startup_script(launcher):
     done = launcher(
-        "create", "--env=A=x y", "--ref=v1", "--copy-logs=/mnt/ssjax/logs", "--", *AWKWARD,
-        states=["MISSING", "ACTIVE"], create=[0],
-    )  # fmt: skip
+        "create",
+        "--env=A=x y",
+        "--ref=v1",
+        "--copy-logs=/mnt/ssjax/logs",
+        "--",
+        *AWKWARD,
+        states=["MISSING", "ACTIVE"],
+        create=[0],
+    )
     assert done.returncode == 0
     [metadata, from_file] = flags(launcher.calls[1], "--metadata", "--metadata-from-file")
     assert from_file == f"--metadata-from-file=startup-script={SCRIPT.parent}/tpu_startup.sh"
@@ -391,8 +457,9 @@ def test_create_hands_the_command_to_the_startup_script(launcher):
     delimiter, _, rest = metadata.removeprefix("--metadata=^").partition("^")
     values = dict(item.split("=", 1) for item in rest.split(delimiter))
     assert shlex.split(values.pop("ssjax-args")) == [
-        *AWKWARD, "--config.workdir=/mnt/ssjax/run",
-    ]  # fmt: skip
+        *AWKWARD,
+        "--config.workdir=/mnt/ssjax/run",
+    ]
     assert shlex.split(values.pop("ssjax-env")) == ["A=x y"]
     assert values == {
         "ssjax-repo": SETTINGS["SSJAX_REPO"],
@@ -415,9 +482,15 @@ def error_of(done):
 
 NEEDS = [
     *((verb, name) for verb in VERBS for name in ("NAME", "ZONE")),
-    ("create", "TYPE"), ("create", "REPO"), ("create", "WORKDIR"), ("setup", "REPO"),
-    ("run", "WORKDIR"), ("babysit", "TYPE"), ("babysit", "REPO"), ("babysit", "WORKDIR"),
-]  # fmt: skip
+    ("create", "TYPE"),
+    ("create", "REPO"),
+    ("create", "WORKDIR"),
+    ("setup", "REPO"),
+    ("run", "WORKDIR"),
+    ("babysit", "TYPE"),
+    ("babysit", "REPO"),
+    ("babysit", "WORKDIR"),
+]
 
 
 @pytest.mark.parametrize(("verb", "missing"), NEEDS)
@@ -504,14 +577,23 @@ def test_project_may_be_left_to_gcloud(launcher):
 
 def test_flags_for_gcloud_are_passed_on(launcher):
     done = launcher(
-        "babysit", "--gcloud-create=--internal-ips", "--gcloud-create", "--network=my-net",
-        "--gcloud-ssh=--internal-ip", *TRAIN, "--dry-run-is-for-the-trainer", states=["MISSING",
-        "ACTIVE"], create=[0], setup=[0], train=[0],
-    )  # fmt: skip
+        "babysit",
+        "--gcloud-create=--internal-ips",
+        "--gcloud-create",
+        "--network=my-net",
+        "--gcloud-ssh=--internal-ip",
+        *TRAIN,
+        "--dry-run-is-for-the-trainer",
+        states=["MISSING", "ACTIVE"],
+        create=[0],
+        setup=[0],
+        train=[0],
+    )
     assert done.returncode == 0
     assert flags(launcher.calls[1], "--internal-ips", "--network") == [
-        "--internal-ips", "--network=my-net",
-    ]  # fmt: skip
+        "--internal-ips",
+        "--network=my-net",
+    ]
     assert all("--internal-ip" in call for call in launcher.calls[3:])
 
 
@@ -531,8 +613,12 @@ def test_dry_run_calls_nothing(launcher, verb):
 def test_dry_run_of_babysit_shows_every_step(launcher):
     lines = launcher("babysit", "--dry-run", *TRAIN).stdout.splitlines()
     assert [step(shlex.split(line)[1:]) for line in lines] == [
-        "describe", "create", "describe", "setup", "train",
-    ]  # fmt: skip
+        "describe",
+        "create",
+        "describe",
+        "setup",
+        "train",
+    ]
 
 
 def test_dry_run_shows_the_mount(launcher):

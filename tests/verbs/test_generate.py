@@ -25,9 +25,15 @@ def write_model(directory, last_norm=1.0):
     """A random Llama with a chat template. last_norm: weight of the norm before its head."""
     tokenizer = tokenizer_from_files(small_tokenizers.byte_level(), "tests")
     config = ModelConfig(
-        vocab_size=tokenizer.vocab_size, embed_dim=16, num_layers=2, num_heads=2, num_kv_heads=1,
-        head_dim=8, mlp_dim=16, max_positions=POSITIONS,
-    )  # fmt: skip
+        vocab_size=tokenizer.vocab_size,
+        embed_dim=16,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        mlp_dim=16,
+        max_positions=POSITIONS,
+    )
     streams = StreamsConfig(num_streams=0, num_stream_layers=1)
     params = jax.jit(lambda: init_params(Transformer(config, streams, scan=True), 0))()
     params["final_norm"] = jax.tree.map(lambda x: x * last_norm, params["final_norm"])
@@ -97,10 +103,22 @@ def test_the_verb_keeps_lines_and_reports_outputs_that_fail(tmp_path):
     file, out = tmp_path / "p.jsonl", tmp_path / "out.json"
     file.write_text('"Anna\\nwants \\u2028"\n\n{"prompt": "two"}\n')
     done = subprocess.run(
-        [sys.executable, "-m", "ssjax.generate", "--workdir", tmp_path / "model",
-         "--prompts_file", file, "--json", out],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "ssjax.generate",
+            "--workdir",
+            tmp_path / "model",
+            "--prompts_file",
+            file,
+            "--json",
+            out,
+        ],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stdout) == (2, "\n\n\n")
     said = [line for line in done.stderr.splitlines() if line.startswith("prompt")]
     assert [line.split(":")[0] for line in said] == ["prompt 1", "prompt 3"]
@@ -126,7 +144,12 @@ def test_the_api_reports_outputs_that_fail_and_nothing_is_measured(tmp_path, cap
     way = run.way({}, 1)
     with pytest.raises(ssjax.UserError, match="^prompt 1: .*not finite"):
         compare(
-            run.decoder, [[1, 2]], drafter=way.drafter, sampling=ssjax.run.make_sampling(
-                run.decode_config()
-            ), deferred=True, max_new_tokens=3, batch_size=1, seed=0,
-        )  # fmt: skip
+            run.decoder,
+            [[1, 2]],
+            drafter=way.drafter,
+            sampling=ssjax.run.make_sampling(run.decode_config()),
+            deferred=True,
+            max_new_tokens=3,
+            batch_size=1,
+            seed=0,
+        )

@@ -35,12 +35,14 @@ def command(pairs, *arguments):
         "show",
         [
             "--config=experiments/dialogsum.py:smoke",
-            "--config.data.task=pairs", f"--config.data.path={pairs}",
+            "--config.data.task=pairs",
+            f"--config.data.path={pairs}",
             f"--config.data.tokenizer={pairs / 'tokenizer'}",
             f"--config.data.prepared_dir={pairs / 'prepared'}",
-            f"--config.workdir={pairs / 'run'}", *arguments,
+            f"--config.workdir={pairs / 'run'}",
+            *arguments,
         ],
-    )  # fmt: skip
+    )
     assert not (pairs / "run").exists()  # nothing is written there
     return finished
 
@@ -104,9 +106,15 @@ def test_train_rows_are_those_of_the_batches(pairs, packing):
     data = config.data
     source = builders.open_source("pairs", data.path, data.prepared_dir, config.seed, "train")
     batches = pipeline.train_batches(
-        source, pipeline_task(), tokenizer, batch_size=2, seed=config.seed, packing=packing,
-        max_prompt_length=data.max_prompt_length, max_target_length=data.max_target_length,
-    )  # fmt: skip
+        source,
+        pipeline_task(),
+        tokenizer,
+        batch_size=2,
+        seed=config.seed,
+        packing=packing,
+        max_prompt_length=data.max_prompt_length,
+        max_target_length=data.max_target_length,
+    )
     rows = preview.sequences(preview.batches(config, tokenizer, "train", print))
     expected, learned = [], 0
     for batch in (batches[0], batches[1]):
