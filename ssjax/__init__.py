@@ -11,8 +11,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ssjax.errors import UserError
@@ -22,9 +24,29 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from ssjax.config import Config
+    from ssjax.data.tasks import register_task
     from ssjax.run import Answer, Run
+    from ssjax.training.callbacks import Callback, StopTraining
 
-__all__ = ["Answer", "Run", "UserError", "__version__", "load", "register_task", "train"]
+__all__ = [
+    "Answer",
+    "Callback",
+    "Run",
+    "StopTraining",
+    "UserError",
+    "__version__",
+    "load",
+    "register_task",
+    "train",
+]
+# Public names that are defined elsewhere, imported when they are asked for.
+_HOMES = {
+    "Answer": "ssjax.run",
+    "Callback": "ssjax.training.callbacks",
+    "Run": "ssjax.run",
+    "StopTraining": "ssjax.training.callbacks",
+    "register_task": "ssjax.data.tasks",
+}
 
 try:
     __version__ = importlib.metadata.version("ssjax")
@@ -70,7 +92,7 @@ def load(
     return run.load(workdir, checkpoint_name, adapter=adapter, base=base, mesh=mesh)
 
 
-def train(config: Config | ConfigDict) -> Run:
+def train(config: Config | ConfigDict, callbacks: Sequence[Callback] = ()) -> Run:
     """Trains a model, or continues a training that was stopped.
 
     A streams model after "Speculative Streaming: Fast LLM Inference without Auxiliary Models"
@@ -80,7 +102,11 @@ def train(config: Config | ConfigDict) -> Run:
     >>> c = default_config()  # learns the generated sample of DialogSum
     >>> shrink(c)  # to sizes that train in seconds
     >>> c.workdir, c.train.num_steps = "runs/first", 2
-    >>> run = ssjax.train(c)
+    >>> class Losses(ssjax.Callback):
+    ...     def on_step(self, step, metrics):
+    ...         print(f"step {step}: {metrics['loss']:.0f} nats per token")
+    >>> run = ssjax.train(c, callbacks=[Losses()])
+    step 2: 8 nats per token
     >>> run.step
     2
 
@@ -91,6 +117,8 @@ def train(config: Config | ConfigDict) -> Run:
     Args:
       config: what `ssjax.config.default_config()` gave, changed; or its frozen form. Its keys,
         units and ranges: `python -m ssjax.train --help`.
+      callbacks: told of steps, losses and checkpoints, and may end the training in order, see
+        `ssjax.Callback`.
 
     Returns:
       The trained model, its weights on the devices that it was trained on.
@@ -115,19 +143,13 @@ def train(config: Config | ConfigDict) -> Run:
         make_directory(config.compilation_cache)
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     with trainer.held(Path(config.workdir)):
-        outcome = trainer.train(config)
+        outcome = trainer.train(config, callbacks)
     return open_run(outcome.trained, outcome.mesh)
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Answer", "Run"):  # types of results
-        from ssjax import run
-
-        return getattr(run, name)
-    if name == "register_task":
-        from ssjax.data import tasks
-
-        return tasks.register_task
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'ssjax' has no attribute {name!r}")
 
 

@@ -1,6 +1,7 @@
 """What `import ssjax` gives: exactly the public names, their documented examples, nothing heavy."""
 
 import doctest
+import importlib
 import importlib.metadata
 import subprocess
 import sys
@@ -11,16 +12,17 @@ import pytest
 
 import ssjax
 from ssjax.config import Config, default_config
+from ssjax.data import tasks
 
 ROOT = Path(__file__).parents[2]
 # In this order: one example opens what the one before it trained.
-WITH_EXAMPLES = ("train", "load")
+WITH_EXAMPLES = ("register_task", "train", "load")
 
 
 def test_dir_lists_the_public_names():
     assert dir(ssjax) == sorted(ssjax.__all__)
     assert all(getattr(ssjax, name) is not None for name in ssjax.__all__)
-    assert ssjax.Run.__name__ == "Run" and ssjax.Answer.__name__ == "Answer"
+    assert all(getattr(ssjax, name).__name__ == name for name in ssjax._HOMES)
     assert ssjax.__version__ == importlib.metadata.version("ssjax")
     with pytest.raises(AttributeError, match="'ssjax' has no attribute 'lode'"):
         ssjax.lode  # noqa: B018
@@ -29,11 +31,14 @@ def test_dir_lists_the_public_names():
 
 def test_examples(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tasks, "_OWN", {})
     first = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: first)  # as a laptop has it
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
     for name in WITH_EXAMPLES:
-        [example] = finder.find(getattr(ssjax, name), name, globs={"ssjax": ssjax})
+        function = getattr(ssjax, name)
+        names = vars(importlib.import_module(function.__module__)) | {"ssjax": ssjax}
+        [example] = finder.find(function, name, globs=names)
         assert example.examples, name
         assert runner.run(example).failed == 0, name
 
