@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 import verb_server
-from documentation import PAGES, PLACEHOLDER, ROOT, Command, commands, mentions, verb_of
+from documentation import PAGES, PLACEHOLDER, ROOT, Command, blocks, commands, mentions, verb_of
 
 from ssjax.config import Config, experiment, ranges
 
@@ -86,6 +86,14 @@ def test_scripts_have_their_flags():
                 source = (ROOT / script).read_text()
                 for flag in re.findall(r"--([a-z_]+)", " ".join(arguments)):
                     assert f'"{flag}"' in source or f"--{flag}" in source, command
+
+
+def test_experiments_that_pages_print_can_be_read(tmp_path):
+    for page in PAGES:
+        for title, content in blocks(page, "python"):
+            if "def get_config" in content:
+                (tmp_path / title).write_text(content)
+                experiment.load(str(tmp_path / title), {})
 
 
 def test_extras_exist():
