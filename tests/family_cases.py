@@ -34,7 +34,7 @@ class Case:
       source: as opened.
       rows, prompts: token ids.
       make_logits: [T, V] of each row, by transformers.
-      make_greedy: greedy ids behind each prompt, by transformers.
+      make_greedy: greedy ids after each prompt, by transformers.
       torch_model: of transformers; None for a golden.
     """
 

@@ -67,7 +67,7 @@ def sentencepiece() -> dict[str, bytes]:
 
 
 def sentencepiece_chat() -> dict[str, bytes]:
-    """With two special tokens behind the pieces, as in a directory of Hugging Face."""
+    """With two special tokens after the pieces, as in a directory of Hugging Face."""
     added = {
         str(360 + i): {"content": token, "special": True} for i, token in enumerate(SPECIAL[1:])
     }

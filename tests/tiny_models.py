@@ -409,7 +409,7 @@ def random_ids(tiny: TinyModel, seed: int, lengths: tuple[int, ...]) -> list[lis
 
 
 def continue_greedily(model, prompt: list[int]) -> tuple[list[int], float]:
-    """NEW_TOKENS ids behind a prompt, by a whole pass for each.
+    """NEW_TOKENS ids after a prompt, by a whole pass for each.
 
     Returns:
       The ids, and the smallest distance of the two best logits on the way.

@@ -242,7 +242,7 @@ class DecodeConfig:
     # Draft nodes that go on into the stream layers, the likeliest by the early exit (it needs
     # streams.exit_rank above 0); 0: all.
     kept_nodes: Few = 0
-    # Of those, nodes that the early exit gives a smaller chance behind their parent are dropped
+    # Of those, nodes that the early exit gives a smaller chance after their parent are dropped
     # with all below them: the paper's form, which saves no time here; 0: none.
     exit_threshold: Annotated[float, Range(0, below=1)] = 0.0
     # Streams run after verification, at the accepted node alone. Has no effect where the main

@@ -21,7 +21,7 @@ def open_split(config: Config, split: str) -> builders.RecordSource:
 
 
 def data_digests(config: Config) -> dict[str, str]:
-    """SHA-256 of the files behind each split, or of the generated sample."""
+    """SHA-256 of the files that each split is made from, or of the generated sample."""
     return builders.digests(config.data.task, config.data.path, config.seed)
 
 

@@ -55,7 +55,7 @@ class Task:
 class ChatTask(Task):
     """One answer of an assistant, in the form of the tokenizer's chat template.
 
-    The target is what the template writes behind the prompt for the answer, up to the token
+    The target is what the template writes after the prompt for the answer, up to the token
     that ends the turn; what comes after that token is the template's own.
 
         prompt                                        target

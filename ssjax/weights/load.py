@@ -262,7 +262,7 @@ def _check_leaves(model, params, path) -> None:
 
 
 def _base_of(path: Path) -> str | Path:
-    """Where the base weights behind a directory are."""
+    """Where the base weights are that a run or a model directory goes with."""
     if not (path / "checkpoints").is_dir():
         return path
     config = read_config(path)

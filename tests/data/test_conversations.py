@@ -90,7 +90,7 @@ def test_pairs_are_put_together_as_they_are(tmp_path):
 
 @pytest.mark.parametrize("kind", ["sentencepiece_chat", "byte_level"])
 def test_what_a_chat_trains_literally(tmp_path, kind):
-    """ChatML: the end of the turn is learned, the line break behind it and the headers are not."""
+    """ChatML: the end of the turn is learned, the line break after it and the headers are not."""
     tokenizer = tokenizer_from_files(getattr(small_tokenizers, kind)(), "t")
     first, second = records(
         Path(write(tmp_path, {"messages": [ASKED, ANSWERED, AGAIN, LAST]})), "chat"

@@ -66,7 +66,7 @@ def test_white_space_between_a_chat_and_its_answer(in_prompt, in_chat, answer, t
     assert tokenizer.decode(prompt_ids).endswith(f"assistant{end_of_prompt}")
 
 
-def test_what_a_template_writes_behind_the_end_of_the_turn_is_not_learned():
+def test_what_a_template_writes_after_the_end_of_the_turn_is_not_learned():
     tokenizer = with_template(
         "{% for m in messages %}{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
         "{% if not add_generation_prompt %}Goodbye.{{ eos_token }}{% endif %}"

@@ -245,12 +245,12 @@ def test_what_is_no_config_json_is_one_line(tmp_path, content, message):
     assert str(tmp_path / "config.json") in str(raised.value) and "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("before, behind", [("\ufeff", ""), ("", " \n"), ('{"vocab_size": 7,', "")])
-def test_harmless_bytes_change_nothing(tmp_path, before, behind):
+@pytest.mark.parametrize("before, after", [("\ufeff", ""), ("", " \n"), ('{"vocab_size": 7,', "")])
+def test_harmless_bytes_change_nothing(tmp_path, before, after):
     """A byte order mark, white space, and of a key that is there twice the last, as elsewhere."""
     values = tiny_models.find("llama3").config_json
     text = json.dumps(values)
-    text = before + (text[1:] if before.startswith("{") else text) + behind
+    text = before + (text[1:] if before.startswith("{") else text) + after
     (tmp_path / "config.json").write_bytes(text.encode())
     config = huggingface.read_model_config(str(tmp_path), "float32")
     assert dataclasses.replace(config, pretrained="") == read_fields(values)

@@ -1,4 +1,4 @@
-"""Passes over sequences, behind a cache and over draft trees, against logits of transformers."""
+"""Passes over sequences, after a cache and over draft trees, against logits of transformers."""
 
 import dataclasses
 import functools
@@ -63,7 +63,7 @@ def run_passes(model, params, sequences, lengths, rest, nodes, parents, depths):
 
     Args:
       model, params: scanned form.
-      sequences: [S, T], the rows first, then each path of each tree behind its prefix.
+      sequences: [S, T], the rows first, then each path of each tree after its prefix.
       lengths: [S].
       rest: [B, M], the rows from their cuts on.
       nodes, parents, depths: [B, M], the trees.
@@ -71,7 +71,7 @@ def run_passes(model, params, sequences, lengths, rest, nodes, parents, depths):
     Returns:
       whole: [S, T, V] logits of the sequences, without a cache.
       whole_streams: [S, J, V] of the streams at their last tokens.
-      rest: [B, M, V] behind the cached part of each row.
+      rest: [B, M, V] after the cached part of each row.
       nodes: [B, M, V] of the trees there.
       node_streams: [B, M, J, V] of the streams beside the nodes.
     """
@@ -91,7 +91,7 @@ def run_passes(model, params, sequences, lengths, rest, nodes, parents, depths):
     block = jax.tree.map(lambda x: x[:, twice], whole.block)
     chain = jnp.broadcast_to(Causal().dense(NUM_NODES), (num_rows, NUM_NODES, NUM_NODES))
     every = jnp.broadcast_to(jnp.arange(NUM_NODES), (2 * num_rows, NUM_NODES))
-    behind = apply(
+    later = apply(
         jnp.concatenate([rest, nodes]),
         length[:, None] + jnp.concatenate([every[:num_rows], depths]),
         jnp.concatenate([chain, ancestor_mask(parents, NUM_NODES)]),
@@ -99,13 +99,13 @@ def run_passes(model, params, sequences, lengths, rest, nodes, parents, depths):
         length,
         anchors=every,
     )
-    main = logits(behind.hidden)
+    main = logits(later.hidden)
     return {
         "whole": logits(whole.hidden),
         "whole_streams": logits(whole.stream_hidden)[:, 0],
         "rest": main[:num_rows],
         "nodes": main[num_rows:],
-        "node_streams": logits(behind.stream_hidden[num_rows:]),
+        "node_streams": logits(later.stream_hidden[num_rows:]),
     }
 
 
@@ -154,7 +154,7 @@ def test_logits_equal_transformers(case, passes):
 
 
 def test_cached_equals_transformers(case, passes):
-    """The rest of each row, behind a cache of its own length."""
+    """The rest of each row, after a cache of its own length."""
     for row, (cut, expected) in enumerate(zip(CUTS, case.logits, strict=True)):
         held = min(NUM_NODES, len(expected) - cut)
         assert held >= 6
@@ -162,7 +162,7 @@ def test_cached_equals_transformers(case, passes):
 
 
 def test_tree_equals_its_paths(trees, passes):
-    """Every node behind the cache against a whole pass over its path; streams at the leaves."""
+    """Every node after the cache against a whole pass over its path; streams at the leaves."""
     first = len(CUTS)
     for row, (cut, tree) in enumerate(zip(CUTS, trees, strict=True)):
         leaves = 0

@@ -79,7 +79,7 @@ def test_greedy_ids(trained, name, drafter, deferred):
 
 @pytest.mark.parametrize("name", ["stories260K", "aidreams260K"])
 def test_first_logits_and_likelihood(trained, name):
-    """Of the very ids, behind the first of them."""
+    """Of the very ids, after the first of them."""
     model, params, expected = trained(name)
     cases = expected["cases"]
     tokens, lengths = oracles.pad([c["ids"] for c in cases], max(len(c["ids"]) for c in cases))

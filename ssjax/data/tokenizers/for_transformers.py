@@ -137,7 +137,7 @@ def _config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _in_front(tokenizer: Tokenizer) -> dict[str, Any]:
-    """A post-processor that puts the prefix in front of a text, and nothing behind it."""
+    """A post-processor that puts the prefix in front of a text, and nothing after it."""
     texts = [tokenizer.special_text(i) or f"<{i}>" for i in tokenizer.prefix_ids]
     front = [{"SpecialToken": {"id": text, "type_id": 0}} for text in texts]
     first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))

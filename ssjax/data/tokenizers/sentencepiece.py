@@ -24,8 +24,8 @@ FILE = "tokenizer.model"
 # Classes of transformers that take a model as it is; others shift its ids or change the text.
 _CLASSES = (None, "LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
 
-# Behind a serialized model this sets normalizer_spec.add_dummy_prefix and
-# remove_extra_whitespaces to false, since protocol buffers merge when one is put behind the
+# After a serialized model this sets normalizer_spec.add_dummy_prefix and
+# remove_extra_whitespaces to false, since protocol buffers merge when one is put after the
 # other. SentencePiece has no option for it.
 _NOTHING_IN_FRONT = b"\x1a\x04\x18\x00\x20\x00"
 
@@ -60,7 +60,7 @@ class SentencePieceTokenizer(BaseTokenizer):
         if settings.add_prefix_space is False:
             self._processor = self._continuation
         self._adds_space = self._processor.normalize("a") != self._continuation.normalize("a")
-        # Added tokens lie behind the pieces, or give a piece another text.
+        # Added tokens come after the pieces, or give a piece another text.
         self._added = {
             i: token
             for i, token in settings.added_tokens.items()
@@ -84,7 +84,7 @@ class SentencePieceTokenizer(BaseTokenizer):
         self._special_ids |= {i for i, token in settings.added_tokens.items() if token.special}
         bos_id = self.eos_id if self.bos_id is None else self.bos_id
         self.prefix_ids = () if settings.add_bos is False else (bos_id,)
-        # What encodes the text behind a token that was split off.
+        # What encodes the text after a token that was split off.
         self._later = self._processor if settings.space_after_special else self._continuation
         # Not ordinary pieces, of which generation_config.json may say that they end a text.
         named = self._named_ids | {i for i in self._special_ids if self._is_mark(i)}
@@ -177,7 +177,7 @@ class _Splitter:
         self._pattern = re.compile("|".join(patterns)) if tokens else None
 
     def split(self, text: str):
-        """Yields pieces of text, each with the id of the token behind it, None at the end."""
+        """Yields pieces of text, each with the id of the token after it, None at the end."""
         end = 0
         for match in self._pattern.finditer(text) if self._pattern else ():
             yield text[end : match.start()], self._ids[match[match.lastindex]]

@@ -61,7 +61,7 @@ class Settings:
     added_tokens: dict[int, AddedToken]
     add_bos: bool | None  # whether a prompt begins with bos; None: not said
     add_prefix_space: bool | None
-    space_after_special: bool  # a text behind a special token begins like the first one
+    space_after_special: bool  # a text after a special token begins like the first one
     chat_template: str | None
     bos_id: int | None
     generation_eos_ids: tuple[int, ...]

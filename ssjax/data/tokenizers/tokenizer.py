@@ -87,7 +87,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode_continuation(self, text: str, *, special: bool = False) -> list[int]:
-        """Ids of a text as it stands behind other text: no space is put in front of it."""
+        """Ids of a text as it stands after other text: no space is put in front of it."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -188,4 +188,4 @@ def test_a_published_chat_has_single_ids():
     tokenizer = open_tokenizer(published_path("phi3_mini"))
     hello = tokenizer.encode("Hello")
     ids = tokenizer.encode_chat(HELLO, add_generation_prompt=True)
-    assert ids == [32010, *hello, 32007, 32001]  # these take the newline behind them along
+    assert ids == [32010, *hello, 32007, 32001]  # these take the newline after them along

@@ -60,7 +60,9 @@ def test_round_trips_of_published_tokenizers(name):
     tokenizer = lossless(name)
     for text in NASTY:
         assert tokenizer.decode_continuation(tokenizer.encode_continuation(text)) == text
-        if not (name == "phi3" and "</s>" in text):  # an ordinary token there, with a space behind
+        if not (
+            name == "phi3" and "</s>" in text
+        ):  # an ordinary token there, with a space after it
             assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -136,9 +138,9 @@ def test_strings_that_spell_special_tokens(name, token, token_id):
     for encode in (tokenizer.encode, tokenizer.encode_continuation):
         ids = encode(text, special=True)
         assert ids.count(token_id) == 1
-        before, behind = ids[: ids.index(token_id)], ids[ids.index(token_id) + 1 :]
+        before, after = ids[: ids.index(token_id)], ids[ids.index(token_id) + 1 :]
         assert before == encode("a")
-        assert behind in (tokenizer.encode("b"), tokenizer.encode_continuation("b"))
+        assert after in (tokenizer.encode("b"), tokenizer.encode_continuation("b"))
         assert encode(token, special=True) == [token_id]
     # Behind a token a continuation gains no space either.
     assert tokenizer.encode_continuation(text, special=True) == [
@@ -148,7 +150,7 @@ def test_strings_that_spell_special_tokens(name, token, token_id):
     ]
 
 
-def test_text_behind_a_special_token_begins_as_the_files_say():
+def test_text_after_a_special_token_begins_as_the_files_say():
     """What they call legacy: a space in front of each piece of text between special tokens."""
     exact = small("sentencepiece chat")
     config = {"added_tokens_decoder": {"360": {"content": "<x>", "special": False}}}
