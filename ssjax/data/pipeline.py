@@ -16,11 +16,12 @@ from a step number and no state of the pipeline needs saving.
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import grain
 import numpy as np
 
+from ssjax.config import DataConfig
 from ssjax.data.order import Buckets, OneARow, Packed
 from ssjax.data.tasks import Record, Task
 from ssjax.data.tokenizers.tokenizer import Tokenizer
@@ -42,6 +43,36 @@ class Example:
     prompt_ids: tuple[int, ...]
     references: tuple[str, ...]
     record: Record  # as read, for metrics that need more than references
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How sequences are cut and laid into the rows of batches; see `DataConfig` for all of it.
+
+    Raises:
+      UserError: a size below 1.
+    """
+
+    batch_size: int  # rows of a whole batch
+    max_prompt_length: int  # tokens, as in `encode_example`
+    max_target_length: int
+    length_buckets: tuple[int, ...] = ()  # of training: widths of rows below the greatest
+    packing: bool = False  # of training: several sequences a row
+
+    def __post_init__(self):
+        for name in ("batch_size", "max_prompt_length", "max_target_length"):
+            if (size := getattr(self, name)) < 1:
+                raise UserError(f"{name} is {size}: it must be at least 1")
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "BatchLayout":
+        """That of a run."""
+        return cls(**{field.name: getattr(data, field.name) for field in fields(cls)})
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Tokens of the longest prompt and the longest target; a row is as wide as both."""
+        return self.max_prompt_length, self.max_target_length
 
 
 @dataclass(frozen=True)
@@ -124,41 +155,35 @@ def train_batches(
     source: Sequence[Record],
     task: Task,
     tokenizer: Tokenizer,
+    layout: BatchLayout,
     *,
-    batch_size: int,
-    max_prompt_length: int,
-    max_target_length: int,
     seed: int,
     rows: Sequence[int] | None = None,
-    length_buckets: Sequence[int] = (),
-    packing: bool = False,
 ) -> grain.MapDataset:
     """An endless data set of batches, each a function of the seed and its index.
 
     Args:
-      source, task, tokenizer, max_prompt_length, max_target_length: as in `encode_example`.
-      batch_size: rows of a whole batch.
+      source, task, tokenizer: as in `encode_example`.
+      layout: of the batches.
       seed: of the order.
       rows: those of each batch that are wanted here, the only ones that are read; the others
         are read by other processes. None: all.
-      length_buckets: widths of rows below the greatest; batches are then of like length.
-      packing: several sequences a row, with at most max_target_length target tokens.
 
     Raises:
-      UserError: a size below 1, or no records.
+      UserError: no records.
     """
-    _check(source, batch_size, max_prompt_length, max_target_length)
-    limits = (max_prompt_length, max_target_length)
-    width = sum(limits)
-    if packing:
+    _check(source)
+    limits, width = layout.limits, sum(layout.limits)
+    order = layout.batch_size, seed
+    if layout.packing:
         measured = measure(source, task, tokenizer, *limits)
-        plan = Packed(*measured, batch_size, seed, width, max_target_length)
-    elif length_buckets:
+        plan = Packed(*measured, *order, width, layout.max_target_length)
+    elif layout.length_buckets:
         lengths, _ = measure(source, task, tokenizer, *limits)
-        widths = [bucket for bucket in sorted(length_buckets) if bucket < width]
-        plan = Buckets(lengths, batch_size, seed, [*widths, width])
+        widths = [bucket for bucket in sorted(layout.length_buckets) if bucket < width]
+        plan = Buckets(lengths, *order, [*widths, width])
     else:
-        plan = OneARow(len(source), batch_size, seed, width)
+        plan = OneARow(len(source), *order, width)
 
     def encode(record: int) -> tuple[list[int], list[int]]:
         return encode_example(source[record], task, tokenizer, *limits)
@@ -198,28 +223,25 @@ def train_iterator(dataset: grain.MapDataset, start: int) -> grain.DatasetIterat
 class EvalBatches(Sequence):
     """Every record of a source once, in order; see `eval_batches`."""
 
-    def __init__(
-        self, source, task, tokenizer, batch_size, max_prompt_length, max_target_length, rows
-    ):
-        self._rows = range(batch_size) if rows is None else [int(row) for row in rows]
+    def __init__(self, source, task, tokenizer, layout: BatchLayout, rows):
+        self._rows = range(layout.batch_size) if rows is None else [int(row) for row in rows]
         self._source = source
         self._task = task
         self._tokenizer = tokenizer
-        self._batch_size = batch_size
-        self._max_lengths = max_prompt_length, max_target_length
+        self._layout = layout
 
     def __len__(self) -> int:
-        return -(-len(self._source) // self._batch_size)
+        return -(-len(self._source) // self._layout.batch_size)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
-        width, pad_id = sum(self._max_lengths), self._tokenizer.pad_id
+        width, pad_id = sum(self._layout.limits), self._tokenizer.pad_id
         rows = []
-        for i in (index * self._batch_size + row for row in self._rows):
+        for i in (index * self._layout.batch_size + row for row in self._rows):
             if i < len(self._source):
                 example = encode_example(
-                    self._source[i], self._task, self._tokenizer, *self._max_lengths
+                    self._source[i], self._task, self._tokenizer, *self._layout.limits
                 )
             else:
                 example = list(self._tokenizer.prefix_ids) or [self._tokenizer.pad_id], []
@@ -231,24 +253,20 @@ def eval_batches(
     source: Sequence[Record],
     task: Task,
     tokenizer: Tokenizer,
+    layout: BatchLayout,
     *,
-    batch_size: int,
-    max_prompt_length: int,
-    max_target_length: int,
     rows: Sequence[int] | None = None,
 ) -> EvalBatches:
-    """A sequence of batches with every record once, in order.
+    """A sequence of batches with every record once, in order, a sequence a row.
 
     The last batch is filled with rows without a target. Of each batch only `rows` are read, as
     in `train_batches`.
 
     Raises:
-      UserError: a size below 1, or no records.
+      UserError: no records.
     """
-    _check(source, batch_size, max_prompt_length, max_target_length)
-    return EvalBatches(
-        source, task, tokenizer, batch_size, max_prompt_length, max_target_length, rows
-    )
+    _check(source)
+    return EvalBatches(source, task, tokenizer, layout, rows)
 
 
 def decode_examples(
@@ -357,15 +375,7 @@ def _row(
     return {"tokens": tokens, "segments": segments, "is_target": is_target}
 
 
-def _check(source: Sequence[Record], batch_size: int, max_prompt: int, max_target: int) -> None:
-    sizes = {
-        "batch_size": batch_size,
-        "max_prompt_length": max_prompt,
-        "max_target_length": max_target,
-    }
-    for name, size in sizes.items():
-        if size < 1:
-            raise UserError(f"{name} is {size}: it must be at least 1")
+def _check(source: Sequence[Record]) -> None:
     if not len(source):
         raise UserError("the data source has no records")
 

@@ -51,23 +51,12 @@ def batches(
     """
     data = config.data
     source, task = open_split(config, split), get_task(data.task)
-    lengths = {
-        "max_prompt_length": data.max_prompt_length,
-        "max_target_length": data.max_target_length,
-    }
-    say(f"{split}: {pipeline.describe(source, task, tokenizer, **lengths)}")
+    layout = pipeline.BatchLayout.of(data)
+    say(f"{split}: {pipeline.describe(source, task, tokenizer, *layout.limits)}")
     if split != "train":  # a row a batch: none is filled up with rows without a record
-        return pipeline.eval_batches(source, task, tokenizer, batch_size=1, **lengths)
-    return pipeline.train_batches(
-        source,
-        task,
-        tokenizer,
-        batch_size=data.batch_size,
-        seed=config.seed,
-        length_buckets=data.length_buckets,
-        packing=data.packing,
-        **lengths,
-    )
+        layout = dataclasses.replace(layout, batch_size=1)
+        return pipeline.eval_batches(source, task, tokenizer, layout)
+    return pipeline.train_batches(source, task, tokenizer, layout, seed=config.seed)
 
 
 def sequences(batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Shown]:

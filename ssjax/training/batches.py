@@ -39,26 +39,13 @@ def open_batches(
     """
     data = config.data
     task = get_task(data.task)
-    limits = {
-        "max_prompt_length": data.max_prompt_length,
-        "max_target_length": data.max_target_length,
-    }
+    layout = pipeline.BatchLayout.of(data)
     source = open_split(config, "train")
-    lengths = pipeline.describe(source, task, tokenizer, **limits)
-    limits |= {
-        "batch_size": data.batch_size,
-        "rows": partitioning.local_rows(mesh, data.batch_size),
-    }
-    batches = pipeline.train_batches(
-        source,
-        task,
-        tokenizer,
-        seed=config.seed,
-        length_buckets=data.length_buckets,
-        packing=data.packing,
-        **limits,
-    )
-    held_out = pipeline.eval_batches(open_split(config, "validation"), task, tokenizer, **limits)
+    lengths = pipeline.describe(source, task, tokenizer, *layout.limits)
+    rows = partitioning.local_rows(mesh, data.batch_size)
+    batches = pipeline.train_batches(source, task, tokenizer, layout, seed=config.seed, rows=rows)
+    validation = open_split(config, "validation")
+    held_out = pipeline.eval_batches(validation, task, tokenizer, layout, rows=rows)
     num_held_out = min(config.train.eval_batches, len(held_out))
     opened = Batches(
         start_at=lambda index: pipeline.train_iterator(batches, index),

@@ -8,6 +8,7 @@ import small_tokenizers
 
 from ssjax.data import pipeline
 from ssjax.data.order import Buckets, OneARow, Packed
+from ssjax.data.pipeline import BatchLayout
 from ssjax.data.tasks import PAIRS
 from ssjax.data.tokenizers.tokenizer import tokenizer_from_files
 
@@ -75,10 +76,8 @@ def test_packed_rows_are_full_and_within_both_limits():
 def test_packed_batches_hold_whole_examples():
     tokenizer = tokenizer_from_files(small_tokenizers.byte_level(), "t")
     source = [{"prompt": "x" * (i % 7 + 1), "response": "y" * (i % 3)} for i in range(30)]
-    sizes = {"max_prompt_length": 12, "max_target_length": 8}
-    batches = pipeline.train_batches(
-        source, PAIRS, tokenizer, batch_size=2, seed=0, packing=True, **sizes
-    )
+    layout = BatchLayout(2, 12, 8, packing=True)
+    batches = pipeline.train_batches(source, PAIRS, tokenizer, layout, seed=0)
     batch, seen = batches[1], 0
     for tokens, segments, is_target in zip(*batch.values(), strict=True):
         assert (np.diff(segments[segments > 0]) >= 0).all() and segments.max() > 1
@@ -104,15 +103,15 @@ def test_only_the_rows_of_a_process_are_read():
             return super().__getitem__(index)
 
     source = Source({"prompt": f"p{i} ", "response": f"r{i}"} for i in range(12))
-    sizes = {"batch_size": 4, "max_prompt_length": 12, "max_target_length": 8, "seed": 2}
-    whole = pipeline.train_batches(source, PAIRS, tokenizer, **sizes)[2]
+    layout = BatchLayout(4, 12, 8)
+    whole = pipeline.train_batches(source, PAIRS, tokenizer, layout, seed=2)[2]
     read.clear()
-    part = pipeline.train_batches(source, PAIRS, tokenizer, rows=np.array([1, 3]), **sizes)[2]
+    rows = np.array([1, 3])
+    part = pipeline.train_batches(source, PAIRS, tokenizer, layout, seed=2, rows=rows)[2]
     assert len(read) == 2
     for name, values in part.items():
         np.testing.assert_array_equal(values, whole[name][[1, 3]])
-    evaluation = pipeline.eval_batches(
-        source, PAIRS, tokenizer, batch_size=8, max_prompt_length=12, max_target_length=8, rows=[7]
-    )
+    layout = BatchLayout(8, 12, 8)
+    evaluation = pipeline.eval_batches(source, PAIRS, tokenizer, layout, rows=[7])
     assert not evaluation[1]["is_target"].any()  # row 15 of 12 records
     assert evaluation[0]["is_target"].shape == (1, 20)

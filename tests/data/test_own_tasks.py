@@ -272,9 +272,9 @@ def test_trained_rows_are_those_of_the_prompt_format(tmp_path):
         for record, answer in zip(SHOP, answers, strict=True)
     ]
     tokenizer = train_tokenizer(small_tokenizers.TEXTS, 300, symbols=())
-    sizes = {"batch_size": 3, "max_prompt_length": 40, "max_target_length": 20}
-    own = pipeline.eval_batches(records(path, tmp_path), task, tokenizer, **sizes)
-    pairs = pipeline.eval_batches(by_hand, get_task("pairs"), tokenizer, **sizes)
+    layout = pipeline.BatchLayout(3, 40, 20)
+    own = pipeline.eval_batches(records(path, tmp_path), task, tokenizer, layout)
+    pairs = pipeline.eval_batches(by_hand, get_task("pairs"), tokenizer, layout)
     for name, values in own[0].items():
         np.testing.assert_array_equal(values, pairs[0][name])
 

@@ -8,6 +8,7 @@ import pytest
 import small_tokenizers
 
 from ssjax.data import pipeline
+from ssjax.data.pipeline import BatchLayout
 from ssjax.data.tasks import CHAT, DIALOGSUM, E2E_NLG, PAIRS, SQL_CONTEXT, Task
 from ssjax.data.tokenizers.tokenizer import tokenizer_from_files, train_tokenizer
 from ssjax.errors import UserError
@@ -29,7 +30,8 @@ def tokenizer():
 
 
 def batches(tokenizer, *, source=SOURCE, seed=5, **changes):
-    return pipeline.train_batches(source, E2E_NLG, tokenizer, seed=seed, **(SIZES | changes))
+    rows, layout = changes.pop("rows", None), BatchLayout(**(SIZES | changes))
+    return pipeline.train_batches(source, E2E_NLG, tokenizer, layout, seed=seed, rows=rows)
 
 
 def lengths(batch):
@@ -80,7 +82,7 @@ def test_a_tokenizer_without_prefix():
     assert tokenizer.decode(prompt) == "name[xxx], area[riverside]\n\nText:"
     assert tokenizer.decode_continuation(target) == " 3 is here."
     assert pipeline.encode_example(SOURCE[3], E2E_NLG, tokenizer, 5, 9)[0] == prompt[-5:]
-    [batch] = pipeline.eval_batches(SOURCE[:1], E2E_NLG, tokenizer, **(SIZES | {"batch_size": 2}))
+    [batch] = pipeline.eval_batches(SOURCE[:1], E2E_NLG, tokenizer, BatchLayout(2, 40, 30))
     assert batch["tokens"][1].tolist() == [tokenizer.pad_id] * 70
     assert [kind[1] for kind in lengths(batch)] == [1, 1]
 
@@ -107,10 +109,10 @@ INPUTS = {  # a record of each task, and the same given as a bare input
 def test_decoding_has_the_prompt_ids_of_training(task, files, max_prompt):
     tokenizer = tokenizer_from_files(getattr(small_tokenizers, files)(), "t")
     record, text = INPUTS[task]
-    sizes = {"batch_size": 1, "max_prompt_length": max_prompt, "max_target_length": 30}
+    layout = BatchLayout(1, max_prompt, 30)
     trained = [
-        pipeline.train_batches([record], task, tokenizer, seed=0, **sizes)[0],
-        pipeline.eval_batches([record], task, tokenizer, **sizes)[0],
+        pipeline.train_batches([record], task, tokenizer, layout, seed=0)[0],
+        pipeline.eval_batches([record], task, tokenizer, layout)[0],
     ]
     [example] = pipeline.decode_examples([record], task, tokenizer, max_prompt, limit=0)
     for batch in trained:
@@ -183,7 +185,7 @@ def test_a_batch_larger_than_the_source(tokenizer):
 
 
 def test_eval_batches_hold_every_record_once_and_fill_up_without_targets(tokenizer):
-    dataset = pipeline.eval_batches(SOURCE, E2E_NLG, tokenizer, **SIZES)
+    dataset = pipeline.eval_batches(SOURCE, E2E_NLG, tokenizer, BatchLayout(**SIZES))
     assert len(dataset) == 3
     rows = list(itertools.chain.from_iterable(targets(b, tokenizer) for b in dataset))
     assert rows == [f"{i} is here." for i in range(10)] + ["", ""]
@@ -272,11 +274,9 @@ def test_tokenizer_texts_are_spread_over_the_source():
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))
-def test_sizes_below_one(tokenizer, name):
-    for make in (pipeline.train_batches, pipeline.eval_batches):
-        extra = {"seed": 0} if make is pipeline.train_batches else {}
-        with pytest.raises(UserError, match=f"{name} is 0: it must be at least 1"):
-            make(SOURCE, E2E_NLG, tokenizer, **extra, **(SIZES | {name: 0}))
+def test_sizes_below_one(name):
+    with pytest.raises(UserError, match=f"^{name} is 0: it must be at least 1$"):
+        BatchLayout(**(SIZES | {name: 0}))
 
 
 def test_no_records(tokenizer):

@@ -105,16 +105,10 @@ def test_train_rows_are_those_of_the_batches(pairs, packing):
     tokenizer = choose_tokenizer(Path(config.workdir), config, None, print)
     data = config.data
     source = builders.open_source("pairs", data.path, data.prepared_dir, config.seed, "train")
-    batches = pipeline.train_batches(
-        source,
-        pipeline_task(),
-        tokenizer,
-        batch_size=2,
-        seed=config.seed,
-        packing=packing,
-        max_prompt_length=data.max_prompt_length,
-        max_target_length=data.max_target_length,
+    layout = pipeline.BatchLayout(
+        2, data.max_prompt_length, data.max_target_length, packing=packing
     )
+    batches = pipeline.train_batches(source, pipeline_task(), tokenizer, layout, seed=config.seed)
     rows = preview.sequences(preview.batches(config, tokenizer, "train", print))
     expected, learned = [], 0
     for batch in (batches[0], batches[1]):
