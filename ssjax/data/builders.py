@@ -17,8 +17,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
-from ssjax.data.published import SPLITS, Builder, published, read_files
-from ssjax.data.records import SourceFile
+from ssjax.data.lines import SourceFile
+from ssjax.data.sources import SPLITS, Builder, read_files, source_of
 from ssjax.errors import UserError
 from ssjax.files import manifest
 
@@ -60,7 +60,7 @@ def prepare(task_name: str, path: str, prepared_dir: str, seed: int) -> Path:
     Raises:
       UserError: a file is missing or malformed; the message names file and line.
     """
-    builder = published(task_name).builder
+    builder = source_of(task_name).builder
     files = read_files(task_name, path, seed)
     version = builder.VERSION
     digest = hashlib.sha256(f"{task_name} {version}".encode())

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from ssjax.data import sample
-from ssjax.data.records import (
+from ssjax.data.lines import (
     SourceFile,
     conversation,
     dialogsum_records,
@@ -165,7 +165,7 @@ class Own(Builder, skip_registration=True):
 
 
 @dataclass(frozen=True)
-class Published:
+class Source:
     """Where the files of a task come from and what they are called."""
 
     builder: type[Builder]
@@ -187,14 +187,14 @@ def _sample_files(seed: int) -> dict[str, SourceFile]:
 
 _JSON_LINES = {split: f"{split}.jsonl" for split in SPLITS}
 
-_PUBLISHED = {
-    DIALOGSUM.name: Published(
+_SOURCES = {
+    DIALOGSUM.name: Source(
         builder=Dialogsum,
         file_names=_JSON_LINES,
         url="https://github.com/cylnlp/dialogsum (DialogSum_Data/dialogsum.{train,dev,test}.jsonl)",
         make_sample=_sample_files,
     ),
-    E2E_NLG.name: Published(
+    E2E_NLG.name: Source(
         builder=E2eNlg,
         file_names={
             "train": "trainset.csv",
@@ -204,20 +204,20 @@ _PUBLISHED = {
         url="https://github.com/tuetschek/e2e-dataset",
         make_sample=None,
     ),
-    SQL_CONTEXT.name: Published(
+    SQL_CONTEXT.name: Source(
         builder=SqlContext,
         file_names=_JSON_LINES,
         url="https://huggingface.co/datasets/b-mc2/sql-create-context without splits: cut its one "
         "array into these, an object a line with context, question and answer",
         make_sample=None,
     ),
-    PAIRS.name: Published(
+    PAIRS.name: Source(
         builder=Pairs,
         file_names=_JSON_LINES,
         url="your own data, an object a line with prompt and response",
         make_sample=None,
     ),
-    CHAT.name: Published(
+    CHAT.name: Source(
         builder=Chat,
         file_names=_JSON_LINES,
         url="your own data, an object a line with messages (or ShareGPT's conversations)",
@@ -226,14 +226,14 @@ _PUBLISHED = {
 }
 
 
-def published(task_name: str) -> Published:
+def source_of(task_name: str) -> Source:
     """Raises: UserError for a name that is not known."""
     task = get_task(task_name)
     if not isinstance(task, OwnTask):
-        return _PUBLISHED[task_name]
+        return _SOURCES[task_name]
     columns = task.columns
     named = f" with {', '.join(columns.names)} and {columns.answer}" if columns.read is None else ""
-    return Published(
+    return Source(
         builder=Own,
         file_names=_JSON_LINES,
         url=f"your own data, an object a line{named}",
@@ -243,7 +243,7 @@ def published(task_name: str) -> Published:
 
 def read_files(task_name: str, path: str, seed: int) -> dict[str, SourceFile]:
     """Reads what the splits are made from. Raises: UserError naming what is missing."""
-    source = published(task_name)
+    source = source_of(task_name)
     expected = f"the files {', '.join(source.file_names.values())}, from {source.url}"
     if not path:
         if source.make_sample is None:
