@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 import tiny_models
+import torch_models
 from tiny_models import ROW_LENGTHS, TinyModel
 
 from ssjax.config import ModelConfig, StreamsConfig
@@ -95,8 +96,8 @@ def golden_case(tiny: TinyModel) -> Case:
 def live_case(tiny: TinyModel, directory: Path) -> Case:
     """From a model that transformers makes now and saves in the directory."""
     seed = tiny.seeds[1]
-    model = tiny_models.build(tiny, seed)
-    tiny_models.save(model, directory)
+    model = torch_models.build(tiny, seed)
+    torch_models.save(model, directory)
     rows, prompts = (
         tiny_models.random_ids(tiny, seed, lengths)
         for lengths in (ROW_LENGTHS, tiny_models.PROMPT_LENGTHS)
@@ -106,8 +107,8 @@ def live_case(tiny: TinyModel, directory: Path) -> Case:
         huggingface.open_source(directory),
         rows,
         prompts,
-        lambda: [tiny_models.run(model, row) for row in rows],
-        lambda: [tiny_models.continue_greedily(model, prompt)[0] for prompt in prompts],
+        lambda: [torch_models.run(model, row) for row in rows],
+        lambda: [torch_models.continue_greedily(model, prompt)[0] for prompt in prompts],
         model,
     )
 

@@ -22,14 +22,15 @@ NOISE = 5e-5  # logits that moved less than this, on another machine, stay as th
 def write_golden(tiny, directory: Path) -> None:
     """A model directory as published ones are, and what transformers computes with it."""
     import tiny_models
+    import torch_models
 
     seed = tiny.seeds[0]
-    model = tiny_models.build(tiny, seed)
+    model = torch_models.build(tiny, seed)
     rows = tiny_models.random_ids(tiny, seed, tiny_models.ROW_LENGTHS)
     prompts = tiny_models.random_ids(tiny, seed, tiny_models.PROMPT_LENGTHS)
-    greedy, margins = zip(*(tiny_models.continue_greedily(model, p) for p in prompts), strict=True)
+    greedy, margins = zip(*(torch_models.continue_greedily(model, p) for p in prompts), strict=True)
     assert min(margins) > MIN_MARGIN, f"{tiny.name}: choose another seed, {margins}"
-    logits = np.concatenate([tiny_models.run(model, row) for row in rows])
+    logits = np.concatenate([torch_models.run(model, row) for row in rows])
     if (directory / "logits.npy").is_file():
         before = np.load(directory / "logits.npy")
         if before.shape == logits.shape and np.abs(before - logits).max() < NOISE:
@@ -38,7 +39,7 @@ def write_golden(tiny, directory: Path) -> None:
     for old in directory.iterdir():
         old.unlink()
     (directory / "config.json").write_text(_json(tiny.config_json))
-    (directory / "config_v5.json").write_text(_json(tiny_models.config_v5(model)))
+    (directory / "config_v5.json").write_text(_json(torch_models.config_v5(model)))
     write_weights(tiny, model, directory)
     np.save(directory / "logits.npy", logits)
     ids = {"rows": rows, "prompts": prompts, "greedy": greedy}
@@ -48,11 +49,11 @@ def write_golden(tiny, directory: Path) -> None:
 
 def write_weights(tiny, model, directory: Path) -> None:
     """The weights in bfloat16, named as in published files."""
-    import tiny_models
     import torch
+    import torch_models
     from safetensors.torch import save_file
 
-    tensors = tiny_models.tensors(model)
+    tensors = torch_models.tensors(model)
     if tiny.tied_head:
         tensors["lm_head.weight"] = model.get_input_embeddings().weight.detach().clone()
     tensors = {name.removeprefix(tiny.strip): tensor for name, tensor in tensors.items()}
@@ -73,10 +74,10 @@ def write_weights(tiny, model, directory: Path) -> None:
 
 def write_counts(configs: Path) -> None:
     """The number of parameters of every published config there."""
-    import tiny_models
+    import torch_models
 
     counts = {
-        path.parent.name: tiny_models.count_parameters(json.loads(path.read_text()))
+        path.parent.name: torch_models.count_parameters(json.loads(path.read_text()))
         for path in sorted(configs.glob("*/config.json"))
     }
     (GOLDEN / "parameter_counts.json").write_text(_json(counts))

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import tiny_models
+import torch_models
 from small_tokenizers import as_json, byte_level, llama, merges, metaspace, sentencepiece_chat
 
 from ssjax.run import load
@@ -58,7 +59,7 @@ def exported(tiny, tmp_path):
     """The family with a larger table: the untouched model exported, and what was exported."""
     values = tiny.config_json | {"vocab_size": 400}
     base, out = tmp_path / "base", tmp_path / "out"
-    tiny_models.save(tiny_models.build(dataclasses.replace(tiny, config_json=values), 3), base)
+    torch_models.save(torch_models.build(dataclasses.replace(tiny, config_json=values), 3), base)
     for name, content in TOKENIZERS[values["model_type"]].items():
         (base / name).write_bytes(content)
     trained = load_trained(base)
@@ -75,7 +76,7 @@ def check(tokenizer, out):
     import transformers
 
     theirs = transformers.AutoTokenizer.from_pretrained(out)
-    model, _ = tiny_models.load(out)
+    model, _ = torch_models.load(out)
     for text in PROMPTS:
         assert theirs(text).input_ids == [*tokenizer.prefix_ids, *tokenizer.encode(text)]
     if tokenizer.chat_template:
@@ -104,7 +105,7 @@ def test_transformers_writes_our_text(tiny, tmp_path, transformers):
     run = load(out)
     for text in PROMPTS:
         ids = theirs(text, return_tensors="pt")
-        with tiny_models.quiet():
+        with torch_models.quiet():
             whole = model.generate(**ids, max_new_tokens=NEW_TOKENS)[0].tolist()
         answer = run.generate([text], raw=True, max_new_tokens=NEW_TOKENS, drafter="plain")[0]
         prompt = [*tokenizer.prefix_ids, *tokenizer.encode(text)]

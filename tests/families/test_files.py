@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny_models
+import torch_models
 from family_cases import GOLDEN, read_tensors
 from tiny_models import TINY_MODELS
 
@@ -66,13 +67,13 @@ def test_transformers_loads_the_export(tiny, tmp_path, transformers):
     case = family_cases.live_case(tiny, tmp_path / "in")
     out = tmp_path / "out"
     huggingface.write_params(out, case.config, case.base_params, dict(case.source.values))
-    loaded, info = tiny_models.load(out)
+    loaded, info = torch_models.load(out)
     assert not any(info.values()), info
-    parameters = tiny_models.tensors(loaded)
-    assert parameters.keys() == tiny_models.tensors(case.torch_model).keys()
-    for name, tensor in tiny_models.tensors(case.torch_model).items():
+    parameters = torch_models.tensors(loaded)
+    assert parameters.keys() == torch_models.tensors(case.torch_model).keys()
+    for name, tensor in torch_models.tensors(case.torch_model).items():
         np.testing.assert_array_equal(parameters[name], tensor, err_msg=name)
-    logits = tiny_models.run(loaded, case.rows[0])
+    logits = torch_models.run(loaded, case.rows[0])
     np.testing.assert_array_equal(logits, case.logits[0])
 
 
@@ -88,9 +89,9 @@ def test_export_in_several_files(monkeypatch, tmp_path, transformers):
     again = huggingface.read_params(huggingface.open_source(out), case.config, 2)
     for name, leaf in flatten(case.base_params).items():
         np.testing.assert_array_equal(flatten(again)[name], leaf, err_msg=name)
-    loaded, info = tiny_models.load(out)
+    loaded, info = torch_models.load(out)
     assert not any(info.values()), info
-    logits = tiny_models.run(loaded, case.rows[0])
+    logits = torch_models.run(loaded, case.rows[0])
     np.testing.assert_array_equal(logits, case.logits[0])
 
 

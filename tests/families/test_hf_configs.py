@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tiny_models
+import torch_models
 from family_cases import GOLDEN
 
 from ssjax.config import StreamsConfig
@@ -38,12 +39,12 @@ def test_number_of_parameters(published):
 
 def test_transformers_counts_the_same(published, transformers):
     name, values, _ = published
-    assert tiny_models.count_parameters(values) == COUNTS[name]
+    assert torch_models.count_parameters(values) == COUNTS[name]
 
 
 def test_positions_and_windows_are_those_of_transformers(published, transformers):
     _, values, config = published
-    hf_config = tiny_models.hf_config(values)
+    hf_config = torch_models.hf_config(values)
     window = getattr(hf_config, "sliding_window", None)
     types = getattr(hf_config, "layer_types", None) or ["sliding_attention"] * config.num_layers
     local = [i for i, kind in enumerate(types) if kind == "sliding_attention"]
@@ -51,7 +52,7 @@ def test_positions_and_windows_are_those_of_transformers(published, transformers
     assert config.window == (window if config.local_layers else 0)
 
     assert config.max_positions == hf_config.max_position_embeddings
-    frequencies = tiny_models.rotary_frequencies(hf_config)
+    frequencies = torch_models.rotary_frequencies(hf_config)
     assert bool(frequencies) == (config.positions == "rotary")
     for kind, expected in frequencies.items():
         ours = rotary_frequencies(config, local=kind.startswith("sliding"))

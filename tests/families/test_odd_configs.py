@@ -11,6 +11,7 @@ import numpy as np
 import oracles
 import pytest
 import tiny_models
+import torch_models
 from oracles import LOGIT_TOLERANCE
 
 from ssjax.config import StreamsConfig
@@ -240,8 +241,8 @@ def test_log_probabilities_equal_transformers(name, changes, tmp_path, transform
     tiny = tiny_models.find(name)
     values = {k: v for k, v in (tiny.config_json | changes).items() if v is not LEFT_OUT}
     tiny = dataclasses.replace(tiny, config_json=values)
-    model = tiny_models.build(tiny, seed=4)
-    tiny_models.save(model, tmp_path)
+    model = torch_models.build(tiny, seed=4)
+    torch_models.save(model, tmp_path)
     written = huggingface.open_source(tmp_path).model_config("float32")
     (tmp_path / "config.json").write_text(json.dumps(values))
     source = huggingface.open_source(tmp_path)
@@ -252,6 +253,6 @@ def test_log_probabilities_equal_transformers(name, changes, tmp_path, transform
     ours = Transformer(config, StreamsConfig(0, tiny.num_stream_layers), scan=True)
     (row,) = tiny_models.random_ids(tiny, 4, (45,))
     logits = oracles.logits_of(ours, params, oracles.run_model(ours, params, [row]).hidden)[0]
-    expected = oracles.log_softmax(tiny_models.run(model, row))
+    expected = oracles.log_softmax(torch_models.run(model, row))
     assert expected.std() > 1
     np.testing.assert_allclose(oracles.log_softmax(logits), expected, atol=LOGIT_TOLERANCE, rtol=0)

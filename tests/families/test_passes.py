@@ -10,6 +10,7 @@ import numpy as np
 import oracles
 import pytest
 import tiny_models
+import torch_models
 from family_cases import NUM_STREAMS
 from oracles import LOGIT_TOLERANCE
 
@@ -185,5 +186,5 @@ def test_last_learned_position(name, tmp_path, transformers):
     case = family_cases.live_case(tiny_models.find(name), tmp_path)
     (row,) = tiny_models.random_ids(case.tiny, 0, (case.config.max_positions,))
     hidden = oracles.run_model(case.model, case.params, [row]).hidden
-    expected = tiny_models.run(case.torch_model, row)
+    expected = torch_models.run(case.torch_model, row)
     assert_close(oracles.logits_of(case.model, case.params, hidden)[0], expected)
