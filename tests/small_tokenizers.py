@@ -221,3 +221,41 @@ def lossless(name: str) -> Tokenizer:
     """One of LOSSLESS, or a skip."""
     files = {as_name: published_path(path) for as_name, path in LOSSLESS[name].items()}
     return tokenizer_from_files({n: path.read_bytes() for n, path in files.items()}, name)
+
+
+# A post-processor that puts the first token in front of a text.
+BOS_FIRST = {
+    "type": "Sequence",
+    "processors": [
+        {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True},
+        {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {
+                "<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+            },
+        },
+    ],
+}
+
+
+def hf(model_type="some", **values):
+    """The config.json of a model."""
+    return as_json({"architectures": ["SomeForCausalLM"], "model_type": model_type, **values})
+
+
+def config(**values):
+    """The files with a tokenizer_config.json of these values."""
+    return {"tokenizer_config.json": as_json(values)}
+
+
+def added(**tokens):
+    """The same with added tokens, by id."""
+    return config(added_tokens_decoder=tokens)

@@ -59,7 +59,7 @@ def random_tree(rng, root, vocab_size, used):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run_passes(model, params, sequences, lengths, rest, nodes, parents, depths):
+def run_passes(model, params, sequences, lengths, rest, trees):
     """All passes of a family in one compiled program.
 
     Args:
@@ -67,7 +67,7 @@ def run_passes(model, params, sequences, lengths, rest, nodes, parents, depths):
       sequences: [S, T], the rows first, then each path of each tree after its prefix.
       lengths: [S].
       rest: [B, M], the rows from their cuts on.
-      nodes, parents, depths: [B, M], the trees.
+      trees: nodes, parents and depths, each [B, M].
 
     Returns:
       whole: [S, T, V] logits of the sequences, without a cache.
@@ -76,6 +76,7 @@ def run_passes(model, params, sequences, lengths, rest, nodes, parents, depths):
       nodes: [B, M, V] of the trees there.
       node_streams: [B, M, J, V] of the streams beside the nodes.
     """
+    nodes, parents, depths = trees
     num_rows = len(CUTS)
 
     def apply(*arguments, **kwargs):
@@ -135,11 +136,11 @@ def passes(case, trees):
     sequences, lengths = oracles.pad(case.rows + paths, CAPACITY)
     cut_rows = [row[cut:][:NUM_NODES] for row, cut in zip(case.rows, CUTS, strict=True)]
     rest, _ = oracles.pad(cut_rows, NUM_NODES)
-    nodes, parents, depths = (
+    arrays = tuple(
         np.array([getattr(tree, field) for tree in trees], np.int32)
         for field in ("tokens", "parents", "depths")
     )
-    arguments = (sequences, lengths, rest, nodes, parents, depths)
+    arguments = (sequences, lengths, rest, arrays)
     return jax.tree.map(np.asarray, run_passes(case.model, case.params, *arguments))
 
 

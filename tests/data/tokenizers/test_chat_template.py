@@ -9,6 +9,7 @@ from small_tokenizers import (
     CHATML,
     as_json,
     byte_level,
+    config,
     llama,
     published_path,
     sentencepiece,
@@ -189,3 +190,22 @@ def test_a_published_chat_has_single_ids():
     hello = tokenizer.encode("Hello")
     ids = tokenizer.encode_chat(HELLO, add_generation_prompt=True)
     assert ids == [32010, *hello, 32007, 32001]  # these take the newline after them along
+
+
+def test_a_template_in_a_file_of_its_own_goes_first():
+    files = byte_level() | {"chat_template.jinja": "{{ 1 }}é".encode()}
+    assert tokenizer_from_files(files, "here").chat_template == "{{ 1 }}é"
+
+
+@pytest.mark.parametrize(
+    "named, chosen",
+    [
+        ([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}], "d"),
+        ([{"name": "chat", "template": "c"}, {"name": "rag", "template": "r"}], "c"),
+        ([], None),
+        ("", None),
+    ],
+)
+def test_named_templates(named, chosen):
+    files = byte_level() | config(chat_template=named)
+    assert tokenizer_from_files(files, "here").chat_template == chosen
