@@ -14,7 +14,7 @@ They are written down in scenes.json, where a scene is a list of steps:
     {"summary": "...", "topic": "..."}           ends the scene
 
 {day} in a text is the value of that slot, {Day} the same with a capital letter. The speakers
-alternate. Where one changes his mind the summary follows the last value, and the form of the
+alternate. Where one changes their mind, the summary follows the last value, and the form of the
 summary follows from what happened in the dialogue, so that it can be learned and not only guessed.
 """
 

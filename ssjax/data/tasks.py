@@ -260,10 +260,10 @@ def register_task(
         takes the first.
       metrics: what answers are scored by, the main one first: rouge, bleu, chrf, or sql, for which
         the prompt has a column context of CREATE TABLE statements.
-      symbols: strings that a tokenizer which is trained for the task never splits.
+      symbols: strings that a tokenizer trained for the task never splits.
       glue: a text between prompt and answer.
-      read: a function from the object of a line to its columns, where files have another form;
-        None of it leaves the line out.
+      read: a function from the object of a line to its columns, for files in another form; a line
+        is left out where it returns None.
 
     Raises:
       UserError: a definition that cannot work, or a name with another definition.

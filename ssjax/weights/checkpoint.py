@@ -3,8 +3,8 @@
 A checkpoint holds the train state (trainable leaves, optimizer, step), the position in the
 data, the resolved config and the tokenizer, so it can be read without the rest of the run
 directory, and a list of its files with their digests (`manifest`). It is written in the background
-and becomes visible in one rename: a process that is killed while saving leaves the checkpoint
-before as the latest.
+and becomes visible in one rename: a process that is killed while saving leaves the
+previous checkpoint as the latest.
 
 Nothing is read from a checkpoint before its files are known to be as they were written. Decoding
 then says what is damaged and what is whole; a training goes on from the last that is whole.
@@ -48,8 +48,7 @@ class Checkpoints:
     """The checkpoints of one run, for writing. A context manager.
 
     Args:
-      directory: made if missing. What cannot be read there is no matter of this class: `restore`
-        first.
+      directory: made if missing. Call `restore` first: this class does not look at what is there.
       keep_latest: newest checkpoints that are kept.
       keep_best: checkpoints with the lowest validation loss that are kept besides.
       about: plain values that every checkpoint carries: what `read_about` gives.
@@ -65,8 +64,8 @@ class Checkpoints:
         hush()
         policies = ocp.training.preservation_policies
         context = ocp.Context()
-        # Called when all files are written, before the rename. A function, since Orbax copies its
-        # settings in depth, and a method with its object.
+        # Called when all files are written, before the rename. A function, since Orbax makes deep
+        # copies of its settings, and of a method's object with it.
         context.asynchronous.post_finalization_callback = lambda: self._write_manifest()
         self._directory = directory
         self._about = dict(about)

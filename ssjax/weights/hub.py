@@ -1,7 +1,7 @@
 """Where a model lies: in a directory, or in a repository of the Hugging Face hub.
 
 A name is a hub id, such as facebook/opt-125m or facebook/opt-125m@REVISION, only where nothing
-says that it is a path. A mistyped workdir is so answered at once, and no hub is asked for it.
+says that it is a path. A mistyped workdir is thus answered at once, and no hub is asked for it.
 """
 
 import dataclasses

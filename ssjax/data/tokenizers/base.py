@@ -47,7 +47,7 @@ class BaseTokenizer(abc.ABC):
           own_tokens: special tokens by role that the vocabulary names itself; the settings
             have precedence.
           files: what holds the vocabulary.
-          class_to_keep: see `tokenizer_settings.files_to_keep`.
+          class_to_keep: see `settings.files_to_keep`.
 
         Raises:
           UserError: nothing says which token ends a text.

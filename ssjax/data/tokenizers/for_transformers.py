@@ -159,7 +159,7 @@ def _without_id(token: Mapping[str, Any]) -> dict[str, Any]:
 def _templates(tokenizer: Tokenizer) -> list[str | None]:
     """Forms of the chat template; the right one writes the prefix, as `encode_chat` does.
 
-    Behind a special token some tokenizers begin a text with a space, others do not.
+    After a special token some tokenizers begin a text with a space, others do not.
     """
     template = tokenizer.chat_template
     if template is None:

@@ -4,7 +4,7 @@
     tokenizer.model             SentencePiece
     vocab.json and merges.txt   byte-level BPE, as GPT-2 and OPT have it
 
-`open_tokenizer` reads any of them, with the small files beside it (`tokenizer_settings`);
+`open_tokenizer` reads any of them, with the small files beside it (see `settings`);
 `train_tokenizer` makes one from texts. Texts are kept as they are, as far as the tokenizer's own
 normalisation allows.
 """

@@ -53,7 +53,7 @@ class JsonTokenizer(BaseTokenizer):
           files: what the description comes from.
           prefix: the token in front of every prompt unless the settings say otherwise; None:
             what the description's post-processor puts there.
-          class_to_keep: see `tokenizer_settings.files_to_keep`.
+          class_to_keep: see `settings.files_to_keep`.
 
         Raises:
           UserError: the description is malformed or of a kind that cannot be decoded token by

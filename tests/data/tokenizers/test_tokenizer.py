@@ -142,7 +142,7 @@ def test_strings_that_spell_special_tokens(name, token, token_id):
         assert before == encode("a")
         assert after in (tokenizer.encode("b"), tokenizer.encode_continuation("b"))
         assert encode(token, special=True) == [token_id]
-    # Behind a token a continuation gains no space either.
+    # After a token a continuation gains no space either.
     assert tokenizer.encode_continuation(text, special=True) == [
         *tokenizer.encode_continuation("a"),
         token_id,
