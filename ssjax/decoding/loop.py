@@ -46,8 +46,9 @@ from ssjax.decoding.sampling import (
 from ssjax.decoding.tree import NO_PARENT, DraftTree, ancestor_mask, root_only, without_drafts
 from ssjax.models.attention import Causal
 from ssjax.models.cache import KVCache, cache_from_block, write_path
+from ssjax.models.head import head_logits, make_medusa_head
 from ssjax.models.parameters import Params
-from ssjax.models.transformer import ModelOutput, Transformer, head_logits, make_medusa_head
+from ssjax.models.transformer import Anchors, ModelOutput, Transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,11 +302,14 @@ def streams_at(model, params, drafter, spec, state, output: ModelOutput, mask, a
         at_node = jnp.take_along_axis(output.stream_hidden, node[:, :, None, None], axis=1)
         return at_node[:, 0, : drafter.num_streams]
     cached = state.length - 1
+    at_node = Anchors(
+        hidden=jnp.take_along_axis(output.trunk_hidden, node[:, :, None], axis=1),
+        positions=cached[:, None] + jnp.take_along_axis(state.draft.depth, node, axis=1),
+        mask=jnp.take_along_axis(mask, node[:, :, None], axis=1),
+    )
     return model.apply(
         {"params": params},
-        jnp.take_along_axis(output.trunk_hidden, node[:, :, None], axis=1),
-        cached[:, None] + jnp.take_along_axis(state.draft.depth, node, axis=1),
-        jnp.take_along_axis(mask, node[:, :, None], axis=1),
+        at_node,
         output.block,
         cached[:, None] + state.draft.depth,
         state.cache,

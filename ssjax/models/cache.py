@@ -49,6 +49,14 @@ def cache_from_block(block: KVCache, length: jax.Array, capacity: int) -> KVCach
     return jax.tree.map(fit, block)
 
 
+def valid_slots(cache: KVCache | None, length: jax.Array | None) -> jax.Array | None:
+    """[B, 1, S] bool: the slots below length [B] int32; None without a cache."""
+    if cache is None:
+        return None
+    num_slots = jax.tree.leaves(cache)[0].shape[-2]
+    return (jnp.arange(num_slots) < length[:, None])[:, None]
+
+
 def write_path(
     cache: KVCache, block: KVCache, path: jax.Array, length: jax.Array, count: jax.Array
 ) -> KVCache:

@@ -10,5 +10,5 @@ class Execution:
     platform: str = "cpu"  # that the program is compiled for: cpu, gpu or tpu
     fused_attention: bool = False  # main rows by the platform's kernel where there is one
     remat: str = "none"  # what the backward pass computes again; see `TrainConfig`
-    few_rows_as_columns: bool = False  # decoding on CPU; see `layers.project`
+    few_rows_as_columns: bool = False  # decoding on CPU; see `projection.project`
     joined_projections: bool = False  # decoding on CPU; see `parameters.join_projections`

@@ -18,7 +18,6 @@ there is no stream embedding: all streams of an anchor start alike, and their va
 see `attention.rotate_stream_values`. Of the angle the paper gives the upper bound; it is used here.
 """
 
-import dataclasses
 import math
 
 import flax.linen as nn
@@ -28,13 +27,16 @@ from flax import struct
 
 from ssjax.config import AdaptationConfig, ModelConfig, StreamsConfig
 from ssjax.models import lora
-from ssjax.models.attention import KV, Causal, matmul_precision, rotary_frequencies, rotary_tables
+from ssjax.models.attention import KV, Causal, matmul_precision
 from ssjax.models.axes import gathered
-from ssjax.models.cache import KVCache, block_at
+from ssjax.models.cache import KVCache, block_at, valid_slots
 from ssjax.models.execution import Execution
 from ssjax.models.fused_attention import is_fused
-from ssjax.models.layers import Layout, Norm, Stack, project
+from ssjax.models.head import Head, head_logits
+from ssjax.models.layers import Norm, Stack
+from ssjax.models.layout import Keys, MainRows, StreamRows, make_layouts, rows_of_mask
 from ssjax.models.parameters import Params
+from ssjax.models.projection import project
 from ssjax.parallel.partitioning import constrain
 
 
@@ -61,22 +63,13 @@ class TrunkOutput:
         return TrunkOutput(kept, block_at(self.block, index))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Seen:
-    """What main rows see of their block: a mask, or what a kernel wants in its place."""
-
-    mask: jax.Array | None  # [B or 1, T, T] bool
-    segments: jax.Array | None  # [B, T] int32
-    fused: bool
-
-
 @struct.dataclass
-class Head:
-    """The LM head as a value, for projecting a few rows at a time; or a head for each output."""
+class Anchors:
+    """Main rows of an earlier call that streams start from."""
 
-    table: jax.Array  # [V, D], or [Q, V, D]
-    bias: jax.Array | None  # [V]
-    softcap: float = struct.field(pytree_node=False)  # 0: off
+    hidden: jax.Array  # [B, A, D], of `ModelOutput.trunk_hidden`
+    positions: jax.Array  # [B, A] int32
+    mask: jax.Array  # [B, A, T] bool, which of the T tokens of that call each of them sees
 
 
 class Transformer(nn.Module):
@@ -154,9 +147,10 @@ class Transformer(nn.Module):
         length: jax.Array | None = None,
         anchors: jax.Array | None = None,
         num_streams: int = 0,
-        dropout: bool = False,
     ) -> ModelOutput:
         """Runs main rows, and stream rows beside the anchors.
+
+        With a random key "dropout" among `rngs`, LoRA drops inputs.
 
         Args:
           tokens: [B, T] int32.
@@ -167,15 +161,12 @@ class Transformer(nn.Module):
           length: [B] int32, valid slots of the cache.
           anchors: [B, A] int32, which of the T tokens carry streams; needed if num_streams.
           num_streams: how many streams run, at most the model's J; 0 for none.
-          dropout: LoRA drops inputs, with the random key "dropout".
 
         Raises:
           ValueError: main rows read streams and not all of those run.
         """
-        trunk = self.run_trunk(tokens, positions, mask, cache, length, dropout)
-        return self.run_stream_layers(
-            trunk, positions, mask, cache, length, anchors, num_streams, dropout
-        )
+        trunk = self.run_trunk(tokens, positions, mask, cache, length)
+        return self.run_stream_layers(trunk, positions, mask, cache, length, anchors, num_streams)
 
     def run_trunk(
         self,
@@ -184,15 +175,15 @@ class Transformer(nn.Module):
         mask: jax.Array | Causal,
         cache: KVCache | None = None,
         length: jax.Array | None = None,
-        dropout: bool = False,
     ) -> TrunkOutput:
         """The first half of a call; arguments as there."""
         with jax.named_scope("embed"):
             x = self._embed(tokens, positions)
         if self.trunk is None:
             return TrunkOutput(x, ())
-        seen, prefix_mask = self._seen(mask, x.shape[1], cache), _prefix_mask(cache, length)
-        layouts = self._layouts(positions, None, positions, seen, None, prefix_mask, dropout)
+        main = self._main_rows(positions, mask, cache)
+        keys = Keys(positions, valid_slots(cache, length))
+        layouts = make_layouts(self.config, main, None, keys, self.has_rng("dropout"))
         with jax.named_scope("trunk"):
             prefix = None if cache is None else cache.trunk
             return TrunkOutput(*self.trunk(x, prefix, None, layouts))
@@ -206,7 +197,6 @@ class Transformer(nn.Module):
         length: jax.Array | None = None,
         anchors: jax.Array | None = None,
         num_streams: int = 0,
-        dropout: bool = False,
     ) -> ModelOutput:
         """The second half of a call, over all T main rows of `run_trunk` or fewer of them.
 
@@ -219,20 +209,18 @@ class Transformer(nn.Module):
         """
         self._check_streams(num_streams)
         x, num_tokens = trunk.hidden, trunk.hidden.shape[1]
-        seen, prefix_mask = self._seen(mask, num_tokens, cache), _prefix_mask(cache, length)
-        anchor_positions = stream_mask = None
+        main, streams = self._main_rows(positions, mask, cache), None
+        keys = Keys(positions, valid_slots(cache, length))
         if num_streams:
-            anchor_positions = jnp.take_along_axis(positions, anchors, axis=1)
-            at_anchors = jnp.take_along_axis(x, anchors[:, :, None], axis=1)
-            x = jnp.concatenate([x, self._insert_streams(at_anchors, num_streams)], axis=1)
-            if isinstance(mask, Causal):
-                stream_mask = mask.rows(anchors, num_tokens)
-            else:
-                stream_mask = _rows_of_mask(mask, anchors)
-        layouts = self._layouts(
-            positions, anchor_positions, positions, seen, stream_mask, prefix_mask, dropout,
-            num_streams=num_streams, anchors=anchors,
-        )  # fmt: skip
+            at_anchors = Anchors(
+                hidden=jnp.take_along_axis(x, anchors[:, :, None], axis=1),
+                positions=jnp.take_along_axis(positions, anchors, axis=1),
+                mask=rows_of_mask(mask, anchors, num_tokens),
+            )
+            x = jnp.concatenate([x, self._insert_streams(at_anchors.hidden, num_streams)], axis=1)
+            read = anchors if self.streams.main_reads_streams else None
+            streams = self._stream_rows(at_anchors, num_streams, read)
+        layouts = make_layouts(self.config, main, streams, keys, self.has_rng("dropout"))
         with jax.named_scope("stream_layers"):
             prefix = None if cache is None else cache.stream_layers
             x, block = self.stream_layers(x, prefix, None, layouts)
@@ -249,9 +237,7 @@ class Transformer(nn.Module):
 
     def speculate(
         self,
-        trunk_hidden: jax.Array,
-        positions: jax.Array,
-        mask: jax.Array,
+        anchors: Anchors,
         block: KVCache,
         block_positions: jax.Array,
         cache: KVCache | None,
@@ -261,9 +247,7 @@ class Transformer(nn.Module):
         """Runs only stream rows, beside main rows of an earlier call (deferred streams).
 
         Args:
-          trunk_hidden: [B, A, D], `ModelOutput.trunk_hidden` at the anchors.
-          positions: [B, A] int32, positions of the anchors.
-          mask: [B, A, T] bool, which of the T tokens of that call each anchor sees.
+          anchors: of that call.
           block: `ModelOutput.block` of that call.
           block_positions: [B, T] int32, positions of its tokens.
           cache, length: as given to that call.
@@ -277,17 +261,15 @@ class Transformer(nn.Module):
         """
         if self.streams.main_reads_streams:
             raise ValueError("streams that the main stream reads cannot be deferred")
-        rows = self._insert_streams(trunk_hidden, num_streams)
-        layouts = self._layouts(
-            None, positions, block_positions, _Seen(None, None, False), mask,
-            _prefix_mask(cache, length), False,
-            num_streams=num_streams,
-        )  # fmt: skip
+        rows = self._insert_streams(anchors.hidden, num_streams)
+        streams = self._stream_rows(anchors, num_streams)
+        keys = Keys(block_positions, valid_slots(cache, length))
+        layouts = make_layouts(self.config, None, streams, keys, dropout=False)
         with jax.named_scope("stream_layers"):
             prefix = None if cache is None else cache.stream_layers
             x, _ = self.stream_layers(rows, prefix, block.stream_layers, layouts)
         x = self._finish(x)
-        return x.reshape(*positions.shape, num_streams, x.shape[-1])
+        return x.reshape(*anchors.positions.shape, num_streams, x.shape[-1])
 
     def early_exit(self, trunk_hidden: jax.Array) -> jax.Array:
         """Hidden states for the LM head straight after the trunk, through the exit adapter.
@@ -335,13 +317,22 @@ class Transformer(nn.Module):
                 f"call, not {num_streams}"
             )
 
-    def _seen(self, mask, num_tokens, cache) -> _Seen:
+    def _main_rows(self, positions, mask, cache) -> MainRows:
         if not isinstance(mask, Causal):
-            return _Seen(mask, None, False)
+            return MainRows(positions, mask)
         packed = mask.segments is not None
         if cache is None and is_fused(self.config, self.execution, packed):
-            return _Seen(None, mask.segments, True)
-        return _Seen(mask.dense(num_tokens), None, False)
+            return MainRows(positions, None, mask.segments, fused=True)
+        return MainRows(positions, mask.dense(positions.shape[1]))
+
+    def _stream_rows(self, anchors: Anchors, num_streams: int, read=None) -> StreamRows:
+        """read: the anchors among the main rows, [B, A] int32, where those read their streams."""
+        angle = 0.0
+        if self.streams.variation == "rotation":
+            # From the J that the model has: fewer streams at decoding turn as far.
+            own = self.streams.rotation_length + self.streams.num_streams
+            angle = math.pi / (2 * own)
+        return StreamRows(anchors.positions, anchors.mask, num_streams, read, angle)
 
     def _embed(self, tokens, positions):
         config = self.config
@@ -382,97 +373,6 @@ class Transformer(nn.Module):
             rows = start_BAD[:, :, None] + embedding_JD
         return rows.reshape(hidden_BAD.shape[0], -1, hidden_BAD.shape[-1])
 
-    def _value_angle(self) -> float:
-        """Of `Layout`, from the J that the model has: fewer streams at decoding turn as far."""
-        streams = self.streams
-        if streams.variation == "embedding":
-            return 0.0
-        return math.pi / (2 * (streams.rotation_length + streams.num_streams))
-
-    def _layouts(
-        self, positions, anchor_positions, block_positions, seen, stream_mask, prefix_mask,
-        dropout, num_streams=0, anchors=None,
-    ):  # fmt: skip
-        """Returns the `Layout` of global layers and that of local ones, None if there are none."""
-        config = self.config
-        rows = [] if positions is None else [positions]
-        if num_streams:
-            ahead = anchor_positions[:, :, None] + jnp.arange(1, num_streams + 1)
-            rows.append(ahead.reshape(ahead.shape[0], -1))
-        rows = jnp.concatenate(rows, axis=1)
-
-        def layout(local, main_mask, stream_mask, main_prefix, stream_prefix):
-            cos = sin = None
-            if config.positions == "rotary":
-                cos, sin = rotary_tables(rows, rotary_frequencies(config, local))
-            return Layout(
-                cos=cos,
-                sin=sin,
-                main_mask=main_mask,
-                stream_mask=stream_mask,
-                main_prefix=main_prefix,
-                stream_prefix=stream_prefix,
-                anchors=anchors if self.streams.main_reads_streams and num_streams else None,
-                num_main=0 if positions is None else positions.shape[1],
-                segments=seen.segments,
-                num_streams=num_streams,
-                value_angle=self._value_angle() if num_streams else 0.0,
-                dropout=dropout,
-                fused=seen.fused,
-            )
-
-        if not config.local_layers:
-            return layout(False, seen.mask, stream_mask, prefix_mask, prefix_mask), None
-        # Both kinds in the same shapes, so that a scanned layer can choose between them.
-        slots = None if prefix_mask is None else jnp.arange(prefix_mask.shape[-1])[None]
-
-        def masks(window):
-            def near(seen, queries, keys):
-                if seen is None or queries is None:
-                    return None
-                return seen & (queries[:, :, None] - keys[:, None, :] < window)
-
-            return (
-                near(seen.mask, positions, block_positions),
-                near(stream_mask, anchor_positions, block_positions),
-                near(prefix_mask, positions, slots),
-                near(prefix_mask, anchor_positions, slots),
-            )
-
-        unlimited = jnp.iinfo(jnp.int32).max
-        return layout(False, *masks(unlimited)), layout(True, *masks(config.window))
-
-
-def head_logits(hidden: jax.Array, head: Head, execution: Execution) -> jax.Array:
-    """hidden [..., D] through the LM head -> [..., V] float32, multiplied in hidden's dtype.
-
-    With a head for each output, hidden is [..., Q, D] and the result [..., Q, V].
-    """
-    if head.table.ndim == 3:
-        table = gathered(head.table.astype(hidden.dtype), "streams", "vocab", "embed")
-        return jnp.einsum(
-            "...qd,qvd->...qv", hidden, table,
-            precision=matmul_precision(hidden.dtype), preferred_element_type=jnp.float32,
-        )  # fmt: skip
-    table = gathered(head.table.astype(hidden.dtype), "vocab", "embed")
-    logits = project(hidden, table, hidden.dtype, execution, result=jnp.float32)
-    if head.bias is not None:
-        logits = logits + head.bias.astype(jnp.float32)
-    if head.softcap:
-        logits = head.softcap * jnp.tanh(logits / head.softcap)
-    return logits
-
-
-def make_head(params: Params, config: ModelConfig) -> Head:
-    """The LM head among the parameters: its own table, or the tied embedding."""
-    table = params["embedder"] if config.tie_embeddings else params["lm_head"]
-    return Head(table, params.get("lm_head_bias"), config.logit_softcap)
-
-
-def make_medusa_head(params: Params) -> Head:
-    """The vocabulary projections of the Medusa heads among the parameters."""
-    return Head(params["medusa_head"], None, 0.0)
-
 
 def init_params(model: Transformer, seed: int) -> Params:
     """Random parameters, float32; pure, to be jitted or traced by the caller."""
@@ -492,18 +392,3 @@ def init_params(model: Transformer, seed: int) -> Params:
 def abstract_params(model: Transformer) -> Params:
     """Shapes and dtypes of the parameters, without making them."""
     return jax.eval_shape(lambda: init_params(model, 0))
-
-
-def _prefix_mask(cache, length):
-    """[B, 1, S] bool: which slots are valid."""
-    if cache is None:
-        return None
-    num_slots = jax.tree.leaves(cache)[0].shape[-2]
-    return (jnp.arange(num_slots) < length[:, None])[:, None]
-
-
-def _rows_of_mask(mask, anchors):
-    """[B or 1, T, T] at rows [B, A] -> [B, A, T]."""
-    if mask.shape[0] == 1:
-        return jnp.take(mask[0], anchors, axis=0)
-    return jnp.take_along_axis(mask, anchors[:, :, None], axis=1)

@@ -23,7 +23,8 @@ from flax import struct
 from ssjax.config import LossConfig, StreamsConfig
 from ssjax.models.attention import Causal
 from ssjax.models.execution import Execution
-from ssjax.models.transformer import Head, Transformer, head_logits, make_head, make_medusa_head
+from ssjax.models.head import Head, head_logits, make_head, make_medusa_head
+from ssjax.models.transformer import Transformer
 from ssjax.parallel.partitioning import constrain, num_batch_shards
 
 
@@ -148,7 +149,6 @@ def loss_sums(
         Causal(batch.segments if batch.packed else None),
         anchors=anchors,
         num_streams=streams.num_streams,
-        dropout=dropout_key is not None,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
     )
 

@@ -109,7 +109,7 @@ def test_streams_cannot_be_cut_or_deferred(reading):
     with pytest.raises(ValueError, match="3 streams: they run in every call, not 0"):
         oracles.run_model(model, params, np.zeros((1, 2), np.int32))
     with pytest.raises(ValueError, match="cannot be deferred"):
-        model.apply({"params": params}, *[None] * 7, 3, method="speculate")
+        model.apply({"params": params}, *[None] * 5, 3, method="speculate")
 
 
 def test_drafter_of_the_config_may_use_fewer_streams():

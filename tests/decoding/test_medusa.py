@@ -9,9 +9,9 @@ from oracles import generate, tokens_of
 
 from ssjax.config import AdaptationConfig, LossConfig, OptimizerConfig
 from ssjax.decoding.drafters import BestFirstDrafter
+from ssjax.models.head import head_logits, make_medusa_head
 from ssjax.models.lora import split_trainable
 from ssjax.models.parameters import flatten, merge
-from ssjax.models.transformer import head_logits, make_medusa_head
 from ssjax.training.losses import loss_sums, output_names
 from ssjax.training.optimizer import make_optimizer
 from ssjax.training.step import init_state, make_train_step

@@ -23,6 +23,7 @@ from ssjax.decoding.loop import DecodeSpec
 from ssjax.decoding.sampling import Sampling
 from ssjax.models.attention import Causal
 from ssjax.models.cache import KVCache
+from ssjax.models.transformer import Anchors
 from ssjax.training.losses import anchor_targets
 
 pytestmark = pytest.mark.parametrize(
@@ -213,9 +214,15 @@ def node_log_probs(streaming):
             params, tokens, positions, mask, cache, cached, anchors=nodes, num_streams=NUM_STREAMS
         )
         later = model.apply(
-            params, output.trunk_hidden, positions, mask, output.block, positions, cache, cached,
-            NUM_STREAMS, method="speculate",
-        )  # fmt: skip
+            params,
+            Anchors(output.trunk_hidden, positions, mask),
+            output.block,
+            positions,
+            cache,
+            cached,
+            NUM_STREAMS,
+            method="speculate",
+        )
 
         def log_probs(hidden):
             return jax.nn.log_softmax(model.apply(params, hidden, method="logits"))

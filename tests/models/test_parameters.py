@@ -10,6 +10,7 @@ import pytest
 from ssjax.config import AdaptationConfig, ModelConfig, StreamsConfig
 from ssjax.errors import UserError
 from ssjax.models.execution import Execution
+from ssjax.models.head import make_head
 from ssjax.models.parameters import (
     cast,
     check_finite,
@@ -19,7 +20,7 @@ from ssjax.models.parameters import (
     stack_layers,
     unstack_layers,
 )
-from ssjax.models.transformer import Transformer, abstract_params, make_head
+from ssjax.models.transformer import Transformer, abstract_params
 
 D, L, V, F = 16, 3, 11, 20
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssjax.models.execution import Execution
-from ssjax.models.layers import project
+from ssjax.models.projection import project
 
 COLUMNS = Execution(few_rows_as_columns=True)
 

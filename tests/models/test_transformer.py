@@ -10,6 +10,7 @@ from oracles import HIDDEN_TOLERANCE, LOGIT_TOLERANCE
 from ssjax.models.attention import Causal, rotate_stream_values
 from ssjax.models.cache import cache_from_block
 from ssjax.models.parameters import cast, count, merge, stack_layers, unstack_layers
+from ssjax.models.transformer import Anchors
 
 LENGTHS = (3, 7, 1, 6)
 WIDTH, J = 7, 3
@@ -251,7 +252,7 @@ def test_streams_depend_on_earlier_streams(tiny, batch, output, run):
 
 
 def test_deferred_streams_equal_fused(tiny, batch):
-    """`speculate` behind a call with a cache of ragged length."""
+    """`speculate` after a call with a cache of ragged length."""
     model, params = tiny
     tokens = jnp.asarray(batch[1])
     length = jnp.array([0, 4, 2, 6])
@@ -263,10 +264,10 @@ def test_deferred_streams_equal_fused(tiny, batch):
     fused = oracles.apply(model, params, None, *call, anchors=anchors, num_streams=J)
     first = oracles.apply(model, params, None, *call)
     rows = jnp.arange(4)[:, None]
+    left = Anchors(first.trunk_hidden[rows, anchors], positions[rows, anchors], mask[rows, anchors])
     later = oracles.apply(
-        model, params, "speculate", first.trunk_hidden[rows, anchors], positions[rows, anchors],
-        mask[rows, anchors], first.block, positions, cache, length, num_streams=J,
-    )  # fmt: skip
+        model, params, "speculate", left, first.block, positions, cache, length, num_streams=J
+    )
     np.testing.assert_allclose(later, fused.stream_hidden, atol=HIDDEN_TOLERANCE, rtol=0)
 
 

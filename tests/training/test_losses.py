@@ -11,7 +11,7 @@ from oracles import LOGIT_TOLERANCE
 
 from ssjax.config import LossConfig, StreamsConfig
 from ssjax.models.execution import Execution
-from ssjax.models.transformer import Head
+from ssjax.models.head import Head
 from ssjax.training.losses import (
     anchor_targets,
     chunked_cross_entropy,

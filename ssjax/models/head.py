@@ -1,0 +1,55 @@
+"""The LM head: from hidden states to scores of the vocabulary."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ssjax.config import ModelConfig
+from ssjax.models.attention import matmul_precision
+from ssjax.models.axes import gathered
+from ssjax.models.execution import Execution
+from ssjax.models.parameters import Params
+from ssjax.models.projection import project
+
+
+@struct.dataclass
+class Head:
+    """The LM head as a value, for projecting a few rows at a time; or a head for each output."""
+
+    table: jax.Array  # [V, D], or [Q, V, D]
+    bias: jax.Array | None  # [V]
+    softcap: float = struct.field(pytree_node=False)  # 0: off
+
+
+def head_logits(hidden: jax.Array, head: Head, execution: Execution) -> jax.Array:
+    """hidden [..., D] through the LM head -> [..., V] float32, multiplied in hidden's dtype.
+
+    With a head for each output, hidden is [..., Q, D] and the result [..., Q, V].
+    """
+    if head.table.ndim == 3:
+        table = gathered(head.table.astype(hidden.dtype), "streams", "vocab", "embed")
+        return jnp.einsum(
+            "...qd,qvd->...qv",
+            hidden,
+            table,
+            precision=matmul_precision(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
+    table = gathered(head.table.astype(hidden.dtype), "vocab", "embed")
+    logits = project(hidden, table, hidden.dtype, execution, result=jnp.float32)
+    if head.bias is not None:
+        logits = logits + head.bias.astype(jnp.float32)
+    if head.softcap:
+        logits = head.softcap * jnp.tanh(logits / head.softcap)
+    return logits
+
+
+def make_head(params: Params, config: ModelConfig) -> Head:
+    """The LM head among the parameters: its own table, or the tied embedding."""
+    table = params["embedder"] if config.tie_embeddings else params["lm_head"]
+    return Head(table, params.get("lm_head_bias"), config.logit_softcap)
+
+
+def make_medusa_head(params: Params) -> Head:
+    """The vocabulary projections of the Medusa heads among the parameters."""
+    return Head(params["medusa_head"], None, 0.0)
