@@ -46,15 +46,27 @@ _MARKDOWN = flags.DEFINE_string("markdown", "", "Also write the tables to this f
 
 SHAPES = {
     "1b": ModelConfig(
-        vocab_size=128256, embed_dim=2048, num_layers=16, num_heads=32, num_kv_heads=8,
-        head_dim=64, mlp_dim=8192, rope_theta=500000.0,
+        vocab_size=128256,
+        embed_dim=2048,
+        num_layers=16,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=64,
+        mlp_dim=8192,
+        rope_theta=500000.0,
     ),
     "7b": ModelConfig(
-        vocab_size=32000, embed_dim=4096, num_layers=32, num_heads=32, num_kv_heads=32,
-        head_dim=128, mlp_dim=11008, tie_embeddings=False,
+        vocab_size=32000,
+        embed_dim=4096,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=32,
+        head_dim=128,
+        mlp_dim=11008,
+        tie_embeddings=False,
     ),
     "tiny": ModelConfig(vocab_size=512, embed_dim=64, num_layers=4, num_heads=4, head_dim=16),
-}  # fmt: skip
+}
 NUM_STREAMS = 4
 
 # Published bandwidths, bytes per second, by a part of JAX's device_kind (NVIDIA's data sheets; of
@@ -103,9 +115,12 @@ def make_decoder(config: ModelConfig) -> Decoder:
     model = Transformer(config, streams, scan=True)
     # An end of sequence outside of the vocabulary: no row ends by itself.
     return Decoder(
-        model, random_params(model), eos_ids=(config.vocab_size,), pad_id=0,
+        model,
+        random_params(model),
+        eos_ids=(config.vocab_size,),
+        pad_id=0,
         prompt_buckets=(_PROMPT.value,),
-    )  # fmt: skip
+    )
 
 
 def random_params(model: Transformer) -> Params:
@@ -133,10 +148,14 @@ def measure(decoder: Decoder, batch_size: int) -> dict:
         Way(BestFirstDrafter(n, NUM_STREAMS), deferred) for n in nodes for deferred in (True, False)
     ]
     plain, *drafted = seconds_per_pass(
-        decoder, ways, batch_size=batch_size, prompt_length=_PROMPT.value,
-        max_new_tokens=_NEW.value, repeats=_REPEATS.value,
+        decoder,
+        ways,
+        batch_size=batch_size,
+        prompt_length=_PROMPT.value,
+        max_new_tokens=_NEW.value,
+        repeats=_REPEATS.value,
         on_compiled=lambda number: messages.say(f"compiled {number} of {len(ways)}"),
-    )  # fmt: skip
+    )
     read = bytes_read(decoder, batch_size)
     bound = bandwidth_of(jax.devices()[0].device_kind)
     return {

@@ -46,18 +46,33 @@ _JSON = flags.DEFINE_string("json", "", "Also write the result to this file.")
 
 SHAPES = {
     "5M": ModelConfig(
-        vocab_size=4096, embed_dim=256, num_layers=6, num_heads=8, num_kv_heads=4, head_dim=32,
+        vocab_size=4096,
+        embed_dim=256,
+        num_layers=6,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=32,
         mlp_dim=704,
     ),
     "30M": ModelConfig(
-        vocab_size=8192, embed_dim=512, num_layers=8, num_heads=8, num_kv_heads=4, head_dim=64,
+        vocab_size=8192,
+        embed_dim=512,
+        num_layers=8,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=64,
         mlp_dim=1408,
     ),
     "100M": ModelConfig(
-        vocab_size=32000, embed_dim=768, num_layers=12, num_heads=12, num_kv_heads=4, head_dim=64,
+        vocab_size=32000,
+        embed_dim=768,
+        num_layers=12,
+        num_heads=12,
+        num_kv_heads=4,
+        head_dim=64,
         mlp_dim=2048,
     ),
-}  # fmt: skip
+}
 NUM_STREAMS = 4
 _PAUSE = 0.5  # seconds: threads of the other library wait for work actively, on the same cores
 
@@ -72,9 +87,12 @@ def main() -> int:
         params = jax.jit(lambda m=model: init_params(m, 0))()
         # An end of sequence outside of the vocabulary: every output has the full length.
         decoder = Decoder(
-            model, params, eos_ids=(config.vocab_size,), pad_id=0,
+            model,
+            params,
+            eos_ids=(config.vocab_size,),
+            pad_id=0,
             prompt_buckets=(_PROMPT.value,),
-        )  # fmt: skip
+        )
         row = {"shape": name, "parameters": count(params)}
         row |= against_transformers(model, params, decoder) | by_nodes(decoder)
         results.append(row)
@@ -108,18 +126,27 @@ def against_transformers(model: Transformer, params, decoder: Decoder) -> dict:
 
     def ours(prompt):
         (completion,) = decoder.generate(
-            [prompt.tolist()], _NEW.value, drafter=PlainDrafter(), sampling=Sampling(),
-            deferred=True, batch_size=1, seed=0,
-        )  # fmt: skip
+            [prompt.tolist()],
+            _NEW.value,
+            drafter=PlainDrafter(),
+            sampling=Sampling(),
+            deferred=True,
+            batch_size=1,
+            seed=0,
+        )
         return list(completion.tokens)
 
     @torch.inference_mode()
     def reference(prompt):
         ids = torch.tensor(prompt[None])
         output = theirs.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=_NEW.value, do_sample=False,
-            eos_token_id=None, pad_token_id=0,
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=_NEW.value,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
         return output[0, len(prompt) :].tolist()
 
     seconds, outputs = {ours: [], reference: []}, {ours: [], reference: []}

@@ -29,9 +29,15 @@ def write_model(directory: Path, dtype: str) -> None:
     from ssjax.weights import huggingface
 
     config = ModelConfig(
-        vocab_size=VOCAB, embed_dim=WIDTH, num_layers=LAYERS, num_heads=12, num_kv_heads=12,
-        head_dim=128, mlp_dim=MLP, tie_embeddings=False,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        embed_dim=WIDTH,
+        num_layers=LAYERS,
+        num_heads=12,
+        num_kv_heads=12,
+        head_dim=128,
+        mlp_dim=MLP,
+        tie_embeddings=False,
+    )
     model = Transformer(config, StreamsConfig(0, 1), scan=True)
     params = jax.jit(lambda: init_params(model, 0))()
     params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)

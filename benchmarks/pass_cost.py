@@ -48,9 +48,13 @@ def measure(name, decoder):
     ways = [Way(PlainDrafter(), True)]
     ways += [Way(drafter, deferred) for drafter in drafters for deferred in (True, False)]
     plain, *drafted = seconds_per_pass(
-        decoder, ways, batch_size=_BATCH.value, prompt_length=_PROMPT.value,
-        max_new_tokens=_NEW.value, repeats=_REPEATS.value,
-    )  # fmt: skip
+        decoder,
+        ways,
+        batch_size=_BATCH.value,
+        prompt_length=_PROMPT.value,
+        max_new_tokens=_NEW.value,
+        repeats=_REPEATS.value,
+    )
     rows = [{"nodes": 0, "deferred": plain, "fused": plain}]
     for n, deferred, fused in zip(nodes, drafted[::2], drafted[1::2], strict=True):
         rows.append({"nodes": n, "deferred": deferred, "fused": fused})

@@ -43,11 +43,8 @@ NEVER = (10**6,)  # an end-of-sequence id that no model has
 
 def make_model(scan=True, num_streams=3, **changes) -> Transformer:
     """The test model with some sizes changed."""
-    keys = (
-        "num_stream_layers", "main_reads_streams", "exit_rank", "medusa_heads", "variation",
-        "rotation_length", "init_rank",
-    )  # fmt: skip
-    streams = {k: changes.pop(k) for k in keys if k in changes}
+    keys = {field.name for field in dataclasses.fields(StreamsConfig)} & changes.keys()
+    streams = {key: changes.pop(key) for key in keys}
     adaptation = changes.pop("adaptation", AdaptationConfig())
     return Transformer(
         dataclasses.replace(MODEL, **changes),
@@ -104,9 +101,16 @@ def pad(sequences, width):
 
 
 def forward(
-    params, config: ModelConfig, tokens, anchors=(), num_streams=0, positions=None, visible=None,
-    main_reads_streams=False, angle=0.0,
-):  # fmt: skip
+    params,
+    config: ModelConfig,
+    tokens,
+    anchors=(),
+    num_streams=0,
+    positions=None,
+    visible=None,
+    main_reads_streams=False,
+    angle=0.0,
+):
     """Hidden states before the head and trunk states of one sequence, NumPy float64.
 
     Args:
@@ -208,11 +212,11 @@ def greedy(params, config, prompt, max_new_tokens, eos_ids):
     )
 
 
-def continued(logits_behind, prompt, max_new_tokens, eos_ids, sampling=GREEDY, key=None):
-    """The plain loop: one token at a time, each from the logits behind all that came before.
+def continued(logits_after, prompt, max_new_tokens, eos_ids, sampling=GREEDY, key=None):
+    """The plain loop: one token at a time, each from the logits after all that came before.
 
     Args:
-      logits_behind: tokens -> [V].
+      logits_after: tokens -> [V].
       prompt: ids.
       max_new_tokens, eos_ids: where it ends.
       sampling: the distribution.
@@ -220,7 +224,7 @@ def continued(logits_behind, prompt, max_new_tokens, eos_ids, sampling=GREEDY, k
     """
     output = ()
     while len(output) < max_new_tokens and output[-1:] not in [(eos,) for eos in eos_ids]:
-        logits = logits_behind([*prompt, *output])
+        logits = logits_after([*prompt, *output])
         output += (drawn(logits, prompt, output, sampling, eos_ids, key),)
     return output
 
@@ -245,7 +249,7 @@ def drawn(logits, prompt, output, sampling, eos_ids, key):
 
 
 def adjusted(logits, prompt, output, sampling, eos_ids):
-    """One vector of logits behind prompt and output, token by token, in float64."""
+    """One vector of logits after prompt and output, token by token, in float64."""
     scores = np.array(logits, np.float64)
     for token in set(prompt) | set(output):
         factor = sampling.repetition_penalty
@@ -292,13 +296,10 @@ def make_decoder(model, params, eos_ids=NEVER, bucket=8):
     return Decoder(model, params, eos_ids=eos_ids, pad_id=0, prompt_buckets=(bucket,))
 
 
-def generate(decoder, prompts, drafter, *, deferred=True, max_new_tokens=12, batch_size=None,
-             sampling=GREEDY, seed=0):  # fmt: skip
+def generate(decoder, prompts, drafter, max_new_tokens=12, **settings):
     """`Decoder.generate` with the defaults of the tests."""
-    return decoder.generate(
-        prompts, max_new_tokens, drafter=drafter, sampling=sampling, deferred=deferred,
-        batch_size=batch_size or len(prompts), seed=seed,
-    )  # fmt: skip
+    defaults = {"sampling": GREEDY, "deferred": True, "batch_size": len(prompts), "seed": 0}
+    return decoder.generate(prompts, max_new_tokens, drafter=drafter, **(defaults | settings))
 
 
 def tokens_of(completions):
@@ -340,9 +341,6 @@ def train_to_count(steps, **changes):
         batch = counting_batch(i, vocab_size=model.config.vocab_size)
         state, metrics = step(state, {}, batch)
     return model, state.params, metrics
-
-
-# Statistics.
 
 
 # Drafters that know the future. They hold tables of the true continuation, row by row.
@@ -400,7 +398,7 @@ class TableDrafter(Memoryless):
 
 
 def truth_table(prompts, outputs, capacity, vocab_size=13):
-    """[B, capacity] true tokens of every row; random ids behind the end."""
+    """[B, capacity] true tokens of every row; random ids after the end."""
     table = np.random.default_rng(0).integers(0, vocab_size, (len(prompts), capacity))
     for row, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
         whole = [*prompt, *output]

@@ -1,4 +1,4 @@
-"""Attention over segments: the one primitive behind training, prefill, verification, streams.
+"""Attention over segments: the one primitive of training, prefill, verification, streams.
 
 Dimension letters used in the whole package:
 
@@ -144,9 +144,12 @@ def _attend_segment(q_BTIKGH, segment, softcap):
     weights = jnp.exp(scores - peak)
     total = weights.sum(axis=-1)
     out = jnp.einsum(
-        mix, weights.astype(values.dtype), values,
-        precision=precision, preferred_element_type=jnp.float32,
-    )  # fmt: skip
+        mix,
+        weights.astype(values.dtype),
+        values,
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
     return out / total[..., None], peak[..., 0] + jnp.log(total)
 
 

@@ -1,7 +1,7 @@
 """The key/value cache: it only ever receives accepted tokens.
 
 Keys and values of draft nodes live in the block of the pass that computed them. After
-acceptance the rows of the accepted path are gathered from that block and written behind
+acceptance the rows of the accepted path are gathered from that block and written after
 the valid prefix, so there is no rollback, no compaction and no stale tail. Every row of the
 batch has its own length.
 
@@ -34,7 +34,7 @@ def cache_from_block(block: KVCache, length: jax.Array, capacity: int) -> KVCach
 
     Args:
       block: keys and values of a whole prompt, T <= capacity positions.
-      length: [B] int32, valid positions per row; what lies behind becomes zero.
+      length: [B] int32, valid positions per row; what lies after them becomes zero.
       capacity: S, slots per row of the cache.
     """
 

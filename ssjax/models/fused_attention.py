@@ -95,7 +95,7 @@ def _splash(q, kv, segments, window, scale, softcap, interpret):
     length, per_kv = q.shape[1], q.shape[3]
     padded = -(-length // _BLOCK) * _BLOCK
 
-    def pad(x, axis):  # keys behind the end: no query before it sees them
+    def pad(x, axis):  # keys after the end: no query before it sees them
         widths = [(0, 0)] * x.ndim
         widths[axis] = (0, padded - length)
         return jnp.pad(x, widths)

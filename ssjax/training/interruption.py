@@ -75,7 +75,7 @@ def end_within(seconds: float, code: int) -> None:
 class StopVote:
     """Whether any process was asked to stop, decided alike in all of them.
 
-    Every process casts its vote right behind a training step, as a small program on the same
+    Every process casts its vote right after a training step, as a small program on the same
     devices, and reads the outcome one step later: the devices never wait for it.
 
     Args:

@@ -1,7 +1,7 @@
 """Next-token and stream losses over target tokens (paper Eq. 5).
 
 The main stream at position t predicts token t + 1, stream j token t + 1 + j. Only target
-tokens count: the prompt, padding and what lies behind the end have weight 0. An *anchor* is
+tokens count: the prompt, padding and what lies after the end have weight 0. An *anchor* is
 a position whose main row predicts a target token; the first is the last prompt token. Stream
 rows, and projections onto the vocabulary, exist at anchors only. The early-exit adapter, if
 there is one, is trained on the main targets:
@@ -54,7 +54,7 @@ class LossSums:
 
 
 def output_offsets(streams: StreamsConfig) -> tuple[int, ...]:
-    """By output, how many tokens behind the next one it predicts; Q entries."""
+    """By output, how many tokens after the next one it predicts; Q entries."""
     ahead = streams.num_streams or streams.medusa_heads
     return (*range(1 + ahead), *([0] if streams.exit_rank else []))
 
@@ -237,7 +237,7 @@ def loss_weights(config: LossConfig, streams: StreamsConfig) -> jax.Array:
     """The alphas of Eq. 5 and the weight of the early exit, [Q] float32."""
     ahead = streams.num_streams or streams.medusa_heads
     alphas = [config.main_weight]
-    alphas += [config.stream_weight * config.stream_decay**behind for behind in range(ahead)]
+    alphas += [config.stream_weight * config.stream_decay**j for j in range(ahead)]
     return jnp.array(alphas + [config.exit_weight] * (streams.exit_rank > 0), jnp.float32)
 
 

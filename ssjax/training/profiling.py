@@ -30,7 +30,7 @@ class Profile:
             jax.profiler.start_trace(str(self._directory))
 
     def after_step(self, step: int, result) -> None:
-        """Ends behind the last step; waits for its result, so that the trace is whole."""
+        """Ends after the last step; waits for its result, so that the trace is whole."""
         if self._first and step == self._last:
             jax.block_until_ready(result)
             with writing(self._directory):

@@ -117,7 +117,7 @@ def test_a_write_over_the_end_fills_what_fits_and_moves_nothing(scanned, length)
 
 
 def test_the_rest_of_a_path_is_never_read():
-    """Entries behind the count may name any row, and those rows may hold NaN."""
+    """Entries after the count may name any row, and those rows may hold NaN."""
     rng = np.random.default_rng(2)
     block = random_block(rng, M)
     for pair in block.values():
@@ -143,7 +143,7 @@ def test_the_rest_of_a_path_is_never_read():
 
 @pytest.mark.parametrize("scanned", [True, False])
 @pytest.mark.parametrize("capacity", [3, S])
-def test_a_cache_is_zero_behind_each_length_even_if_the_block_is_not_finite(scanned, capacity):
+def test_a_cache_is_zero_after_each_length_even_if_the_block_is_not_finite(scanned, capacity):
     block = random_block(np.random.default_rng(3), 3)
     length = np.array([0, 1, 2, 3, 1])
     for pair in block.values():

@@ -117,9 +117,13 @@ def test_the_model_computes_the_same_with_the_kernel(monkeypatch, main_reads_str
 
     def run(execution):
         return model.clone(execution=execution).apply(
-            {"params": params}, tokens, jnp.broadcast_to(jnp.arange(9), (2, 9)),
-            Causal(), anchors=anchors, num_streams=3,
-        )  # fmt: skip
+            {"params": params},
+            tokens,
+            jnp.broadcast_to(jnp.arange(9), (2, 9)),
+            Causal(),
+            anchors=anchors,
+            num_streams=3,
+        )
 
     fused, plain = run(Execution("tpu", fused_attention=True)), run(Execution("tpu"))
     assert calls and set(calls) == {"tpu"}

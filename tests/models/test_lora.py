@@ -209,9 +209,13 @@ def test_gradients_reach_exactly_the_trainable_leaves(adaptation, main_weight):
 def test_the_method_adds_as_many_parameters_as_the_paper_says(width, extra):
     """Table 1: 8.19e4 for 7B, 4.1e4 for 1.3B; 4 stream embeddings and a rank-8 exit adapter."""
     model = oracles.make_model(
-        num_streams=4, embed_dim=width, exit_rank=8, num_layers=4, num_stream_layers=4,
+        num_streams=4,
+        embed_dim=width,
+        exit_rank=8,
+        num_layers=4,
+        num_stream_layers=4,
         adaptation=SHARED,
-    )  # fmt: skip
+    )
     params = abstract_params(model)
     new = flatten(split(params, lambda path: is_new(path) and not is_lora(path))[0])
     assert sum(leaf.size for leaf in new.values()) == extra

@@ -145,8 +145,10 @@ def test_merge_restores_any_split_by_leaf():
 
     for share in (0.0, 0.3, 0.7, 1.0):
         picked = rng.random(len(leaves)) < share
-        halves = [tree_of([x for x, p in zip(leaves, picked, strict=True) if p == side])
-                  for side in (True, False)]  # fmt: skip
+        halves = [
+            tree_of([x for x, p in zip(leaves, picked, strict=True) if p == side])
+            for side in (True, False)
+        ]
         kept = [flat(half) for half in halves]
         merged = flat(merge(*halves))
         assert merged.keys() == flat(params).keys()

@@ -78,23 +78,28 @@ TREE_TOKENS = (4, 1, 2, 7, 8, 7, 0)
 
 @pytest.fixture(scope="module")
 def run_tree(tiny):
-    """run_tree(tokens) -> output of the tree above behind nothing, streams beside each node."""
+    """run_tree(tokens) -> output of the tree above at the start, streams beside each node."""
     mask = np.eye(7, dtype=bool)
     for node in range(1, 6):
         mask[node] |= mask[PARENTS[node]]
 
     def run(tokens):
         output = oracles.apply(
-            *tiny, None, jnp.array([tokens]), jnp.array([DEPTHS]), jnp.asarray(mask[None]),
-            anchors=jnp.arange(7)[None], num_streams=J,
-        )  # fmt: skip
+            *tiny,
+            None,
+            jnp.array([tokens]),
+            jnp.array([DEPTHS]),
+            jnp.asarray(mask[None]),
+            anchors=jnp.arange(7)[None],
+            num_streams=J,
+        )
         return output, mask
 
     return run
 
 
 def test_tree_mask_and_positions_equal_numpy(tiny, run_tree):
-    """A block with an ancestor mask, depths as positions, behind nothing."""
+    """A block with an ancestor mask, depths as positions, at the start."""
     model, params = tiny
     output, mask = run_tree(TREE_TOKENS)
     main, streams = oracles.forward(
@@ -132,10 +137,17 @@ def test_cached_equals_uncached(tiny, batch, output, scan):
     index = np.minimum(cut[:, None] + np.arange(3), WIDTH - 1)
     anchors = jnp.zeros((4, 1), int)
     rest = oracles.apply(
-        model, params, None, jnp.asarray(np.take_along_axis(tokens, index, axis=1)),
-        jnp.asarray(cut[:, None] + np.arange(3)), Causal().dense(3), cache, jnp.asarray(cut),
-        anchors=anchors, num_streams=J,
-    )  # fmt: skip
+        model,
+        params,
+        None,
+        jnp.asarray(np.take_along_axis(tokens, index, axis=1)),
+        jnp.asarray(cut[:, None] + np.arange(3)),
+        Causal().dense(3),
+        cache,
+        jnp.asarray(cut),
+        anchors=anchors,
+        num_streams=J,
+    )
     both = jnp.asarray(np.stack([cut, cut], axis=1))  # twice: the shape of the other tests
     uncached = oracles.run_model(*tiny, tokens, anchors=both, num_streams=J).stream_hidden[:, :1]
     for b, start in enumerate(cut):
@@ -146,14 +158,14 @@ def test_cached_equals_uncached(tiny, batch, output, scan):
 
 
 def test_poisoned_cache_tail_changes_no_bit(tiny, batch):
-    """1e9 behind the valid length of each row."""
+    """1e9 from the valid length of each row on."""
     model, params = tiny
     _, tokens, _ = batch
     length = jnp.array([0, 4, 2, 6])
     block = oracles.run_model(model, params, tokens).block
     cache = cache_from_block(block, length, WIDTH + 2)
-    behind = (jnp.arange(WIDTH + 2) >= length[:, None])[:, None, :, None]
-    poisoned = jax.tree.map(lambda x: jnp.where(behind, 1e9, x), cache)
+    beyond = (jnp.arange(WIDTH + 2) >= length[:, None])[:, None, :, None]
+    poisoned = jax.tree.map(lambda x: jnp.where(beyond, 1e9, x), cache)
     assert jax.tree.leaves(poisoned)[0].max() == 1e9
     outputs = [
         oracles.apply(
@@ -167,7 +179,7 @@ def test_poisoned_cache_tail_changes_no_bit(tiny, batch):
             length,
             anchors=jnp.zeros((4, 1), int),
             num_streams=J,
-        )  # fmt: skip
+        )
         for c in (cache, poisoned)
     ]
     np.testing.assert_array_equal(outputs[0].hidden, outputs[1].hidden)
@@ -316,9 +328,14 @@ def test_variants_equal_numpy(batch, run, changes):
     streams = oracles.logits_of(model, params, output.stream_hidden)
     for b, row in enumerate(rows):
         expected, expected_streams = oracles.forward(
-            params, model.config, row, anchors[b], J, angle=angle,
+            params,
+            model.config,
+            row,
+            anchors[b],
+            J,
+            angle=angle,
             main_reads_streams=model.streams.main_reads_streams,
-        )  # fmt: skip
+        )
         np.testing.assert_allclose(main[b, : len(row)], expected, atol=LOGIT_TOLERANCE, rtol=0)
         np.testing.assert_allclose(streams[b], expected_streams, atol=LOGIT_TOLERANCE, rtol=0)
 
@@ -334,7 +351,7 @@ def test_rotation_turns_channels_as_rotary_positions_do():
 
 @pytest.fixture(scope="module")
 def variant(tiny):
-    """The tiny model with rotated streams that start behind a map; the same base weights."""
+    """The tiny model with rotated streams that start after a map; the same base weights."""
     model = oracles.make_model(**ROTATED, **MAPPED)
     params = oracles.random_params(model, seed=3)
     base = {k: v for k, v in tiny[1].items() if k != "stream_embedding"}
@@ -378,7 +395,7 @@ def test_stack_and_unstack_are_inverse(tiny):
 
 
 def test_stack_keeps_the_order_of_eleven_layers():
-    """layers_10 comes behind layers_9, not behind layers_1."""
+    """layers_10 comes after layers_9, not after layers_1."""
     layers = {f"layers_{i}": {"weight": jnp.full(2, i)} for i in range(11)}
     stacked = stack_layers({"trunk": layers})["trunk"]["layers"]["weight"]
     np.testing.assert_array_equal(stacked[:, 0], np.arange(11))

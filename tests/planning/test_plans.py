@@ -59,8 +59,10 @@ def test_collectives_are_counted_as_often_as_their_loop_runs():
         def step(x, weight):
             y = jax.shard_map(
                 lambda x, w: jax.lax.psum(x @ w, "tensor"),
-                in_specs=(P(None, "tensor"), P("tensor")), out_specs=P(), check_vma=False,
-            )(x, weight)  # fmt: skip
+                in_specs=(P(None, "tensor"), P("tensor")),
+                out_specs=P(),
+                check_vma=False,
+            )(x, weight)
             return y, None
 
         x = jax.lax.scan(step, x, weights)[0]
@@ -225,9 +227,12 @@ def test_shardings_are_listed_without_a_topology(tmp_path):
     leaves = {leaf["leaf"]: leaf for leaf in json.loads(path.read_text())}
     row = leaves["params/trunk/layers/mlp/up_proj/weight"]
     assert row == {
-        "leaf": "params/trunk/layers/mlp/up_proj/weight", "shape": [1, 64, 32],
-        "dtype": "float32", "sharding": [None, "tensor", None], "bytes_per_device": 32 * 32 * 4,
-    }  # fmt: skip
+        "leaf": "params/trunk/layers/mlp/up_proj/weight",
+        "shape": [1, 64, 32],
+        "dtype": "float32",
+        "sharding": [None, "tensor", None],
+        "bytes_per_device": 32 * 32 * 4,
+    }
     assert "opt_state/1/0/mu/embedder" in leaves
     assert "-, tensor, -" in finished.stdout
 
@@ -261,7 +266,10 @@ def test_a_crash_of_the_compiler_is_one_line():
         ("lambda: 0", 0, ""),
     ):
         done = subprocess.run(
-            [sys.executable, "-c", script.format(main=main)], env=environment,
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+            [sys.executable, "-c", script.format(main=main)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert (done.returncode, done.stderr) == (code, said)

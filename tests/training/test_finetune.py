@@ -39,10 +39,8 @@ ENVIRONMENT = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 MODES = ("shared", "lossless")
 PROMPTS = [[2, 5, 9], [2, 30, 31, 32]]
 DIALOGUE = "#Person1#: Hi Ben, are you free on Friday?\n#Person2#: Yes, at 7 pm."
-MODEL = ModelConfig(
-    vocab_size=520, embed_dim=32, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,
-    mlp_dim=48,
-)  # fmt: skip
+SIZES = dict(vocab_size=520, embed_dim=32, num_layers=3, mlp_dim=48)
+MODEL = ModelConfig(num_heads=4, num_kv_heads=2, head_dim=8, **SIZES)
 
 pytestmark = [
     pytest.mark.stress,
@@ -114,9 +112,13 @@ def train_in_process(config):
 
 @pytest.mark.parametrize(
     ("positions", "made_for", "num_tokens", "said"),
-    [("rotary", 64, 65, True), ("rotary", 64, 64, False), ("rotary", 0, 65, False),
-     ("learned", 64, 65, False)],
-)  # fmt: skip
+    [
+        ("rotary", 64, 65, True),
+        ("rotary", 64, 64, False),
+        ("rotary", 0, 65, False),
+        ("learned", 64, 65, False),
+    ],
+)
 def test_longer_rows_than_a_rotary_model_was_made_for_are_told(
     positions, made_for, num_tokens, said
 ):
@@ -280,9 +282,13 @@ def test_an_adapter_from_the_command_line(runs, base, tmp_path):
     assert done.returncode == 0, done.stderr
     result = tmp_path / "out.json"
     done = call(
-        "generate", f"--workdir={base}", f"--adapter={runs['shared'][0]}/export/adapter",
-        f"--prompt={DIALOGUE}", "--max_new_tokens=12", f"--json={result}",
-    )  # fmt: skip
+        "generate",
+        f"--workdir={base}",
+        f"--adapter={runs['shared'][0]}/export/adapter",
+        f"--prompt={DIALOGUE}",
+        "--max_new_tokens=12",
+        f"--json={result}",
+    )
     assert done.returncode == 0, done.stderr
     [answer] = load(runs["shared"][0]).generate([DIALOGUE], max_new_tokens=12)
     assert json.loads(result.read_text())[0]["output"] == answer.text
@@ -321,9 +327,13 @@ def test_a_lossless_certificate_from_the_command_line(runs, tmp_path):
     """On the run's own test split."""
     result = tmp_path / "certificate.json"
     done = call(
-        "verify", f"--workdir={runs['lossless'][0]}", "--num_prompts=2", "--num_samples=8",
-        "--max_new_tokens=8", f"--json={result}",
-    )  # fmt: skip
+        "verify",
+        f"--workdir={runs['lossless'][0]}",
+        "--num_prompts=2",
+        "--num_samples=8",
+        "--max_new_tokens=8",
+        f"--json={result}",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "outputs are the base model's, token for token" in done.stdout
     assert json.loads(result.read_text())["checks"]["equals_base"]["identical"] == 2
@@ -372,9 +382,11 @@ def test_an_export_that_fails_leaves_nothing(tmp_path):
 
 def test_adaptation_without_a_base_is_one_line(tmp_path):
     done = call(
-        "train", "--config=experiments/dialogsum.py:smoke", f"--config.workdir={tmp_path}/x",
+        "train",
+        "--config=experiments/dialogsum.py:smoke",
+        f"--config.workdir={tmp_path}/x",
         "--config.adaptation.mode=shared",
-    )  # fmt: skip
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "adapts a base model; give one with --config.model.pretrained" in line
@@ -452,18 +464,32 @@ def test_benchmark_of_all_drafters(tmp_path, base, prepared, runs):
     ours = runs["lossless"][0]
     drafters = f"streams:num_nodes=3,medusa@{heads_dir},draft_model@{base}:num_nodes=2"
     done = call(
-        "benchmark", "--workdir", ours, "--drafters", drafters + ",prompt_lookup",
-        "--num_prompts", 3, "--max_new_tokens", 6, "--batch_sizes", "1,2",
-        "--json", tmp_path / "b.json", "--markdown", tmp_path / "b.md",
-    )  # fmt: skip
+        "benchmark",
+        "--workdir",
+        ours,
+        "--drafters",
+        drafters + ",prompt_lookup",
+        "--num_prompts",
+        3,
+        "--max_new_tokens",
+        6,
+        "--batch_sizes",
+        "1,2",
+        "--json",
+        tmp_path / "b.json",
+        "--markdown",
+        tmp_path / "b.md",
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == (tmp_path / "b.md").read_text()
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert [row["batch_size"] for row in rows] == [1] * 5 + [2] * 5
     assert all(row["identical"] == 3 for row in rows)
     assert [row["drafter"].split("@")[0] for row in rows[:3]] == [
-        "plain", "streams:num_nodes=3", "medusa",
-    ]  # fmt: skip
+        "plain",
+        "streams:num_nodes=3",
+        "medusa",
+    ]
     extra = [row["extra_parameters"] for row in rows[:5]]
     lora = 2 * 3 * sum([32 + 32, 32 + 16, 32 + 16, 32 + 32, 3 * (32 + 48)])
     whole = sum(x.size for x in flatten(load_trained(base).params).values())

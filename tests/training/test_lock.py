@@ -51,9 +51,12 @@ def test_a_killed_holder_blocks_nobody(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b'{"pid": 3, "host": "h2", "since": "noon"}', "process 3, there since noon on h2"),
-     (b"\xff{", ""), (b"[]", "")],
-)  # fmt: skip
+    [
+        (b'{"pid": 3, "host": "h2", "since": "noon"}', "process 3, there since noon on h2"),
+        (b"\xff{", ""),
+        (b"[]", ""),
+    ],
+)
 def test_what_others_left_in_the_file(tmp_path, capsys, content, said):
     (tmp_path / lock.FILE).write_bytes(content)
     with lock.hold(tmp_path):

@@ -144,8 +144,8 @@ def test_schedule_starts_peaks_and_ends(warmup, num_steps):
     assert rates.argmax() == peak
     np.testing.assert_allclose(rates[peak], 1e-3, rtol=1e-5)
     np.testing.assert_allclose(rates[-1], 1e-5, rtol=1e-3)
-    np.testing.assert_allclose(rates[: peak + 1], 1e-3 * np.arange(peak + 1) / max(peak, 1) + (
-        1e-3 if peak == 0 else 0), rtol=1e-4, atol=1e-9)  # fmt: skip
+    rising = 1e-3 * np.arange(peak + 1) / peak if peak else [1e-3]
+    np.testing.assert_allclose(rates[: peak + 1], rising, rtol=1e-4, atol=1e-9)
 
 
 def test_gradient_is_clipped_by_its_global_norm(tiny):
@@ -155,9 +155,10 @@ def test_gradient_is_clipped_by_its_global_norm(tiny):
     size = sum(leaf.size for leaf in jax.tree.leaves(tiny[1]))
     _, opt_state = jax.jit(optimizer.update)(gradient, optimizer.init(tiny[1]), tiny[1])
     moments = [
-        leaf for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state)
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state)
         if any(getattr(part, "name", "") == "mu" for part in path)
-    ]  # fmt: skip
+    ]
     for moment in moments:
         np.testing.assert_allclose(moment, 0.1 * 0.5 / np.sqrt(size), rtol=1e-4)
     assert len(moments) == len(jax.tree.leaves(tiny[1]))
