@@ -94,7 +94,7 @@ make_environment() {
   python3 -m uv --version > /dev/null 2>&1 ||
     PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
   [[ -x .venv/bin/python ]] || python3 -m uv venv --quiet --python "$PYTHON_VERSION" .venv
-  python3 -m uv pip install --quiet --python .venv/bin/python -e '.[tpu]'
+  python3 -m uv pip install --quiet --python .venv/bin/python -e '.[tpu,scores]'
   printf '%s' "$dependencies" > .venv/installed
 }
 

@@ -39,6 +39,7 @@ from ssjax.evaluation.benchmark_tables import describe, markdown, open_entry, qu
 from ssjax.evaluation.pictures import require_matplotlib
 from ssjax.evaluation.speed import Entry
 from ssjax.files.writing import write_atomic
+from ssjax.metrics.quality import require_packages
 from ssjax.models.parameters import count
 from ssjax.run import Run, make_sampling
 
@@ -126,6 +127,7 @@ def main() -> int:
 
 def read_split(run: Run) -> Prompts:
     """Prompts of a split of the run's data, with what scores their outputs."""
+    require_packages(run.task.metrics)
     data = run.config.data
     path = data.path if _DATA.value is None else _DATA.value
     source = builders.open_source(data.task, path, data.prepared_dir, run.config.seed, _SPLIT.value)

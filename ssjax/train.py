@@ -15,7 +15,9 @@ to any of them stops all at the same step, and a run continues on other hosts an
 import ssjax
 from ssjax import messages
 from ssjax.cli import exits, options, start
+from ssjax.data.tasks import get_task
 from ssjax.evaluation import report
+from ssjax.metrics.quality import require_packages
 from ssjax.parallel import distributed
 
 _EXPERIMENT = options.define_experiment_flags()
@@ -26,6 +28,7 @@ _DISTRIBUTED = options.define_distributed_flag()
 def main() -> int:
     """Trains and evaluates the experiment of the command line; returns the exit code."""
     config = _EXPERIMENT.read()
+    require_packages(get_task(config.data.task).metrics)
     with start.processes(_DISTRIBUTED.value):
         run = ssjax.train(config)
         if run.step < config.train.num_steps:

@@ -14,7 +14,7 @@ from ssjax.data.tasks import get_task
 from ssjax.decoding.acceptance import RULES
 from ssjax.errors import UserError
 from ssjax.evaluation.compare import Comparison, Measurement, compare, mark_runs
-from ssjax.metrics.quality import LABELS, cell, score, shown_metrics
+from ssjax.metrics.quality import LABELS, cell, require_packages, score, shown_metrics
 from ssjax.run import Run, make_sampling, visible_text
 
 
@@ -33,6 +33,7 @@ def evaluate(
     Returns:
       Plain values: settings, `Comparison.summary`, the task's metrics of both, one example.
     """
+    require_packages(run.task.metrics)
     decode = run.decode_config(**changes)
     data = run.config.data
     source = builders.open_source(data.task, data.path, data.prepared_dir, run.config.seed, split)

@@ -9,6 +9,7 @@ All in percent. A record that a metric says nothing about is left out of it and 
 without any record is None.
 """
 
+import importlib.util
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from ssjax.data.pipeline import Example
 from ssjax.data.tasks import Metric
+from ssjax.errors import UserError
 from ssjax.metrics import sql, text
 from ssjax.metrics.bootstrap import interval
 from ssjax.metrics.sql_database import DENIED, MALFORMED, STOPPED
@@ -43,6 +45,28 @@ _SHOWN: Mapping[Metric, tuple[str, ...]] = {
 def shown_metrics(metrics: Sequence[Metric]) -> tuple[str, ...]:
     """Keys of `score` that a table shows, the main one first. metrics: of a task."""
     return tuple(itertools.chain(*(_SHOWN[metric] for metric in metrics)))
+
+
+# What the extra `scores` installs; ROUGE is always there.
+_PACKAGES: Mapping[Metric, str] = {"bleu": "sacrebleu", "chrf": "sacrebleu", "sql": "sqlglot"}
+
+
+def require_packages(metrics: Sequence[Metric]) -> None:
+    """Checks that metrics can be computed here, before hours go into what they score.
+
+    Args:
+      metrics: of a task.
+
+    Raises:
+      UserError: a package is not installed; names it and how to install it.
+    """
+    for metric in metrics:
+        package = _PACKAGES.get(metric)
+        if package and importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"{metric}, by which this task is scored, needs {package}; run "
+                "pip install 'ssjax[scores]'"
+            )
 
 
 def score(metrics: Sequence[Metric], outputs: Sequence[str], examples: Sequence[Example]) -> dict:

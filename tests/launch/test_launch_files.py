@@ -123,7 +123,7 @@ def test_boot_fetches_builds_and_trains(host):
         "python3 -m uv --version",
         "python3 -m pip install --quiet --user uv",
         "python3 -m uv venv --quiet --python 3.12 .venv",
-        "python3 -m uv pip install --quiet --python .venv/bin/python -e .[tpu]",
+        "python3 -m uv pip install --quiet --python .venv/bin/python -e .[tpu,scores]",
     ]
     assert host.trained == [["-m", "ssjax.train", *ARGS]]
     assert host.sandbox.lines("trainer_env") == ["1 "]
@@ -526,15 +526,16 @@ def test_no_preset_by_default(sandbox):
 
 
 def test_named_files_exist():
-    """Experiments, scripts and the extra that launch files and their guide speak of."""
+    """Experiments, scripts and the extras that launch files and their guide speak of."""
     text = "".join(file.read_text() for file in LAUNCH.iterdir())
     text += (ROOT / "docs" / "launch.md").read_text()
     named = set(re.findall(r"\b(?:experiments|launch)/\w+\.(?:py|sh|yaml)", text))
     assert "launch/tpu_startup.sh" in named
     assert all((ROOT / name).is_file() for name in named)
-    extras = set(re.findall(r"\.\[(\w+)\]", text))
+    lists = re.findall(r"\.\[([\w,]+)\]", text)
+    extras = {extra for each in lists for extra in each.split(",")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert extras == {"tpu"}
+    assert extras == {"scores", "tpu"}
     assert extras <= project["optional-dependencies"].keys()
 
 

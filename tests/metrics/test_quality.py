@@ -1,13 +1,15 @@
 """The metrics of each task, and where they are shown."""
 
 import json
+import sys
 
 import pytest
 
 from ssjax.data import pipeline
 from ssjax.data.tasks import DIALOGSUM, E2E_NLG, PAIRS, SQL_CONTEXT
+from ssjax.errors import UserError
 from ssjax.evaluation import benchmark_tables, report
-from ssjax.metrics.quality import LABELS, cell, score, shown_metrics
+from ssjax.metrics.quality import LABELS, cell, require_packages, score, shown_metrics
 
 TABLE = "CREATE TABLE game (venue VARCHAR, score INTEGER)"
 RECORDS = {
@@ -35,6 +37,17 @@ def examples(task):
         pipeline.Example(i, task.prompt(record), (1,), task.references(record), record)
         for i, record in enumerate(RECORDS[task])
     ]
+
+
+@pytest.mark.parametrize(
+    ("task", "package"), [(E2E_NLG, "sacrebleu"), (SQL_CONTEXT, "sqlglot")], ids=["e2e", "sql"]
+)
+def test_a_package_that_scores_need_and_is_missing_is_named(monkeypatch, task, package):
+    require_packages(task.metrics)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"needs {package}; run pip install 'ssjax\[scores\]'"):
+        require_packages(task.metrics)
+    require_packages(DIALOGSUM.metrics)
 
 
 @pytest.mark.parametrize("task", [E2E_NLG, PAIRS, SQL_CONTEXT], ids=lambda task: task.name)

@@ -48,24 +48,33 @@ def test_an_unknown_verb_is_one_line(capsys):
         assert told.startswith(f"error: unknown verb {verb!r}; {said}") and told.count("\n") == 1
 
 
-def test_a_verb_runs_as_if_it_were_called_itself_and_its_list_needs_no_jax():
-    """And `ssjax.train` stays the function where the verb of that name has run."""
+def test_a_verb_runs_as_if_it_were_called_itself_and_its_list_needs_no_jax(tmp_path):
+    """And `ssjax.train` stays the function where the verb of that name has run.
+
+    The training would be scored by what is not installed: it does not begin.
+    """
     script = (
         "import sys, ssjax\n"
+        "sys.modules['sacrebleu'] = None\n"
         "from ssjax.cli import verbs\n"
         "verbs.listing()\n"
         "assert not {'jax', 'absl'} & set(sys.modules)\n"
         "try:\n"
-        "    verbs.run(['train', 'missing.py'])\n"
+        "    verbs.run(['train', 'experiments/e2e_nlg.py:smoke', *sys.argv[1:]])\n"
         "finally:\n"
         "    assert 'jax' in sys.modules and ssjax.train.__module__ == 'ssjax'\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": ""}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", script, f"--workdir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: cannot read the experiment missing.py")
+    assert done.stderr.startswith("error: bleu, by which this task is scored, needs sacrebleu; run")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("verb", verbs.VERBS)
