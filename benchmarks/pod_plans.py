@@ -25,8 +25,8 @@ from ssjax.cli import start
 from ssjax.config import MeshConfig
 from ssjax.files.writing import write_atomic
 from ssjax.parallel import partitioning
-from ssjax.plan import resolve_shapes
 from ssjax.planning import plans
+from ssjax.planning.experiments import resolve_shapes
 from ssjax.planning.topologies import GIB, open_topology
 
 _OUT = flags.DEFINE_string("out", "docs", "Directory of pods.md and pods.json.")

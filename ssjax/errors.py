@@ -1,4 +1,14 @@
-"""The exceptions that reach a user as a single line, and the exit code of each."""
+"""The exceptions that reach a user as a single line, and the exit codes of a process.
+
+0 done; 2 bad input (one line on stderr says what, where and how to mend it); 3 damaged state and
+4 diverged training, one line as well; 42 stopped by a signal after saving, run the same command
+again to continue; 130 interrupted where there was nothing to save.
+"""
+
+EXIT_BAD_INPUT = 2
+EXIT_RESUMABLE = 42
+EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 
 class UserError(Exception):
@@ -8,7 +18,7 @@ class UserError(Exception):
     escapes is a defect of ours and keeps its traceback.
     """
 
-    exit_code = 2
+    exit_code = EXIT_BAD_INPUT
 
 
 class DamagedError(UserError):

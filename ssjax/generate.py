@@ -20,11 +20,11 @@ a line on stderr names the prompt, and its "finish" in --json is "error".
 
 from absl import flags
 
-from ssjax.cli import exits, options, start
+from ssjax.cli import options, start
 from ssjax.data import prompt_files
 from ssjax.data.prompts import Prompt
 from ssjax.decoding.decoder import Completion
-from ssjax.errors import UserError
+from ssjax.errors import EXIT_BAD_INPUT, UserError
 from ssjax.evaluation.compare import mark_runs
 from ssjax.run import Answer, Run, visible_text
 
@@ -56,7 +56,7 @@ def main() -> int:
         answers = _generated(run, asked, changes)
     options.write_json(_JSON.value, [_record(answer) for answer in answers])
     failed = any(answer.completion.finish == "error" for answer in answers)
-    return exits.BAD_INPUT if failed else 0
+    return EXIT_BAD_INPUT if failed else 0
 
 
 def _generated(run: Run, asked: list[Prompt], changes: dict) -> list[Answer]:

@@ -14,8 +14,9 @@ to any of them stops all at the same step, and a run continues on other hosts an
 
 import ssjax
 from ssjax import messages
-from ssjax.cli import exits, options, start
+from ssjax.cli import options, start
 from ssjax.data.tasks import get_task
+from ssjax.errors import EXIT_RESUMABLE
 from ssjax.evaluation import report
 from ssjax.metrics.quality import require_packages
 from ssjax.parallel import distributed
@@ -33,7 +34,7 @@ def main() -> int:
         run = ssjax.train(config)
         if run.step < config.train.num_steps:
             messages.say(f"stopped at step {run.step}, saved; run the same command to continue")
-            return exits.RESUMABLE
+            return EXIT_RESUMABLE
         # The settings of the config, so that evaluations of equal configs can be compared.
         settings = run.config.eval
         evaluation = report.evaluate(run, settings.split, settings.max_records, calibration=False)

@@ -11,7 +11,7 @@ from absl import app, logging
 
 from ssjax import messages
 from ssjax.cli import command_line, exits
-from ssjax.errors import UserError
+from ssjax.errors import EXIT_INTERRUPTED, UserError
 from ssjax.parallel import distributed, partitioning
 from ssjax.training import interruption
 
@@ -39,7 +39,7 @@ def guard(main: Callable[[], int | None]) -> int | None:
         return exits.fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         messages.say("interrupted")
-        return exits.INTERRUPTED
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         return exits.closed_pipe()
     except OSError as error:
@@ -86,7 +86,7 @@ def processes(how: str) -> Iterator[None]:
         yield
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
-        code = exits.INTERRUPTED if interrupted else getattr(error, "exit_code", 1)
+        code = EXIT_INTERRUPTED if interrupted else getattr(error, "exit_code", 1)
         interruption.end_within(10, code)
         raise
 

@@ -15,9 +15,9 @@ import damage
 import pytest
 
 from ssjax import config as config_lib
-from ssjax import reproduce
 from ssjax.errors import UserError
 from ssjax.study import page, suites
+from ssjax.study import steps as study_steps
 
 ROOT = Path(__file__).parents[2]
 TASKS = {f"{name}-{task.task}": task for name, tasks in suites.SUITES.items() for task in tasks}
@@ -38,7 +38,7 @@ def config_of(step):
 
 def all_steps(task, directory):
     for trainings in (suites.models(task), suites.ablations(task)):
-        yield from reproduce.steps(task, trainings, directory, "")
+        yield from study_steps.steps(task, trainings, directory, "")
 
 
 def training_configs(task, directory):
@@ -159,9 +159,9 @@ def test_the_report_holds_what_was_measured_and_says_what_was_not(tmp_path):
 
 def test_a_step_that_fails_is_one_line_with_its_log(tmp_path):
     arguments = ("export", "--workdir=nowhere", "--format=orbax", f"--target={tmp_path / 'x'}")
-    step = reproduce.Step("export-base", arguments, tmp_path / "x")
+    step = study_steps.Step("export-base", arguments, tmp_path / "x")
     with pytest.raises(UserError, match="export-base failed: error: .*nowhere.*export-base.log"):
-        reproduce._run(step, tmp_path, "")
+        study_steps.run(step, tmp_path, "")
     noted = json.loads((tmp_path / "steps.json").read_text())["export-base"]
     assert noted["seconds"] > 0 and noted["command"].endswith(f"--target=DIR/{tmp_path.name}/x")
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 from absl import flags
 
-from ssjax.cli import command_line, exits, options, start
-from ssjax.errors import DamagedError, DivergedError, UserError
+from ssjax.cli import command_line, options, start
+from ssjax.errors import EXIT_CLOSED_PIPE, DamagedError, DivergedError, UserError
 
 flags.DEFINE_list("sizes_of_tests", [], "Only for these tests.")
 
@@ -142,7 +142,7 @@ def test_a_closed_pipe_a_missing_backend_and_help_end_as_they_should():
     lost = started("lambda: __import__('jax').devices() and 0", JAX_PLATFORMS="no_such_thing")
     wordy.stdout.readline()
     wordy.stdout.close()
-    assert wordy.wait() == exits.CLOSED_PIPE and wordy.stderr.read() == ""
+    assert wordy.wait() == EXIT_CLOSED_PIPE and wordy.stderr.read() == ""
     wordy.stderr.close()
     shown, told = helped.communicate()
     assert helped.returncode == 0 and "--[no]only_check_args" in shown and told == ""
