@@ -21,7 +21,6 @@ of Spec-Bench or MT-bench: a JSON object a line, the prompt in "turns"[0].
     the last column     the main metric of the task, with its interval over records
 """
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -29,14 +28,12 @@ from absl import flags
 
 from ssjax import messages
 from ssjax.cli import options, start
-from ssjax.data import builders, pipeline
-from ssjax.data.pipeline import Example
-from ssjax.data.prompt_files import read_questions
 from ssjax.decoding.drafters import PlainDrafter, Way
 from ssjax.errors import UserError
 from ssjax.evaluation import pictures, speed
+from ssjax.evaluation import prompts as prompts_lib
 from ssjax.evaluation.benchmark_tables import describe, markdown, open_entry, quality
-from ssjax.evaluation.pictures import require_matplotlib
+from ssjax.evaluation.prompts import Prompts, with_data
 from ssjax.evaluation.speed import Entry
 from ssjax.files.writing import write_atomic
 from ssjax.metrics.quality import require_packages
@@ -55,35 +52,21 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer(
 )
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "0: greedy; default: the run's.")
 _JSON = options.define_output("json", "Also write the result to this file.")
-_PLOT = options.define_output("plot", "Also draw it to this PNG file; needs matplotlib.")
+_PLOT = options.define_plot_flag()
 _MARKDOWN = options.define_output("markdown", "Also write the table to this file.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompts:
-    """What is decoded."""
-
-    source: str
-    texts: tuple[str, ...]
-    ids: tuple[tuple[int, ...], ...]
-    examples: tuple[Example, ...]  # empty: quality is not scored
 
 
 def main() -> int:
     """Benchmarks the drafters of the command line; returns the exit code."""
-    if _PLOT.value:
-        if not _PLOT.value.endswith(".png"):
-            raise UserError(f"--plot={_PLOT.value} must end in .png; no other form is drawn")
-        require_matplotlib()
     batch_sizes = options.counts(_BATCH_SIZES)
     changes = options.given({"max_new_tokens": _MAX_NEW_TOKENS, "temperature": _TEMPERATURE})
-    run = _MODEL.open()
+    run = with_data(_MODEL.open(), _DATA.value)
     names = [name for name in dict.fromkeys(_DRAFTERS.value) if name != "plain"]
     decode = run.decode_config(**changes)
     entries = {"plain": Entry(run.decoder, Way(PlainDrafter(), True))}
     for name in names:
         entries[name] = entries["plain"] if name == "calibrated" else open_entry(run, name)
-    prompts = encode_questions(run, _QUESTIONS.value) if _QUESTIONS.value else read_split(run)
+    prompts = _read_prompts(run)
     rows = []
     for batch_size in batch_sizes:
         if "calibrated" in entries:
@@ -125,34 +108,14 @@ def main() -> int:
     return 0
 
 
-def read_split(run: Run) -> Prompts:
-    """Prompts of a split of the run's data, with what scores their outputs."""
+def _read_prompts(run: Run) -> Prompts:
+    if _QUESTIONS.value:
+        return prompts_lib.of_questions(run, _QUESTIONS.value, _NUM_PROMPTS.value)
     require_packages(run.task.metrics)
-    data = run.config.data
-    path = data.path if _DATA.value is None else _DATA.value
-    source = builders.open_source(data.task, path, data.prepared_dir, run.config.seed, _SPLIT.value)
-    examples = pipeline.decode_examples(
-        source, run.task, run.tokenizer, data.max_prompt_length, _NUM_PROMPTS.value
-    )
-    if not examples:
+    prompts = prompts_lib.of_split(run, _SPLIT.value, _NUM_PROMPTS.value)
+    if not prompts.ids:
         raise UserError(f"split {_SPLIT.value!r} has no records")
-    return Prompts(
-        f"{data.task} {_SPLIT.value}",
-        tuple(example.prompt for example in examples),
-        tuple(tuple(example.prompt_ids) for example in examples),
-        tuple(examples),
-    )
-
-
-def encode_questions(run: Run, path: str) -> Prompts:
-    """First turns of a Spec-Bench or MT-bench question file.
-
-    Raises:
-      UserError: not such a file; names the line.
-    """
-    texts = read_questions(path)[: _NUM_PROMPTS.value]
-    ids = tuple(tuple(run.encode_prompt(text, raw=False)) for text in texts)
-    return Prompts(path, tuple(texts), ids, ())
+    return prompts
 
 
 if __name__ == "__main__":

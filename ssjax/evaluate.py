@@ -3,12 +3,11 @@
 python -m ssjax.evaluate --workdir RUN --split test --json OUT
 """
 
-import dataclasses
-
 from absl import flags
 
 from ssjax.cli import options, start
 from ssjax.evaluation import report
+from ssjax.evaluation.prompts import with_data
 
 _MODEL = options.define_model_flags()
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "What to decode.")
@@ -23,10 +22,7 @@ _MESH = options.define_mesh_flag()
 def main() -> int:
     """Evaluates the run of the command line; returns the exit code."""
     changes = options.given(_CHANGES)
-    run = _MODEL.open(options.open_mesh(_MESH))
-    if _DATA.value is not None:
-        data = dataclasses.replace(run.config.data, path=_DATA.value)
-        run = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
+    run = with_data(_MODEL.open(options.open_mesh(_MESH)), _DATA.value)
     settings = {"calibration": _CALIBRATION.value} | changes
     evaluation = report.evaluate(run, _SPLIT.value, _MAX_RECORDS.value, **settings)
     options.write_json(_JSON.value, evaluation)

@@ -19,10 +19,10 @@ against the base. Exit status 0: every promise holds; 1: one does not; 2: bad in
 from absl import flags
 
 from ssjax.cli import options, start
-from ssjax.data import builders, pipeline
 from ssjax.data.prompt_files import is_blank
 from ssjax.errors import UserError
 from ssjax.evaluation import certificates
+from ssjax.evaluation.prompts import examples_of
 from ssjax.run import Run, open_run
 
 _MODEL = options.define_model_flags()
@@ -74,13 +74,7 @@ def read_prompts(run: Run) -> list[list[int]]:
         texts = [prompt for prompt in _PROMPTS.read() if not is_blank(prompt)]
         texts = texts[: _NUM_PROMPTS.value]
         return [run.encode_prompt(text, raw=_PROMPTS.raw) for text in texts]
-    data = run.config.data
-    source = builders.open_source(
-        data.task, data.path, data.prepared_dir, run.config.seed, _SPLIT.value
-    )
-    examples = pipeline.decode_examples(
-        source, run.task, run.tokenizer, data.max_prompt_length, _NUM_PROMPTS.value
-    )
+    examples = examples_of(run, _SPLIT.value, _NUM_PROMPTS.value)
     return [list(example.prompt_ids) for example in examples]
 
 

@@ -15,6 +15,7 @@ from ssjax.config.ranges import INT32_MAX, checked, hints
 from ssjax.data import prompt_files
 from ssjax.data.prompts import Prompt, check_text
 from ssjax.errors import UserError
+from ssjax.evaluation import pictures
 from ssjax.files.reading import to_json
 from ssjax.files.writing import check_directory, check_file, write_atomic
 from ssjax.parallel import partitioning
@@ -36,6 +37,19 @@ def define_output(name: str, help_text: str, *, directory: bool = False) -> flag
     """
     check = check_directory if directory else check_file
     return command_line.check_later(flags.DEFINE_string(name, "", help_text), check)
+
+
+def define_plot_flag() -> flags.FlagHolder:
+    """Flag that names the picture a verb draws; checked before the work begins."""
+    holder = flags.DEFINE_string("plot", "", "Also draw it to this PNG file; needs matplotlib.")
+    return command_line.check_later(holder, _check_picture)
+
+
+def _check_picture(path: str) -> None:
+    check_file(path)
+    if not path.endswith(".png"):
+        raise UserError(f"--plot={path} must end in .png; no other form is drawn")
+    pictures.require_matplotlib()
 
 
 def write_json(path: str, value) -> None:

@@ -1,0 +1,60 @@
+"""The prompts that are decoded to measure a run: of a split of its data, or of a question file."""
+
+import dataclasses
+
+from ssjax.data import builders, pipeline
+from ssjax.data.pipeline import Example
+from ssjax.data.prompt_files import read_questions
+from ssjax.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """What is decoded."""
+
+    source: str  # in words
+    ids: tuple[tuple[int, ...], ...]
+    examples: tuple[Example, ...]  # empty: quality is not scored
+
+
+def examples_of(run: Run, split: str, limit: int) -> list[Example]:
+    """The first records of a split of the run's data; none where the split has none.
+
+    Args:
+      run: whose task, tokenizer and lengths they are encoded with.
+      split: "train", "validation" or "test".
+      limit: examples, at most; 0: all.
+    """
+    data = run.config.data
+    source = builders.open_source(data.task, data.path, data.prepared_dir, run.config.seed, split)
+    return pipeline.decode_examples(source, run.task, run.tokenizer, data.max_prompt_length, limit)
+
+
+def with_data(run: Run, path: str | None) -> Run:
+    """The run with its data at another path; None: where it was in training."""
+    if path is None:
+        return run
+    data = dataclasses.replace(run.config.data, path=path)
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
+
+
+def of_split(run: Run, split: str, limit: int) -> Prompts:
+    """Prompts of a split, with what scores their outputs; arguments as of `examples_of`."""
+    examples = examples_of(run, split, limit)
+    ids = tuple(tuple(example.prompt_ids) for example in examples)
+    return Prompts(f"{run.config.data.task} {split}", ids, tuple(examples))
+
+
+def of_questions(run: Run, path: str, limit: int) -> Prompts:
+    """First turns of a Spec-Bench or MT-bench question file.
+
+    Args:
+      run: whose task and tokenizer they are encoded with.
+      path: of the file.
+      limit: questions, at most.
+
+    Raises:
+      UserError: not such a file; names the line.
+    """
+    texts = read_questions(path)[:limit]
+    return Prompts(path, tuple(tuple(run.encode_prompt(text, raw=False)) for text in texts), ())
