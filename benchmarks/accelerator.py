@@ -29,7 +29,7 @@ from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, Way
 from ssjax.errors import UserError
 from ssjax.evaluation.markdown import table
-from ssjax.evaluation.pass_time import seconds_per_pass
+from ssjax.evaluation.pass_time import PassShape, seconds_per_pass
 from ssjax.files.writing import write_atomic
 from ssjax.models.parameters import Params, count
 from ssjax.models.transformer import Transformer, abstract_params
@@ -39,7 +39,7 @@ _MODELS = flags.DEFINE_list("models", "1b,7b", "Which of the shapes.")
 _NODES = flags.DEFINE_list("nodes", "1,3,7,15,31,63", "Draft nodes, the root not counted.")
 _BATCHES = flags.DEFINE_list("batch_sizes", "1,8", "Rows of a pass.")
 _PROMPT = flags.DEFINE_integer("prompt", 512, "Prompt tokens.")
-_NEW = flags.DEFINE_integer("max_new_tokens", 128, "Tokens that the cache has room for behind it.")
+_NEW = flags.DEFINE_integer("max_new_tokens", 128, "Tokens that the cache has room for after it.")
 _REPEATS = flags.DEFINE_integer("repeats", 9, "Timed loops per setting.")
 _JSON = flags.DEFINE_string("json", "", "Also write the result to this file.")
 _MARKDOWN = flags.DEFINE_string("markdown", "", "Also write the tables to this file.")
@@ -150,9 +150,7 @@ def measure(decoder: Decoder, batch_size: int) -> dict:
     plain, *drafted = seconds_per_pass(
         decoder,
         ways,
-        batch_size=batch_size,
-        prompt_length=_PROMPT.value,
-        max_new_tokens=_NEW.value,
+        PassShape(batch_size, _PROMPT.value, _NEW.value),
         repeats=_REPEATS.value,
         on_compiled=lambda number: messages.say(f"compiled {number} of {len(ways)}"),
     )

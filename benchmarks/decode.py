@@ -31,8 +31,10 @@ from ssjax.decoding import loop
 from ssjax.decoding.acceptance import Acceptance
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, Way
+from ssjax.decoding.forward import Forward
+from ssjax.decoding.request import Request
 from ssjax.decoding.sampling import Sampling
-from ssjax.evaluation.pass_time import seconds_per_pass
+from ssjax.evaluation.pass_time import PassShape, seconds_per_pass
 from ssjax.models.parameters import count
 from ssjax.models.transformer import Transformer, init_params
 from ssjax.weights import huggingface
@@ -125,15 +127,8 @@ def against_transformers(model: Transformer, params, decoder: Decoder) -> dict:
         theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
     def ours(prompt):
-        (completion,) = decoder.generate(
-            [prompt.tolist()],
-            _NEW.value,
-            drafter=PlainDrafter(),
-            sampling=Sampling(),
-            deferred=True,
-            batch_size=1,
-            seed=0,
-        )
+        request = Request([prompt.tolist()], _NEW.value, Sampling(), seed=0, batch_size=1)
+        (completion,) = decoder.generate(request, Way(PlainDrafter(), deferred=True))
         return list(completion.tokens)
 
     @torch.inference_mode()
@@ -172,16 +167,11 @@ def by_nodes(decoder: Decoder) -> dict:
     """A pass of 8 nodes in both orders, and the share of the faster one that is not the model."""
     drafter = BestFirstDrafter(7, NUM_STREAMS)
     ways = [Way(PlainDrafter(), True), Way(drafter, True), Way(drafter, False)]
-    shape = {
-        "batch_size": 1,
-        "prompt_length": _PROMPT.value,
-        "max_new_tokens": _NEW.value,
-        "repeats": _REPEATS.value,
-    }
-    plain, *drafted = seconds_per_pass(decoder, ways, **shape)
+    shape, repeats = PassShape(1, _PROMPT.value, _NEW.value), _REPEATS.value
+    plain, *drafted = seconds_per_pass(decoder, ways, shape, repeats=repeats)
     faster = ways[1 + drafted.index(min(drafted))]
     steps = [loop.decode_step, _model_alone]
-    whole, model = seconds_per_pass(decoder, [faster] * 2, steps=steps, **shape)
+    whole, model = seconds_per_pass(decoder, [faster] * 2, shape, repeats=repeats, steps=steps)
     return {
         "plain_ms": 1e3 * plain,
         "deferred_ratio": drafted[0] / plain,
@@ -195,16 +185,16 @@ def by_nodes(decoder: Decoder) -> dict:
 
 def _model_alone(model, params, drafter, spec, state):
     """`loop.decode_step` with nothing but the model; the state stays as it is."""
-    _, mask, output = loop.run_draft(model, params, drafter, spec, state)
-    logits = model.apply({"params": params}, output.hidden, method="logits")
+    forward = Forward(model, params, drafter, spec)
+    draft = forward.run_draft(state)
+    logits = forward.logits(draft.output.hidden)
     batch = state.length.shape[0]
     # Streams wait for the logits, as they do for what verification makes of them.
     path = jnp.zeros((batch, drafter.max_depth + 1), jnp.int32) + _never(logits.sum())
     root = Acceptance(path, path[:, 0])
-    streams = loop.streams_at(model, params, drafter, spec, state, output, mask, root)
-    stream_logits = model.apply({"params": params}, streams, method="logits")
+    stream_logits = forward.logits(forward.streams_at(state, draft, root))
     # The tokens of the next pass wait for all that this one computes.
-    sums = sum(leaf.sum() for leaf in jax.tree.leaves((stream_logits, output.block)))
+    sums = sum(leaf.sum() for leaf in jax.tree.leaves((stream_logits, draft.output.block)))
     tokens = state.draft.tokens + _never(sums)
     return state.replace(draft=state.draft.replace(tokens=tokens))
 

@@ -15,7 +15,7 @@ from ssjax.cli import options, start
 from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, Way
-from ssjax.evaluation.pass_time import seconds_per_pass
+from ssjax.evaluation.pass_time import PassShape, seconds_per_pass
 from ssjax.models.parameters import count
 from ssjax.models.transformer import Transformer, init_params
 from ssjax.run import load
@@ -25,7 +25,7 @@ _NODES = flags.DEFINE_list("nodes", "1,2,4,8,16,32", "Draft nodes, the root not 
 _REPEATS = flags.DEFINE_integer("repeats", 9, "Timed loops per setting.")
 _BATCH = flags.DEFINE_integer("batch_size", 1, "Rows of a pass.")
 _PROMPT = flags.DEFINE_integer("prompt", 128, "Prompt tokens.")
-_NEW = flags.DEFINE_integer("max_new_tokens", 64, "Tokens that the cache has room for behind it.")
+_NEW = flags.DEFINE_integer("max_new_tokens", 64, "Tokens that the cache has room for after it.")
 _JSON = flags.DEFINE_string("json", "", "Also write the table to this file.")
 
 SHAPES = {
@@ -47,14 +47,8 @@ def measure(name, decoder):
     drafters = [BestFirstDrafter(n, streams) for n in nodes]
     ways = [Way(PlainDrafter(), True)]
     ways += [Way(drafter, deferred) for drafter in drafters for deferred in (True, False)]
-    plain, *drafted = seconds_per_pass(
-        decoder,
-        ways,
-        batch_size=_BATCH.value,
-        prompt_length=_PROMPT.value,
-        max_new_tokens=_NEW.value,
-        repeats=_REPEATS.value,
-    )
+    shape = PassShape(_BATCH.value, _PROMPT.value, _NEW.value)
+    plain, *drafted = seconds_per_pass(decoder, ways, shape, repeats=_REPEATS.value)
     rows = [{"nodes": 0, "deferred": plain, "fused": plain}]
     for n, deferred, fused in zip(nodes, drafted[::2], drafted[1::2], strict=True):
         rows.append({"nodes": n, "deferred": deferred, "fused": fused})

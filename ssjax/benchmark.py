@@ -29,6 +29,7 @@ from absl import flags
 from ssjax import messages
 from ssjax.cli import options, start
 from ssjax.decoding.drafters import PlainDrafter, Way
+from ssjax.decoding.request import make_request
 from ssjax.errors import UserError
 from ssjax.evaluation import pictures, speed
 from ssjax.evaluation import prompts as prompts_lib
@@ -38,7 +39,7 @@ from ssjax.evaluation.speed import Entry
 from ssjax.files.writing import write_atomic
 from ssjax.metrics.quality import require_packages
 from ssjax.models.parameters import count
-from ssjax.run import Run, make_sampling
+from ssjax.run import Run
 
 _MODEL = options.define_model_flags(adapter=False)
 _DRAFTERS = flags.DEFINE_list("drafters", "auto", "NAME[@DIR][:KEY=VALUE...], several by comma.")
@@ -71,14 +72,8 @@ def main() -> int:
     for batch_size in batch_sizes:
         if "calibrated" in entries:
             entries["calibrated"] = Entry(run.decoder, run.way({}, batch_size))
-        batches = speed.time_ways(
-            list(entries.values()),
-            prompts.ids,
-            sampling=make_sampling(decode),
-            max_new_tokens=decode.max_new_tokens,
-            batch_size=batch_size,
-            seed=decode.seed,
-        )
+        request = make_request(decode, prompts.ids, batch_size=batch_size, accept="exact")
+        batches = speed.time_ways(list(entries.values()), request)
         plain = batches[0]
         for (name, entry), own in zip(entries.items(), batches, strict=True):
             rows.append({"batch_size": batch_size, "drafter": name} | describe(entry, plain, own))

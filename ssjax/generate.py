@@ -23,7 +23,7 @@ from absl import flags
 from ssjax.cli import options, start
 from ssjax.data import prompt_files
 from ssjax.data.prompts import Prompt
-from ssjax.decoding.decoder import Completion
+from ssjax.decoding.completion import Completion
 from ssjax.errors import EXIT_BAD_INPUT, UserError
 from ssjax.evaluation.compare import mark_runs
 from ssjax.run import Answer, Run, visible_text
@@ -81,7 +81,7 @@ def _generated(run: Run, asked: list[Prompt], changes: dict) -> list[Answer]:
 
 
 # Of a blank line.
-_NOTHING = Answer("", "", Completion((), finish="empty", calls=0, runs=(0,), accepted=()))
+_NOTHING = Answer("", "", Completion((), finish="empty", runs=(0,), kept=(), max_depth=0))
 
 
 def _streamed(run: Run, number: int, prompt: Prompt, changes: dict) -> Answer:

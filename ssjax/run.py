@@ -16,10 +16,12 @@ from ssjax.data.tasks import ChatTask, Task, task_of_run
 from ssjax.data.tokenizers.tokenizer import Tokenizer, same_tokens
 from ssjax.decoding import ways
 from ssjax.decoding.acceptance import RULES
-from ssjax.decoding.decoder import Completion, Decoder, not_finite
+from ssjax.decoding.completion import Completion, not_finite
+from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.draft_model import ModelDrafter
 from ssjax.decoding.drafters import Drafter, Way, make_drafter
-from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.request import make_request
+from ssjax.decoding.stop_strings import cut_at_stop, settled
 from ssjax.decoding.ways import Situation
 from ssjax.errors import UserError
 from ssjax.messages import say, say_once
@@ -107,18 +109,15 @@ class Run:
         seeds, numbers = read_seeds(seeds, len(inputs)), read_numbers(numbers, len(inputs))
         batch_size = min(decode.batch_size, max(len(inputs), 1))
         way = self.way(changes, batch_size, calibration=calibration)
-        completions = self.decoder.generate(
+        request = make_request(
+            decode,
             self._encoded(inputs, numbers, raw),
-            decode.max_new_tokens,
-            drafter=way.drafter,
-            sampling=make_sampling(decode),
-            deferred=way.deferred,
-            batch_size=batch_size,
             seed=decode.seed if seeds is None else seeds,
+            batch_size=batch_size,
             log_probs=log_probs,
-            accept=decode.accept,
             numbers=numbers,
         )
+        completions = self.decoder.generate(request, way)
         answers = []
         for number, prompt, completion in zip(numbers, inputs, completions, strict=True):
             completion, text = self.finish(completion, decode.stop)
@@ -205,17 +204,9 @@ class Run:
             read_count(passes, "passes", least=1),
         )
         way = self.way(changes, 1, calibration=calibration)
-        for completion in self.decoder.stream(
-            *self._encoded(prompts, [number], raw),
-            decode.max_new_tokens,
-            drafter=way.drafter,
-            sampling=make_sampling(decode),
-            deferred=way.deferred,
-            seed=decode.seed,
-            number=number,
-            passes=passes,
-            accept=decode.accept,
-        ):
+        encoded = self._encoded(prompts, [number], raw)
+        request = make_request(decode, encoded, batch_size=1, numbers=[number])
+        for completion in self.decoder.stream(request, way, passes=passes):
             completion, found = self.finish(completion, decode.stop)
             if completion.finish == "unfinished":
                 found = settled(found, decode.stop)
@@ -392,86 +383,9 @@ def _say_failed(completion: Completion, number: int) -> None:
         say(not_finite(completion, number + 1))
 
 
-def settled(text: str, stops: Sequence[str]) -> str:
-    """The beginning of a text that more tokens cannot change.
-
-    Left away are an unfinished character, which decodes to U+FFFD, and the longest end that begins
-    a stop string.
-    """
-    text = text.rstrip("\ufffd")
-    begun = [
-        length for stop in stops for length in range(1, len(stop)) if text.endswith(stop[:length])
-    ]
-    return text[: len(text) - max(begun, default=0)]
-
-
-def cut_at_stop(
-    completion: Completion, decode_text: Callable[[Sequence[int]], str], stops: Sequence[str]
-) -> tuple[Completion, str]:
-    """Cuts a completion at the stop string that its text completes first.
-
-    That depends on the text alone, not on where tokens begin and end: read character by
-    character, the output stops when a stop string is complete, and its text is what stands
-    before that string (before the longest, if several are complete at once). Of the tokens
-    those are kept that the stop string needs, and of the passes those that emitted them.
-
-    Args:
-      completion: as decoded.
-      decode_text: ids to text. The text of more ids may differ at its end from that of fewer,
-        as where a character takes several tokens.
-      stops: strings that are not empty.
-
-    Returns:
-      The completion and its text; both as they are where there is no stop string.
-    """
-    text = decode_text(completion.tokens)
-    found = [(text.find(stop), stop) for stop in stops]
-    ends = [(start + len(stop), start) for start, stop in found if start >= 0]
-    if not ends:
-        return completion, text
-    end, start = min(ends)
-    kept = next(
-        count
-        for count in range(1, len(completion.tokens) + 1)
-        if decode_text(completion.tokens[:count]).startswith(text[:end])
-    )
-    return _keep_tokens(completion, kept), text[:start]
-
-
-def _keep_tokens(completion: Completion, count: int) -> Completion:
-    """The completion as if it had stopped behind its first `count` tokens, of at least 1."""
-    runs, before = [], 0
-    for run in completion.runs:
-        if before < count:
-            runs.append(min(run, count - before))
-        before += run
-    # Every pass but the last kept all of its tokens except the bonus token from the draft. The
-    # last, which an end or the limit may have cut, kept what is left of the statistics.
-    drafted = [max(run - 1, 0) for run in completion.runs[1:-1]]
-    drafted.append(sum(completion.accepted) - sum(drafted))
-    drafted = [min(pair) for pair in zip(drafted, runs[1:], strict=False)]
-    depths = range(1, len(completion.accepted) + 1)
-    log_probs = completion.log_probs
-    return dataclasses.replace(
-        completion,
-        tokens=completion.tokens[:count],
-        finish="stop",
-        calls=len(runs) - 1,
-        runs=tuple(runs),
-        accepted=tuple(sum(kept >= depth for kept in drafted) for depth in depths),
-        log_probs=None if log_probs is None else log_probs[:count],
-    )
-
-
 def visible_text(run: Run, text: str, completion: Completion) -> Callable[[Sequence[int]], str]:
     """ids to text for the ids of a finished completion, without what a stop string cut off."""
     decode_text = run.tokenizer.decode_continuation
     whole = decode_text(completion.tokens)
     space = len(whole) - len(pipeline.without_space(whole))
     return lambda ids: decode_text(ids)[: space + len(text)]
-
-
-def make_sampling(decode: DecodeConfig) -> Sampling:
-    """The target distribution that a config asks for: its fields of the same names."""
-    names = [field.name for field in dataclasses.fields(Sampling)]
-    return Sampling(**{name: getattr(decode, name) for name in names})

@@ -13,7 +13,8 @@ import numpy as np
 
 from ssjax.config import AdaptationConfig, LossConfig, ModelConfig, OptimizerConfig, StreamsConfig
 from ssjax.decoding.decoder import Decoder
-from ssjax.decoding.drafters import Memoryless
+from ssjax.decoding.drafters import Memoryless, Way
+from ssjax.decoding.request import Request
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.tree import DraftTree
 from ssjax.models.attention import Causal
@@ -296,10 +297,15 @@ def make_decoder(model, params, eos_ids=NEVER, bucket=8):
     return Decoder(model, params, eos_ids=eos_ids, pad_id=0, prompt_buckets=(bucket,))
 
 
-def generate(decoder, prompts, drafter, max_new_tokens=12, **settings):
-    """`Decoder.generate` with the defaults of the tests."""
-    defaults = {"sampling": GREEDY, "deferred": True, "batch_size": len(prompts), "seed": 0}
-    return decoder.generate(prompts, max_new_tokens, drafter=drafter, **(defaults | settings))
+def generate(decoder, prompts, drafter, *, deferred=True, **asked):
+    """`Decoder.generate` with the defaults of the tests. asked: fields of `Request`."""
+    return decoder.generate(make_request(prompts, **asked), Way(drafter, deferred))
+
+
+def make_request(prompts, **asked):
+    """Greedy, in one batch, unless asked otherwise."""
+    defaults = {"max_new_tokens": 12, "sampling": GREEDY, "seed": 0, "batch_size": len(prompts)}
+    return Request(prompts, **(defaults | asked))
 
 
 def tokens_of(completions):

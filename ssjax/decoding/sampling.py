@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from ssjax.config import DecodeConfig
 from ssjax.decoding.tree import NO_TOKEN, DraftTree, path_tokens
 from ssjax.models.attention import MASKED
 
@@ -44,6 +45,12 @@ class Sampling:
     presence_penalty: float = 0.0  # subtracted once from logits of tokens in the output; 0: off
     banned_tokens: tuple[int, ...] = ()  # ids that are never drawn
     min_new_tokens: int = 0  # no end-of-sequence id is drawn before so many tokens
+
+
+def make_sampling(decode: DecodeConfig) -> Sampling:
+    """The target distribution that a config asks for: its fields of the same names."""
+    names = [field.name for field in dataclasses.fields(Sampling)]
+    return Sampling(**{name: getattr(decode, name) for name in names})
 
 
 @struct.dataclass

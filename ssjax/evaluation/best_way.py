@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ssjax.decoding.decoder import Decoder, check_finite
+from ssjax.decoding.completion import check_finite
+from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import BestFirstDrafter, Drafter, PlainDrafter, StaticDrafter, Way
 from ssjax.decoding.likeliest_tree import likeliest_static_tree
+from ssjax.decoding.request import Request
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.ways import (
     FILE,
@@ -30,7 +32,7 @@ from ssjax.decoding.ways import (
     way_to_dict,
 )
 from ssjax.errors import UserError
-from ssjax.evaluation.pass_time import seconds_per_pass
+from ssjax.evaluation.pass_time import PassShape, seconds_per_pass
 from ssjax.evaluation.replay import acceptance_table, predict, replay
 from ssjax.files.writing import write_atomic
 from ssjax.models.transformer import Transformer
@@ -117,10 +119,9 @@ def measure_acceptance(
     Raises:
       UserError: outputs too short to need a pass, or not finite.
     """
-    completions = decoder.generate(
-        prompts, max_new_tokens, drafter=PlainDrafter(), sampling=Sampling(), deferred=True,
-        batch_size=min(_PLAIN_BATCH, len(prompts)), seed=0,
-    )  # fmt: skip
+    batch_size = min(_PLAIN_BATCH, len(prompts))
+    request = Request(prompts, max_new_tokens, Sampling(), seed=0, batch_size=batch_size)
+    completions = decoder.generate(request, Way(PlainDrafter(), deferred=True))
     for number, completion in enumerate(completions, start=1):
         check_finite(completion, number)
     outputs = [completion.tokens for completion in completions]
@@ -156,10 +157,8 @@ def calibrate(
       repeats, on_compiled: as in `seconds_per_pass`.
     """
     ways = candidate_ways(decoder.model, worth_timing(acceptance.tokens_per_call))
-    seconds = seconds_per_pass(
-        decoder, ways, batch_size=batch_size, prompt_length=acceptance.prompt_length,
-        max_new_tokens=max_new_tokens, repeats=repeats, on_compiled=on_compiled,
-    )  # fmt: skip
+    shape = PassShape(batch_size, acceptance.prompt_length, max_new_tokens)
+    seconds = seconds_per_pass(decoder, ways, shape, repeats=repeats, on_compiled=on_compiled)
     tokens = {PlainDrafter(): 1.0} | acceptance.tokens_per_call
     candidates = tuple(
         Candidate(way, tokens[way.drafter], time, batch_size)

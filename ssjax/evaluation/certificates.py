@@ -1,20 +1,23 @@
 """The losslessness certificate: what is checked for each mode, and how it is shown."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 from rich.console import Console
 
 from ssjax.config import AdaptationConfig, DecodeConfig
-from ssjax.decoding.decoder import Decoder, check_finite
-from ssjax.decoding.drafters import Drafter, PlainDrafter, make_drafter
-from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.completion import check_finite
+from ssjax.decoding.decoder import Decoder
+from ssjax.decoding.drafters import Drafter, PlainDrafter, Way, make_drafter
+from ssjax.decoding.request import Request, make_request
+from ssjax.decoding.sampling import Sampling, make_sampling
 from ssjax.errors import UserError
 from ssjax.evaluation import evidence
 from ssjax.evaluation.evidence import Difference
 from ssjax.models.parameters import cast
 from ssjax.models.transformer import Transformer
-from ssjax.run import make_sampling, open_run
+from ssjax.run import open_run
 from ssjax.weights.base import open_base
 from ssjax.weights.load import Trained, base_only, make_model
 
@@ -53,76 +56,126 @@ def certify(
             "acceptance with --accept=exact"
         )
     config = trained.config
-    mode, dtype = config.adaptation.mode, config.model.dtype
-    drafter = make_drafter(decode, config.streams)
+    mode, drafter = config.adaptation.mode, make_drafter(decode, config.streams)
     exact = in_float32(trained)
-    exact_run = open_run(exact)
-
-    sampling = dataclasses.replace(make_sampling(decode), temperature=temperature)
-    greedy = dataclasses.replace(sampling, temperature=0.0)
-
-    def outputs(
-        decoder: Decoder, drafter: Drafter, deferred=True, sampling=greedy, repeat=1, seed=0
-    ):
-        completions = decoder.generate(
-            [prompt for prompt in prompts for _ in range(repeat)],
-            decode.max_new_tokens, drafter=drafter, sampling=sampling,
-            deferred=deferred, batch_size=decode.batch_size, seed=seed,
-        )  # fmt: skip
-        for number, completion in enumerate(completions):
-            check_finite(completion, 1 + number // repeat)
-        return [completion.tokens for completion in completions]
-
-    checks = {}
-    plain = outputs(exact_run.decoder, PlainDrafter())
-    orders = [False] if config.streams.main_reads_streams else [True, False]
-    for deferred in orders:
-        name = "float32_deferred" if deferred else "float32_beside_every_node"
-        differences = evidence.first_differences(
-            plain, outputs(exact_run.decoder, drafter, deferred)
-        )
-        checks[name] = _equality(differences, len(prompts))
+    subject = _Subject(open_run(exact).decoder, drafter, prompts, decode, temperature)
+    checks = _drafts_change_nothing(subject)
     if mode == "lossless":
-        base, source = _base_decoder(exact, base_name)
-        differences = evidence.first_differences(outputs(base, PlainDrafter()), plain)
-        checks["equals_base"] = _equality(differences, len(prompts)) | {"base": source}
-    width = max(map(len, prompts)) + decode.max_new_tokens
-    exact_replay = _make_replay(exact_run.decoder, sampling)
-    if dtype == "bfloat16":
-        run = open_run(trained)
-        rounded = _make_replay(run.decoder, sampling)
-        narrow_plain = outputs(run.decoder, PlainDrafter())
-        differences = evidence.first_differences(narrow_plain, outputs(run.decoder, drafter))
-        explained = evidence.explain(
-            differences, prompts, narrow_plain, exact_replay, rounded, width
-        )
-        checks["bfloat16"] = {
-            "holds": all(e.is_rounding for e in explained),
-            "prompts": len(prompts),
-            "divergence_rate": len(differences) / len(prompts),
-            "margins": [e.margin for e in explained],
-            "noise": [e.noise for e in explained],
-        }
-    repeat = num_samples
-    sampled = outputs(exact_run.decoder, drafter, True, sampling, repeat, decode.seed + 1)
-    repeated = [prompt for prompt in prompts for _ in range(repeat)]
-    fit = evidence.goodness_of_fit(repeated, sampled, exact_replay, sampling, width)
-    checks["sampling"] = {
-        "holds": fit.p_value > _P_VALUE,
-        "temperature": sampling.temperature,
-        **dataclasses.asdict(fit),
-    }
+        checks["equals_base"] = _equals_base(subject, exact, base_name)
+    if config.model.dtype == "bfloat16":
+        rounded = dataclasses.replace(subject, decoder=open_run(trained).decoder)
+        checks["bfloat16"] = _differs_by_rounding(subject, rounded)
+    checks["sampling"] = _samples_fit(subject, num_samples)
     return {
         "workdir": str(trained.directory),
         "step": trained.step,
         "mode": mode,
         "main_reads_streams": config.streams.main_reads_streams,
         "promise": _promise(mode),
-        "dtype": dtype,
+        "dtype": config.model.dtype,
         "draft_nodes": drafter.num_nodes - 1,
         "max_new_tokens": decode.max_new_tokens,
         "checks": checks,
         "holds": all(check["holds"] for check in checks.values()),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    """A model that is examined, and what it is asked."""
+
+    decoder: Decoder
+    drafter: Drafter
+    prompts: list[list[int]]  # ids
+    decode: DecodeConfig
+    temperature: float  # of the samples
+
+    @property
+    def sampling(self) -> Sampling:
+        """The distribution of the samples; the greedy outputs have its penalties and bans."""
+        return dataclasses.replace(make_sampling(self.decode), temperature=self.temperature)
+
+    @property
+    def width(self) -> int:
+        """Tokens of a prompt with its output, at most."""
+        return max(map(len, self.prompts)) + self.decode.max_new_tokens
+
+    @functools.cached_property
+    def plain(self) -> list[tuple[int, ...]]:
+        """Greedy outputs of plain decoding."""
+        return self.greedy(Way(PlainDrafter(), deferred=True))
+
+    @functools.cached_property
+    def replay(self) -> evidence.Replay:
+        """Teacher-forced logits, with penalties and bans."""
+        replay = evidence.make_replay(self.decoder.model, self.decoder.params)
+        return evidence.adjusted(replay, self.sampling, self.decoder.eos_ids)
+
+    def greedy(self, way: Way) -> list[tuple[int, ...]]:
+        """Greedy outputs. Raises: UserError: one is not finite."""
+        sampling = dataclasses.replace(self.sampling, temperature=0.0)
+        request = make_request(self.decode, self.prompts, sampling=sampling, seed=0)
+        return self._outputs(request, way, repeat=1)
+
+    def sampled(self, way: Way, repeat: int) -> list[tuple[int, ...]]:
+        """`repeat` sampled outputs of each prompt in turn. Raises: UserError: one is not finite."""
+        prompts = [prompt for prompt in self.prompts for _ in range(repeat)]
+        seed = self.decode.seed + 1
+        request = make_request(self.decode, prompts, sampling=self.sampling, seed=seed)
+        return self._outputs(request, way, repeat)
+
+    def _outputs(self, request: Request, way: Way, repeat: int) -> list[tuple[int, ...]]:
+        completions = self.decoder.generate(request, way)
+        for number, completion in enumerate(completions):
+            check_finite(completion, 1 + number // repeat)
+        return [completion.tokens for completion in completions]
+
+
+def _drafts_change_nothing(subject: _Subject) -> dict[str, dict]:
+    """Outputs with drafts equal plain ones, in every execution order that the model has."""
+    reads_streams = subject.decoder.model.streams.main_reads_streams
+    checks = {}
+    for deferred in (False,) if reads_streams else (True, False):
+        name = "float32_deferred" if deferred else "float32_beside_every_node"
+        drafted = subject.greedy(Way(subject.drafter, deferred))
+        checks[name] = _equality(evidence.first_differences(subject.plain, drafted), subject)
+    return checks
+
+
+def _equals_base(subject: _Subject, exact: Trained, base_name: str | None) -> dict:
+    """Outputs equal those of the base model, decoded plainly."""
+    decoder, source = _base_decoder(exact, base_name)
+    base = dataclasses.replace(subject, decoder=decoder)
+    return _equality(evidence.first_differences(base.plain, subject.plain), base) | {"base": source}
+
+
+def _differs_by_rounding(exact: _Subject, rounded: _Subject) -> dict:
+    """Where bfloat16 outputs with drafts differ from plain ones, rounding can have done it."""
+    drafted = rounded.greedy(Way(rounded.drafter, deferred=True))
+    differences = evidence.first_differences(rounded.plain, drafted)
+    explained = evidence.explain(
+        differences, exact.prompts, rounded.plain, exact.replay, rounded.replay, exact.width
+    )
+    return {
+        "holds": all(each.is_rounding for each in explained),
+        "prompts": len(exact.prompts),
+        "divergence_rate": len(differences) / len(exact.prompts),
+        "margins": [each.margin for each in explained],
+        "noise": [each.noise for each in explained],
+    }
+
+
+def _samples_fit(subject: _Subject, num_samples: int) -> dict:
+    """Outputs sampled with drafts have the model's own distribution."""
+    sampled = subject.sampled(Way(subject.drafter, deferred=True), num_samples)
+    prompts = [prompt for prompt in subject.prompts for _ in range(num_samples)]
+    fit = evidence.goodness_of_fit(
+        prompts, sampled, subject.replay, subject.sampling, subject.width
+    )
+    return {
+        "holds": fit.p_value > _P_VALUE,
+        "temperature": subject.temperature,
+        **dataclasses.asdict(fit),
     }
 
 
@@ -158,13 +211,13 @@ def _promise(mode: str) -> str:
     return "a new model, not compared with its base; drafts do not change what it says"
 
 
-def _equality(differences: list[Difference], num_prompts: int) -> dict:
-    first = dataclasses.asdict(differences[0]) if differences else None
+def _equality(differences: list[Difference], subject: _Subject) -> dict:
+    num_prompts = len(subject.prompts)
     return {
         "holds": not differences,
         "prompts": num_prompts,
         "identical": num_prompts - len(differences),
-        "first": first,
+        "first": dataclasses.asdict(differences[0]) if differences else None,
     }
 
 
@@ -173,11 +226,6 @@ def in_float32(trained: Trained) -> Trained:
     model = dataclasses.replace(trained.config.model, dtype="float32")
     config = dataclasses.replace(trained.config, model=model)
     return dataclasses.replace(trained, config=config, frozen=cast(trained.frozen, jnp.float32))
-
-
-def _make_replay(decoder: Decoder, sampling: Sampling):
-    replay = evidence.make_replay(decoder.model, decoder.params)
-    return evidence.adjusted(replay, sampling, decoder.eos_ids)
 
 
 def _base_decoder(trained: Trained, name: str | None) -> tuple[Decoder, str]:
@@ -195,7 +243,10 @@ def _base_decoder(trained: Trained, name: str | None) -> tuple[Decoder, str]:
     tokenizer = trained.tokenizer
     model = Transformer(make_model(config, tokenizer).config, streams, True, AdaptationConfig())
     decoder = Decoder(
-        model, params, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id,
+        model,
+        params,
+        eos_ids=tokenizer.eos_ids,
+        pad_id=tokenizer.pad_id,
         prompt_buckets=config.decode.prompt_buckets,
-    )  # fmt: skip
+    )
     return decoder, source

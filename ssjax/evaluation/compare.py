@@ -14,9 +14,10 @@ Prefill passes count in neither tokens_per_call nor call_reduction.
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from ssjax.decoding.decoder import Completion, Decoder
-from ssjax.decoding.drafters import Drafter, PlainDrafter, Way
-from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.completion import Completion
+from ssjax.decoding.decoder import Decoder
+from ssjax.decoding.drafters import PlainDrafter, Way
+from ssjax.decoding.request import Request
 from ssjax.evaluation.speed import Entry, TimedBatch, time_ways
 
 
@@ -110,33 +111,25 @@ class Comparison:
 
 def compare(
     decoder: Decoder,
-    prompts: Sequence[Sequence[int]],
+    request: Request,
+    way: Way,
     *,
-    drafter: Drafter,
-    sampling: Sampling,
-    deferred: bool,
-    max_new_tokens: int,
-    batch_size: int,
-    seed: int,
-    accept: str = "exact",
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> Comparison:
     """Decodes all prompts both ways, batch by batch in turn.
 
     Args:
       decoder: the model.
-      prompts: ids; all the other arguments as in `Decoder.generate`.
+      request: what is asked of both.
+      way: the speculative one.
       on_batch: called with the number of prompts done so far.
 
     Raises:
       UserError: as `time_ways`.
     """
-
-    entries = [Entry(decoder, Way(kind, deferred)) for kind in (PlainDrafter(), drafter)]
-    results = time_ways(
-        entries, prompts, sampling=sampling, max_new_tokens=max_new_tokens, batch_size=batch_size,
-        seed=seed, accept=accept, on_batch=on_batch,
-    )  # fmt: skip
+    plain = dataclasses.replace(way, drafter=PlainDrafter())
+    entries = [Entry(decoder, each) for each in (plain, way)]
+    results = time_ways(entries, request, on_batch=on_batch)
     return Comparison(*(measurement_of(batches) for batches in results))
 
 

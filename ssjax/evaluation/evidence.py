@@ -18,6 +18,8 @@ from ssjax.models.parameters import Params
 from ssjax.models.transformer import Transformer
 
 Tokens = Sequence[int]
+# replay(prompt, output, width) -> float32 logits [len(output), V]; see `make_replay`
+Replay = Callable[[Tokens, Tokens, int], np.ndarray]
 
 # Bins of the goodness-of-fit test; with 20 and a few thousand tokens each holds over a hundred.
 _NUM_BINS = 20
@@ -69,7 +71,7 @@ def first_differences(expected: Sequence[Tokens], found: Sequence[Tokens]) -> li
     return differences
 
 
-def make_replay(model: Transformer, params: Params) -> Callable[[Tokens, Tokens, int], np.ndarray]:
+def make_replay(model: Transformer, params: Params) -> Replay:
     """Returns replay(prompt, output, width) -> float32 logits [len(output), V].
 
     Row i is the distribution that output[i] was drawn from. width is the padded length, so
@@ -81,9 +83,13 @@ def make_replay(model: Transformer, params: Params) -> Callable[[Tokens, Tokens,
     def forward(params, tokens, anchors):
         positions = jnp.arange(tokens.shape[1])[None]
         output = model.apply(
-            {"params": params}, tokens, positions, Causal(),
-            anchors=anchors, num_streams=all_streams,
-        )  # fmt: skip
+            {"params": params},
+            tokens,
+            positions,
+            Causal(),
+            anchors=anchors,
+            num_streams=all_streams,
+        )
         hidden = jnp.take_along_axis(output.hidden, anchors[:, :, None], axis=1)
         return model.apply({"params": params}, hidden, method="logits")[0]
 
@@ -97,11 +103,7 @@ def make_replay(model: Transformer, params: Params) -> Callable[[Tokens, Tokens,
     return replay
 
 
-def adjusted(
-    replay: Callable[[Tokens, Tokens, int], np.ndarray],
-    sampling: Sampling,
-    eos_ids: Sequence[int],
-) -> Callable[[Tokens, Tokens, int], np.ndarray]:
+def adjusted(replay: Replay, sampling: Sampling, eos_ids: Sequence[int]) -> Replay:
     """A replay whose logits have the penalties and bans of `sampling`, token by token in NumPy."""
 
     def with_penalties(prompt: Tokens, output: Tokens, width: int) -> np.ndarray:
@@ -127,8 +129,8 @@ def explain(
     differences: Sequence[Difference],
     prompts: Sequence[Tokens],
     outputs: Sequence[Tokens],
-    exact: Callable[[Tokens, Tokens, int], np.ndarray],
-    rounded: Callable[[Tokens, Tokens, int], np.ndarray],
+    exact: Replay,
+    rounded: Replay,
     width: int,
 ) -> list[Explanation]:
     """Margins and noise at the differences.
@@ -154,7 +156,7 @@ def explain(
 def goodness_of_fit(
     prompts: Sequence[Tokens],
     outputs: Sequence[Tokens],
-    replay: Callable[[Tokens, Tokens, int], np.ndarray],
+    replay: Replay,
     sampling: Sampling,
     width: int,
     seed: int = 0,

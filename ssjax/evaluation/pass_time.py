@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from ssjax.decoding import loop
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import Drafter, PlainDrafter, Way
-from ssjax.decoding.loop import DecodeSpec, DecodeState
 from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
 from ssjax.decoding.tree import NO_PARENT, DraftTree
 
 # A timed loop has as many passes as fill this time, within bounds.
@@ -30,13 +30,20 @@ _FEWEST, _MOST = 4, 100
 Step = Callable[..., DecodeState]  # with the arguments of `loop.decode_step`
 
 
+@dataclasses.dataclass(frozen=True)
+class PassShape:
+    """How large a timed pass is."""
+
+    batch_size: int  # rows
+    prompt_length: int  # tokens; with max_new_tokens they say how large the cache is
+    max_new_tokens: int
+
+
 def seconds_per_pass(
     decoder: Decoder,
     ways: Sequence[Way],
+    shape: PassShape,
     *,
-    batch_size: int,
-    prompt_length: int,
-    max_new_tokens: int,
     repeats: int,
     steps: Sequence[Step] | None = None,
     on_compiled: Callable[[int], None] = lambda _: None,
@@ -46,23 +53,23 @@ def seconds_per_pass(
     Args:
       decoder: the model.
       ways: drafters that keep nothing between passes; each is compiled once.
-      batch_size: rows of a pass.
-      prompt_length, max_new_tokens: tokens; together they say how large the cache is.
+      shape: rows and cache.
       repeats: timed loops of each way.
       steps: what a pass of each way is; None: that of decoding, `loop.decode_step`.
       on_compiled: called with the number of ways compiled so far.
     """
     steps = [loop.decode_step] * len(ways) if steps is None else steps
-    capacity = decoder.capacity(prompt_length, max_new_tokens)
+    capacity = decoder.capacity(shape.prompt_length, shape.max_new_tokens)
     spec = DecodeSpec(capacity, decoder.eos_ids, decoder.pad_id, Sampling(), deferred=True)
     with jax.set_mesh(decoder.mesh):
-        prompted = _prompted(decoder.model, decoder.params, spec, batch_size, prompt_length)
+        prompted = _prompted(
+            decoder.model, decoder.params, spec, shape.batch_size, shape.prompt_length
+        )
         loops = []
         for number, (way, step) in enumerate(zip(ways, steps, strict=True), start=1):
-            run = functools.partial(
-                _passes, step, decoder.model, decoder.params, way.drafter,
-                dataclasses.replace(spec, deferred=way.deferred), _ready(prompted, way.drafter),
-            )  # fmt: skip
+            own = dataclasses.replace(spec, deferred=way.deferred)
+            static = (step, decoder.model, decoder.params, way.drafter, own)
+            run = functools.partial(_passes, *static, _ready(prompted, way.drafter))
             _seconds(run, _FEWEST)  # compiles
             once = _seconds(run, _FEWEST) / _FEWEST
             loops.append((run, min(max(math.ceil(_LOOP_SECONDS / once), _FEWEST), _MOST)))
@@ -79,13 +86,16 @@ def _seconds(run, count) -> float:
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
 def _prompted(model, params, spec, batch_size, prompt_length) -> DecodeState:
-    """The state behind a prompt of arbitrary ids."""
+    """The state after a prompt of arbitrary ids."""
     ids = jnp.arange(prompt_length) % model.config.vocab_size
     row = jnp.ones(batch_size, jnp.int32)
-    return loop.prefill(
-        model, params, PlainDrafter(), spec, jnp.broadcast_to(ids, (batch_size, prompt_length)),
-        row * prompt_length, row * spec.capacity, jax.random.split(jax.random.key(0), batch_size),
-    )  # fmt: skip
+    rows = Rows(
+        prompts=jnp.broadcast_to(ids, (batch_size, prompt_length)),
+        prompt_length=row * prompt_length,
+        max_new_tokens=row * spec.capacity,
+        keys=jax.random.split(jax.random.key(0), batch_size),
+    )
+    return loop.prefill(model, params, PlainDrafter(), spec, rows)
 
 
 def _ready(state: DecodeState, drafter: Drafter) -> DecodeState:
@@ -97,8 +107,7 @@ def _ready(state: DecodeState, drafter: Drafter) -> DecodeState:
         jnp.pad(root.parent, more, constant_values=NO_PARENT),
         jnp.pad(root.depth, more),
     )
-    batch = root.tokens.shape[0]
-    return state.replace(draft=draft, accepted=jnp.zeros((batch, drafter.max_depth), jnp.int32))
+    return state.replace(draft=draft)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3, 4))

@@ -1,7 +1,7 @@
 """What drafts would have done: known outputs replayed with streams at every token.
 
 One causal pass over prompt and output, streams beside every token that a pass may start
-behind. At each output token as root the drafter writes its real tree, which is walked along
+after. At each output token as root the drafter writes its real tree, which is walked along
 the tokens that are known to follow.
 
     output        a  b  c  d  e  <eos>
@@ -31,7 +31,7 @@ from ssjax.parallel.partitioning import to_host
 
 Tokens = Sequence[int]
 
-UNKNOWN = -1  # behind the end of an output: no token, no rank
+UNKNOWN = -1  # past the end of an output: no token, no rank
 # Roots whose [J, V] probabilities are in memory at once.
 _ROOTS_AT_ONCE = 16
 _WIDTH_MULTIPLE = 64
@@ -41,7 +41,7 @@ _WIDTH_MULTIPLE = 64
 class Trace:
     """One output of n tokens, replayed. Its last token roots nothing."""
 
-    ranks: np.ndarray  # [n - 1, J] int32, rank of the token j + 1 behind the root, or UNKNOWN
+    ranks: np.ndarray  # [n - 1, J] int32, rank of the token j + 1 after the root, or UNKNOWN
     accepted: np.ndarray  # [n - 1, drafters] int32, draft nodes kept, the root not counted
 
 
@@ -84,12 +84,8 @@ def replay(
         tokens[: len(prompt) + len(output)] = (*prompt, *output)
         lengths = np.array([len(prompt), len(prompt) + len(output)], np.int32)
         with jax.set_mesh(decoder.mesh):
-            ranks, accepted = to_host(
-                _replay(
-                    decoder.model, decoder.params, tuple(drafters), num_roots, decoder.pad_id,
-                    jnp.asarray(tokens), *jnp.asarray(lengths),
-                )
-            )  # fmt: skip
+            static = (decoder.model, decoder.params, tuple(drafters), num_roots, decoder.pad_id)
+            ranks, accepted = to_host(_replay(*static, jnp.asarray(tokens), jnp.asarray(lengths)))
         known = max(len(output) - 1, 0)
         traces.append(Trace(ranks[:known], accepted[:known]))
     return traces
@@ -98,7 +94,7 @@ def replay(
 def acceptance_table(traces: Sequence[Trace], num_ranks: int) -> np.ndarray:
     """Shares by stream and rank, [J, num_ranks] float64; all roots count alike.
 
-    A stream's share is taken over the roots behind which its token is known; 0 where there is
+    A stream's share is taken over the roots after which its token is known; 0 where there is
     none.
     """
     ranks = np.concatenate([trace.ranks for trace in traces])
@@ -121,19 +117,31 @@ def _runs(accepted: np.ndarray) -> tuple[int, ...]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
-def _replay(model, params, drafters, num_roots, pad_id, tokens, prompt_length, length):
-    """Ranks [num_roots, J] and accepted [num_roots, drafters]; tokens [T], lengths [] int32."""
+def _replay(model, params, drafters, num_roots, pad_id, tokens, lengths):
+    """Ranks [num_roots, J] and accepted [num_roots, drafters] of one output.
+
+    Args:
+      model, params: of the decoder.
+      drafters, num_roots, pad_id: static.
+      tokens: [T] int32, prompt and output, padded.
+      lengths: [2] int32, of the prompt and of both together.
+    """
     width, num_streams = tokens.shape[0], model.streams.num_streams
+    prompt_length, length = lengths
     roots = jnp.minimum(prompt_length + jnp.arange(num_roots), length - 1)
     # The token before the root is the last accepted node of the pass before: streams run there.
     anchors = jnp.maximum(roots - 1, 0)
     output = model.apply(
-        {"params": params}, tokens[None], jnp.arange(width)[None], Causal(),
-        anchors=anchors[None], num_streams=num_streams,
-    )  # fmt: skip
+        {"params": params},
+        tokens[None],
+        jnp.arange(width)[None],
+        Causal(),
+        anchors=anchors[None],
+        num_streams=num_streams,
+    )
 
-    def behind(roots, offset):
-        """The known tokens at these offsets, [C, ...] int32."""
+    def known(roots, offset):
+        """The known tokens at these offsets from the roots, [C, ...] int32."""
         place = roots.reshape(-1, *[1] * (offset.ndim - 1)) + offset
         return jnp.where(place < length, tokens[jnp.minimum(place, width - 1)], UNKNOWN)
 
@@ -141,13 +149,13 @@ def _replay(model, params, drafters, num_roots, pad_id, tokens, prompt_length, l
         hidden, roots = chunk  # [C, J, D], [C]
         logits = model.apply({"params": params}, hidden, method="logits")
         log_probs = jax.nn.log_softmax(logits, axis=-1)
-        targets = behind(roots, 1 + jnp.arange(num_streams)[None])
+        targets = known(roots, 1 + jnp.arange(num_streams)[None])
         ranks = jnp.where(targets == UNKNOWN, UNKNOWN, _rank(log_probs, targets))
         seen = jnp.where(jnp.arange(width) <= roots[:, None], tokens, pad_id)
         accepted = []
         for drafter in drafters:
             tree = _propose(drafter, tokens[roots], log_probs, seen, roots + 1)
-            drawn = behind(roots, 1 + tree.depth)
+            drawn = known(roots, 1 + tree.depth)
             accepted.append(accept(tree, drawn, drafter.max_depth).num_accepted)
         none = jnp.zeros((roots.shape[0], 0), jnp.int32)
         return ranks, jnp.stack(accepted, axis=1) if accepted else none

@@ -12,10 +12,11 @@ from rich.text import Text
 from ssjax.data import builders, pipeline
 from ssjax.data.tasks import get_task
 from ssjax.decoding.acceptance import RULES
+from ssjax.decoding.request import make_request
 from ssjax.errors import UserError
 from ssjax.evaluation.compare import Comparison, Measurement, compare, mark_runs
 from ssjax.metrics.quality import LABELS, cell, require_packages, score, shown_metrics
-from ssjax.run import Run, make_sampling, visible_text
+from ssjax.run import Run, visible_text
 
 
 def evaluate(
@@ -45,14 +46,8 @@ def evaluate(
     way = run.way(changes, decode.batch_size, calibration=calibration)
     comparison = compare(
         run.decoder,
-        [example.prompt_ids for example in examples],
-        drafter=way.drafter,
-        sampling=make_sampling(decode),
-        deferred=way.deferred,
-        max_new_tokens=decode.max_new_tokens,
-        batch_size=decode.batch_size,
-        seed=decode.seed,
-        accept=decode.accept,
+        make_request(decode, [example.prompt_ids for example in examples]),
+        way,
         on_batch=_progress(len(examples)),
     )
     plain, plain_texts = _finished(run, comparison.plain, decode.stop)
@@ -91,7 +86,7 @@ def evaluate(
 def _finished(run: Run, measured: Measurement, stops: Sequence[str]):
     """The measurement cut at stop strings, and the texts.
 
-    Tokens and passes behind a stop string do not count; the seconds that they took are left in.
+    Tokens and passes after a stop string do not count; the seconds that they took are left in.
     """
     pairs = [run.finish(completion, stops) for completion in measured.completions]
     completions = tuple(completion for completion, _ in pairs)

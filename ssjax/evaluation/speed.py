@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ssjax.decoding.decoder import BatchTiming, Completion, Decoder, check_finite
+from ssjax.decoding.completion import Completion, check_finite
+from ssjax.decoding.decoder import BatchTiming, Decoder
 from ssjax.decoding.drafters import Way
-from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.request import Request
 from ssjax.metrics.bootstrap import interval
 
 
@@ -50,42 +51,26 @@ class TimedBatch:
 
 def time_ways(
     entries: Sequence[Entry],
-    prompts: Sequence[Sequence[int]],
+    request: Request,
     *,
-    sampling: Sampling,
-    max_new_tokens: int,
-    batch_size: int,
-    seed: int,
-    accept: str = "exact",
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> list[list[TimedBatch]]:
     """Decodes all prompts in every way; for each entry its batches, in the order of the prompts.
 
     Args:
       entries: at least one.
-      prompts: ids; all the other arguments as in `Decoder.generate`.
+      request: what is asked of all; its seed, one for all prompts, also orders the entries.
       on_batch: called with the number of prompts done so far.
 
     Raises:
       UserError: the model's output for a prompt is not finite, so that there is nothing to compare.
     """
-
-    def batches(entry, chosen):
-        way = entry.way
-        return entry.decoder.run_batches(
-            chosen, max_new_tokens, drafter=way.drafter, sampling=sampling, deferred=way.deferred,
-            batch_size=batch_size, seed=seed, accept=accept,
-        )  # fmt: skip
-
-    for batch in entries[0].decoder.one_batch_per_bucket(prompts, batch_size):
-        for entry in entries:
-            for _ in batches(entry, batch):
-                pass
+    _compile(entries, request)
     results: list[list[TimedBatch]] = [[] for _ in entries]
+    running = [entry.decoder.run_batches(request, entry.way) for entry in entries]
+    order = np.random.default_rng(request.seed)
     done = 0
-    running = [batches(entry, prompts) for entry in entries]
-    order = np.random.default_rng(seed)
-    while done < len(prompts):
+    while done < len(request.prompts):
         for index in order.permutation(len(entries)):
             completions, timing = next(running[index])
             for number, completion in enumerate(completions, start=done + 1):
@@ -94,6 +79,13 @@ def time_ways(
         done += len(results[0][-1].completions)
         on_batch(done)
     return results
+
+
+def _compile(entries: Sequence[Entry], request: Request) -> None:
+    """Decodes a batch of every prompt bucket in every way, so that the clock meets no compiler."""
+    for batch in entries[0].decoder.one_batch_per_bucket(request.prompts, request.batch_size):
+        for entry in entries:
+            entry.decoder.generate(dataclasses.replace(request, prompts=batch), entry.way)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,14 +13,14 @@ from jax.sharding import Mesh, NamedSharding
 from ssjax.config import AdaptationConfig, Config
 from ssjax.decoding import decoder
 from ssjax.decoding.drafters import make_drafter
-from ssjax.decoding.loop import DecodeSpec, DecodeState
+from ssjax.decoding.sampling import make_sampling
+from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
 from ssjax.models.axes import placed
 from ssjax.models.execution import Execution
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.parallel import partitioning
 from ssjax.planning.compiled_cost import count_flops, program_cost
 from ssjax.planning.topologies import Chip
-from ssjax.run import make_sampling
 from ssjax.training.programs import make_train_programs, platform_of
 
 
@@ -98,9 +98,9 @@ def plan_decoding(config: Config, model: Transformer, mesh: Mesh, hbm: int) -> P
     prompts = (per_row(data.max_prompt_length), per_row(), per_row(), per_row(dtype=keys.dtype))
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(
-            lambda params, *prompts: decoder.loop.prefill(model, params, drafter, spec, *prompts),
+            lambda params, rows: decoder.loop.prefill(model, params, drafter, spec, rows),
             params,
-            *prompts,
+            Rows(*prompts),
         )
         state = _placed_state(shapes, mesh)
         flops = count_flops(

@@ -2,8 +2,9 @@
 
 import pytest
 
-from ssjax.decoding.decoder import Completion
-from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
+from ssjax.decoding.completion import Completion
+from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, Way
+from ssjax.decoding.request import Request
 from ssjax.decoding.sampling import Sampling
 from ssjax.evaluation.compare import Measurement, mark_runs
 
@@ -13,10 +14,8 @@ LIMITS = [20, 3, 0, 11, 1, 20, 8]
 
 
 def generate(decoder, prompts, limits, batch_size, sampling=None, drafter=DRAFTER, seed=0):
-    return decoder.generate(
-        prompts, limits, drafter=drafter, sampling=sampling or Sampling(), deferred=True,
-        batch_size=batch_size, seed=seed,
-    )  # fmt: skip
+    request = Request(prompts, limits, sampling or Sampling(), seed, batch_size)
+    return decoder.generate(request, Way(drafter, deferred=True))
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +45,8 @@ def test_neighbours_do_not_matter(decoder, prompts):
 
 
 def test_short_last_batch_adds_no_completion(decoder, prompts):
-    batches = list(
-        decoder.run_batches(
-            prompts, LIMITS, drafter=DRAFTER, sampling=Sampling(), deferred=True, batch_size=4,
-            seed=0,
-        )
-    )  # fmt: skip
+    request = Request(prompts, LIMITS, Sampling(), seed=0, batch_size=4)
+    batches = list(decoder.run_batches(request, Way(DRAFTER, deferred=True)))
     assert [len(completions) for completions, _ in batches] == [4, 3]
     assert all(timing.prefill > 0 and timing.decode > 0 for _, timing in batches)
     assert generate(decoder, [], 5, 4) == []
@@ -59,7 +54,7 @@ def test_short_last_batch_adds_no_completion(decoder, prompts):
 
 def test_batch_of_finished_rows_ends(decoder, prompts):
     completions = generate(decoder, prompts[:4], 0, 4)
-    assert completions == [Completion((), "length", 0, (0,), (0, 0, 0))] * 4
+    assert completions == [Completion((), "length", (0,), (), 3)] * 4
 
 
 def test_bad_arguments_are_refused(decoder, prompts):
@@ -105,10 +100,10 @@ def test_statistics_of_a_trace_by_hand(endless, prompts, kit):
 
 def test_measurement_of_hand_made_completions():
     completions = (
-        Completion((5, 6, 7, 8, 9, 3), "eos", 2, (1, 4, 1), (1, 1, 1)),
-        Completion((5,), "length", 0, (1,), (0, 0, 0)),
-        Completion((), "length", 0, (0,), (0, 0, 0)),
-        Completion((1, 2, 3, 4), "length", 2, (1, 2, 1), (1, 0, 0)),
+        Completion((5, 6, 7, 8, 9, 3), "eos", (1, 4, 1), (3, 0), 3),
+        Completion((5,), "length", (1,), (), 3),
+        Completion((), "length", (0,), (), 3),
+        Completion((1, 2, 3, 4), "length", (1, 2, 1), (1, 0), 3),
     )
     measured = Measurement(completions, prefill_seconds=1.0, decode_seconds=3.0)
     assert (measured.num_tokens, measured.calls) == (11, 4)
@@ -127,8 +122,8 @@ def test_plain_decoding_has_one_token_per_call(endless, prompts):
 
 
 def test_mark_runs():
-    completion = Completion((0, 1, 2, 3, 4), "length", 4, (1, 2, 0, 1, 1), (1,))
+    completion = Completion((0, 1, 2, 3, 4), "length", (1, 2, 0, 1, 1), (1, 0, 0, 0), 1)
     assert mark_runs(completion, lambda ids: "".join("abcde"[i] for i in ids)) == "[a][bc][d][e]"
     # A character of two tokens appears with the second of them.
     assert mark_runs(completion, lambda ids: "xy"[: len(ids) // 2]) == "[x][y]"
-    assert mark_runs(Completion((), "length", 0, (0,), ()), lambda ids: "") == ""
+    assert mark_runs(Completion((), "length", (0,), (), 0), lambda ids: "") == ""

@@ -34,8 +34,8 @@ from ssjax.decoding.drafters import (
     PromptLookup,
     StaticDrafter,
 )
-from ssjax.decoding.loop import DecodeSpec
 from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.state import DecodeSpec, Rows
 from ssjax.decoding.tree import StaticTree
 from ssjax.models.parameters import unstack_layers
 
@@ -182,10 +182,10 @@ def start(weights, drafter, spec, rows=slice(None), padded=PADDED):
     """The state behind the prefill of some rows; each keeps its own key."""
     numbers = np.arange(ROWS, dtype=np.int32)
     keys = decoder_module._row_keys(np.full(ROWS, 5, np.int32), numbers)
+    chosen = Rows(padded[rows], LENGTHS[rows], LIMITS[rows], keys[rows])
     return decoder_module.prefill_program(
-        weights.model, weights.params, drafter, spec,
-        padded[rows], LENGTHS[rows], LIMITS[rows], keys[rows], weights.draft_params,
-    )  # fmt: skip
+        weights.model, weights.params, drafter, spec, chosen, weights.draft_params
+    )
 
 
 def finish(weights, drafter, spec, state):
@@ -204,7 +204,7 @@ def run(weights, drafter, spec, batch="ragged"):
     completions, caches = [], []
     for rows in groups:
         state = finish(weights, drafter, spec, start(weights, drafter, spec, rows))
-        completions += completions_of(state, LENGTHS[rows], spec.eos_ids)
+        completions += completions_of(state, LENGTHS[rows], spec.eos_ids, drafter.max_depth)
         caches.append(jax.tree.map(np.asarray, jax.tree.leaves(state.cache)))
     return completions, [np.concatenate(leaves) for leaves in zip(*caches, strict=True)]
 
@@ -386,7 +386,7 @@ def test_what_lies_behind_the_cached_prefix_is_never_read(weights, name):
     state = state.replace(cache=poison(state.cache, cached), memory=memory)
     dirty = finish(some, drafter, spec, state)
     assert np.isnan(jax.tree.leaves(dirty.cache)[0]).any()
-    for field in ("tokens", "born", "length", "done", "calls", "accepted"):
+    for field in ("tokens", "born", "length", "done", "calls", "drafted"):
         np.testing.assert_array_equal(getattr(dirty, field), getattr(clean, field), field)
     caches = [held(state.cache, jnp.where(LIMITS > 0, state.length - 1, state.length))
               for state in (dirty, clean)]  # fmt: skip

@@ -6,14 +6,15 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
 from ssjax.decoding import decoder as decoder_module
 from ssjax.decoding import loop
 from ssjax.decoding.decoder import num_compilations
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
-from ssjax.decoding.loop import DecodeSpec
 from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.state import DecodeSpec, Rows
 
 CACHE_TOLERANCE = 1e-5  # of the largest entry of a layer's keys or values
 BATCH, BUCKET, NEW, CAPACITY = 4, 16, 24, 64
@@ -27,20 +28,21 @@ def assert_close(ours, theirs):
 
 
 @pytest.fixture(scope="module")
-def arguments(kit):
+def rows(kit):
     padded = np.full((BATCH, BUCKET), kit.PAD, np.int32)
     for row, prompt in enumerate(kit.random_prompts(21, BATCH, LENGTHS.tolist())):
         padded[row, : len(prompt)] = prompt
     limits = np.array([NEW, 7, NEW, 15], np.int32)
-    return jax.device_put((padded, LENGTHS, limits, jax.random.split(jax.random.key(0), BATCH)))
+    keys = jax.random.split(jax.random.key(0), BATCH)
+    return jax.device_put(Rows(padded, LENGTHS, limits, keys))
 
 
 @pytest.fixture(scope="module")
-def static(decoder, arguments, kit):
+def static(decoder, rows, kit):
     """With a drafter of which, by row and length, 0 to 3 tokens in a branching tree are right."""
     spec = DecodeSpec(CAPACITY, kit.NEVER, kit.PAD, Sampling(), True)
     plain = (decoder.model, decoder.params, PlainDrafter(), spec)
-    script = jax.jit(lambda *a: loop.decode(*plain, loop.prefill(*plain, *a)))(*arguments).tokens
+    script = jax.jit(lambda rows: loop.decode(*plain, loop.prefill(*plain, rows)))(rows).tokens
     right = np.random.default_rng(0).integers(0, 4, (BATCH, CAPACITY + 1)).astype(np.int32)
     drafter = kit.ScriptDrafter(
         np.asarray(script), (-1, 0, 0, 1, 2, 2, 4), (0, 1, 0, 0, 0, 1, 0), right, num_streams=3
@@ -49,9 +51,9 @@ def static(decoder, arguments, kit):
 
 
 @pytest.fixture(scope="module")
-def start(static, arguments):
+def start(static, rows):
     """start() -> a fresh state after the prefill."""
-    return lambda: decoder_module.prefill_program(*static, *arguments)
+    return lambda: decoder_module.prefill_program(*static, rows)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def states(static, start):
 
 def test_python_loop_equals_the_compiled_loop(states, static, start):
     compiled = decoder_module.decode_program(*static, start())
-    for name in ("tokens", "born", "length", "limit", "done", "calls", "accepted"):
+    for name in ("tokens", "born", "length", "limit", "done", "calls", "drafted"):
         np.testing.assert_array_equal(getattr(compiled, name), getattr(states[-1], name), name)
     assert int(compiled.calls.max()) == len(states) - 1
     for ours, theirs in zip(
@@ -75,15 +77,17 @@ def test_python_loop_equals_the_compiled_loop(states, static, start):
         assert_close(ours, theirs)
 
 
-def test_cache_equals_a_prefill_over_the_same_tokens(states, static, arguments):
+def test_cache_equals_a_prefill_over_the_same_tokens(states, static, rows):
     """Every layer, keys and values, every row, after every pass; zeros behind, exactly."""
     model, params, _, spec = static
     spec = DecodeSpec(CAPACITY, spec.eos_ids, spec.pad_id, Sampling(), True)
     read = jax.jit(functools.partial(loop.prefill, model, params, PlainDrafter(), spec))
-    assert int(states[-1].accepted[:, 1].sum()) > 0  # paths of two draft nodes were written
+    last = states[-1]
+    in_pairs = last.drafted[:, 1:] & last.drafted[:, :-1] & (last.born[:, 1:] == last.born[:, :-1])
+    assert in_pairs.any()  # paths of two draft nodes were written
     for state in states[:: max(1, len(states) // 5)] + [states[-1]]:
         cached = state.length - 1
-        again = read(state.tokens, cached, jnp.zeros(BATCH, jnp.int32), arguments[3])
+        again = read(Rows(state.tokens, cached, jnp.zeros(BATCH, jnp.int32), rows.keys))
         behind = np.arange(CAPACITY) >= np.asarray(cached)[:, None]
         pairs = zip(jax.tree.leaves(state.cache), jax.tree.leaves(again.cache), strict=True)
         for ours, fresh in pairs:
@@ -96,7 +100,7 @@ def test_finished_rows_stay_frozen(states):
     for before, after in zip(states[:-1], states[1:], strict=True):
         for row in np.flatnonzero(np.asarray(before.done)):
             frozen += 1
-            for name in ("tokens", "born", "length", "done", "calls", "accepted"):
+            for name in ("tokens", "born", "length", "done", "calls", "drafted"):
                 a, b = getattr(before, name)[row], getattr(after, name)[row]
                 np.testing.assert_array_equal(a, b, name)
             for a, b in zip(
@@ -112,10 +116,8 @@ def test_one_compilation_per_bucket(decoder, model, params, kit):
     two = kit.make_decoder(model, params, buckets=(16, 8))
 
     def generate(decoder, limit):
-        return decoder.generate(
-            prompts, limit, drafter=BestFirstDrafter(2, 2), sampling=Sampling(), deferred=True,
-            batch_size=1, seed=0,
-        )  # fmt: skip
+        drafter = BestFirstDrafter(2, 2)
+        return oracles.generate(decoder, prompts, drafter, max_new_tokens=limit, batch_size=1)
 
     before = num_compilations()
     first = generate(two, 6)
@@ -163,10 +165,8 @@ def test_bfloat16_decoder(kit, params):
     model = kit.make_model(dtype="bfloat16")
     decoder = kit.make_decoder(model, params)
     assert {leaf.dtype for leaf in jax.tree.leaves(decoder.params)} == {jnp.dtype("bfloat16")}
-    completions = decoder.generate(
-        kit.random_prompts(25, 4, (1, 8, 16, 5)), NEW, drafter=DRAFTER,
-        sampling=Sampling(temperature=0.7), deferred=True, batch_size=4, seed=0,
-    )  # fmt: skip
+    prompts, sampling = kit.random_prompts(25, 4, (1, 8, 16, 5)), Sampling(temperature=0.7)
+    completions = oracles.generate(decoder, prompts, DRAFTER, max_new_tokens=NEW, sampling=sampling)
     for completion in completions:
         assert 0 < len(completion.tokens) <= NEW and sum(completion.runs) == len(completion.tokens)
         assert all(0 <= token < kit.VOCAB for token in completion.tokens)

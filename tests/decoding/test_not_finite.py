@@ -13,7 +13,7 @@ import numpy as np
 import oracles
 import pytest
 
-from ssjax.decoding.decoder import check_finite
+from ssjax.decoding.completion import check_finite
 from ssjax.decoding.draft_model import ModelDrafter
 from ssjax.decoding.drafters import (
     BestFirstDrafter,
@@ -21,6 +21,7 @@ from ssjax.decoding.drafters import (
     PlainDrafter,
     PromptLookup,
     StaticDrafter,
+    Way,
 )
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.tree import StaticTree
@@ -58,10 +59,8 @@ def open_decoder(params, bad=None, dtype="float32"):
 
 
 def decode(decoder, drafter=PLAIN, deferred=True, sampling=oracles.GREEDY, prompts=PROMPTS):
-    return decoder.generate(
-        prompts, LIMITS, drafter=drafter, sampling=sampling, deferred=deferred,
-        batch_size=len(prompts), seed=3, log_probs=True,
-    )  # fmt: skip
+    asked = {"max_new_tokens": LIMITS, "sampling": sampling, "seed": 3, "log_probs": True}
+    return oracles.generate(decoder, prompts, drafter, deferred=deferred, **asked)
 
 
 def cut(prompt, completion):
@@ -139,11 +138,8 @@ def test_one_number_of_the_head_is_enough(params, value):
     decoder = open_decoder(params | {"lm_head": head})
     found = decode(decoder, STREAMS)
     assert ends(found) == [((), "error" if limit else "length") for limit in LIMITS]
-    pieces = list(
-        decoder.stream(
-            PROMPTS[0], 5, drafter=PlainDrafter(), sampling=oracles.GREEDY, deferred=True, seed=0
-        )
-    )
+    request = oracles.make_request(PROMPTS[:1], max_new_tokens=5)
+    pieces = list(decoder.stream(request, Way(PlainDrafter(), deferred=True)))
     assert ends(pieces) == [((), "error")]
     with pytest.raises(UserError, match=r"^prompt 7: .* not finite from token 1 on; "):
         check_finite(found[6], 7)

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from ssjax.decoding import decoder as decoder_module
 from ssjax.decoding import loop
 from ssjax.decoding.drafters import PlainDrafter
-from ssjax.decoding.loop import DecodeSpec
 from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.state import DecodeSpec, Rows
 
 ROWS, BUCKET, CAPACITY, NODES, DEPTH = 3, 16, 32, 7, 4
-FIELDS = ("tokens", "born", "length", "limit", "done", "calls", "accepted")
+FIELDS = ("tokens", "born", "length", "limit", "done", "calls", "drafted")
 
 passes_program = jax.jit(loop.decode_passes, static_argnums=(0, 2, 3))
 step_program = jax.jit(loop.decode_step, static_argnums=(0, 2, 3))
@@ -39,7 +39,7 @@ def machine(endless, kit):
         inside = np.arange(BUCKET) < lengths[:, None]
         padded = np.where(inside, prompts, kit.PAD)
         return decoder_module.prefill_program(
-            *static(drafter, temperature), padded, lengths, limits, keys
+            *static(drafter, temperature), Rows(padded, lengths, limits, keys)
         )
 
     return write, drafter, static, start
@@ -100,7 +100,7 @@ def test_nothing_changes_the_tokens(machine, kit, seed, right, lengths, spare, t
     for number in pieces:
         state = passes_program(*program, state, number)
     state = decoder_module.decode_program(*program, state)
-    found = decoder_module.completions_of(state, lengths, kit.NEVER)
+    found = decoder_module.completions_of(state, lengths, kit.NEVER, DEPTH)
     for row, completion in enumerate(found):
         new = min(limits[row], room[row])
         assert completion.tokens == tuple(truths[row, lengths[row] :][:new].tolist())

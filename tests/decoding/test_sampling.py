@@ -6,6 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from scipy import stats
 
@@ -164,10 +165,8 @@ def sample(small, kit):
     def run(drafter, sampling, seed=0, rows=ROWS, batch=ROWS):
         key = (drafter, sampling, seed, rows, batch)
         if key not in done:
-            done[key] = decoder.generate(
-                [PROMPT] * rows, NEW, drafter=drafter, sampling=sampling, deferred=True,
-                batch_size=batch, seed=seed,
-            )  # fmt: skip
+            asked = {"max_new_tokens": NEW, "sampling": sampling, "batch_size": batch, "seed": seed}
+            done[key] = oracles.generate(decoder, [PROMPT] * rows, drafter, **asked)
         return done[key]
 
     return run
@@ -286,10 +285,9 @@ def test_joint_with_penalties_bans_and_ends_is_exact(small, kit, logits_behind):
         banned_tokens=(banned,), min_new_tokens=1,
     )  # fmt: skip
     decoder = kit.make_decoder(*small, eos_ids=(eos,), buckets=(4,))
-    completions = decoder.generate(
-        [PROMPT] * ROWS, 3, drafter=DRAFTER, sampling=sampling, deferred=True, batch_size=ROWS,
-        seed=0,
-    )  # fmt: skip
+    completions = oracles.generate(
+        decoder, [PROMPT] * ROWS, DRAFTER, max_new_tokens=3, sampling=sampling
+    )
     assert {(1, 2), (1, 1, 1)} <= {c.runs for c in completions}
 
     def odds(sampling, before=()):

@@ -9,8 +9,8 @@ from oracles import TableDrafter, chain, generate, tokens_of, truth_table
 from ssjax.decoding import decoder as decoder_module
 from ssjax.decoding import loop
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
-from ssjax.decoding.loop import DecodeSpec
 from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.state import DecodeSpec, Rows
 from ssjax.errors import UserError
 
 NEW, ROWS = 12, 20
@@ -39,10 +39,9 @@ def test_log_probs_equal_a_teacher_forced_replay(sampling, decoder, prompts, tin
     some = TableDrafter(truth, np.array([[0, 0, 1], [0, 0, 0], [0, 1, 0]]), chain(2).repeat(3, 0))
     ends = set()
     for drafter in (PlainDrafter(), right, some):
-        completions = decoder.generate(
-            prompts, limits, drafter=drafter, sampling=sampling, deferred=True, batch_size=ROWS,
-            seed=0, log_probs=True,
-        )  # fmt: skip
+        completions = generate(
+            decoder, prompts, drafter, sampling=sampling, max_new_tokens=limits, log_probs=True
+        )
         assert tokens_of(completions) == tokens_of(plain)
         for prompt, completion in zip(prompts, completions, strict=True):
             output = completion.tokens
@@ -59,12 +58,12 @@ def test_log_probs_are_kept_only_where_asked_for(decoder, prompts):
     assert all(c.log_probs is None for c in generate(decoder, prompts[:4], DRAFTER))
     keys = jax.random.split(jax.random.key(0), 4)
     lengths, limits = np.array([1, 8, 4, 2], np.int32), np.array([6, 5, 0, 12], np.int32)
-    inputs = (np.ones((4, 8), np.int32), lengths, limits, keys)
+    rows = Rows(np.ones((4, 8), np.int32), lengths, limits, keys)
 
     def run(log_probs):
         static = (decoder.model, decoder.params, DRAFTER)
         kept = DecodeSpec(32, EOS, 0, Sampling(), True, log_probs=log_probs)
-        state = decoder_module.prefill_program(*static, kept, *inputs)
+        state = decoder_module.prefill_program(*static, kept, rows)
         return decoder_module.decode_program(*static, kept, state)
 
     assert run(False).log_probs is None
@@ -81,9 +80,9 @@ def test_without_log_probs_none_is_computed(decoder, monkeypatch):
         spec = DecodeSpec(32, EOS, 0, Sampling(), True)
         static = (decoder.model, decoder.params, DRAFTER, spec)
         keys = jax.random.split(jax.random.key(0), 2)
-        arguments = (np.ones((2, 4), np.int32), np.array([4, 2]), np.array([3, 3]), keys)
-        whole = jax.make_jaxpr(lambda *a: loop.decode(*static, loop.prefill(*static, *a)))
-        return str(whole(*arguments))
+        rows = Rows(np.ones((2, 4), np.int32), np.array([4, 2]), np.array([3, 3]), keys)
+        whole = jax.make_jaxpr(lambda rows: loop.decode(*static, loop.prefill(*static, rows)))
+        return str(whole(rows))
 
     def refuse(*_):
         raise AssertionError("computed")

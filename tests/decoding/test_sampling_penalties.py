@@ -10,10 +10,11 @@ import oracles
 import pytest
 from oracles import TableDrafter, generate, tokens_of, truth_table
 
-from ssjax.decoding import loop
+from ssjax.decoding import forward, loop
+from ssjax.decoding import state as state_module
 from ssjax.decoding.drafters import BestFirstDrafter, Memoryless, PlainDrafter, StaticDrafter
-from ssjax.decoding.loop import DecodeSpec
 from ssjax.decoding.sampling import Sampling, adjust, extend_history, start_history, warp
+from ssjax.decoding.state import DecodeSpec, Rows
 from ssjax.decoding.tree import DraftTree, StaticTree, root_only
 from ssjax.errors import UserError
 
@@ -251,11 +252,11 @@ def test_what_is_off_is_not_traced(tiny, monkeypatch):
         spec = DecodeSpec(32, EOS, 0, Sampling(temperature=1.0, **options), True)
         static = (model, params, BestFirstDrafter(4, 3), spec)
         keys = jax.random.split(jax.random.key(0), 2)
-        arguments = (jnp.zeros((2, 4), jnp.int32), jnp.array([4, 2]), jnp.array([3, 3]), keys)
+        rows = Rows(jnp.zeros((2, 4), jnp.int32), jnp.array([4, 2]), jnp.array([3, 3]), keys)
         prefill = functools.partial(loop.prefill, *static)
-        state = jax.eval_shape(prefill, *arguments)
+        state = jax.eval_shape(prefill, rows)
         step = jax.make_jaxpr(functools.partial(loop.decode_step, *static))(state)
-        return str(jax.make_jaxpr(prefill)(*arguments)) + str(step), state
+        return str(jax.make_jaxpr(prefill)(rows)) + str(step), state
 
     off, state = programs()
     assert not jax.tree.leaves(state.history)
@@ -265,8 +266,8 @@ def test_what_is_off_is_not_traced(tiny, monkeypatch):
     assert fields == {
         "repetition": 2, "presence": 1, "banned": 0, "min_new": 1, "min_p": 0, "all": 3,
     }  # fmt: skip
-    monkeypatch.setattr(loop, "adjust", lambda logits, *_: logits)
-    monkeypatch.setattr(loop, "extend_history", lambda history, *_: history)
+    monkeypatch.setattr(forward, "adjust", lambda logits, *_: logits)
+    monkeypatch.setattr(state_module, "extend_history", lambda history, *_: history)
     monkeypatch.setattr(loop, "start_history", lambda *_: None)
     assert programs()[0] == off
 

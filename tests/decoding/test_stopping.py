@@ -8,12 +8,13 @@ and the model goes on as before with the new names.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
 from ssjax.decoding import decoder as decoder_module
 from ssjax.decoding.drafters import PlainDrafter
-from ssjax.decoding.loop import DecodeSpec
 from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.state import DecodeSpec, Rows
 
 BATCH, NEW, DEPTH = 8, 12, 3
 BUCKET, CAPACITY = 16, 64
@@ -28,10 +29,8 @@ def prompts(kit):
 @pytest.fixture(scope="module")
 def truth(endless, prompts):
     """Plain greedy continuations that fill row 1 and 7 (prompts as long as the bucket) exactly."""
-    completions = endless.generate(
-        prompts, CAPACITY - BUCKET, drafter=PlainDrafter(), sampling=Sampling(), deferred=True,
-        batch_size=BATCH, seed=0,
-    )  # fmt: skip
+    room = CAPACITY - BUCKET
+    completions = oracles.generate(endless, prompts, PlainDrafter(), max_new_tokens=room)
     assert all(len(c.tokens) == CAPACITY - BUCKET and c.finish == "length" for c in completions)
     return [c.tokens for c in completions]
 
@@ -61,10 +60,8 @@ def run(model, params, kit, drafter, prompts, truth):
             return [(token, depth) for depth, token in enumerate(ahead)]
 
         drafter.write["tree"] = tree
-        completions = kit.make_decoder(model, renamed).generate(
-            new_prompts, limits, drafter=drafter, sampling=Sampling(), deferred=True,
-            batch_size=BATCH, seed=0,
-        )  # fmt: skip
+        decoder = kit.make_decoder(model, renamed)
+        completions = oracles.generate(decoder, new_prompts, drafter, max_new_tokens=limits)
         expected = []
         for output, limit in zip(outputs, np.broadcast_to(limits, BATCH), strict=True):
             kept = output[:limit]
@@ -185,10 +182,7 @@ def test_row_filled_to_its_last_slot(endless, drafter, prompts, truth):
             (truth[row] + (1, 2, 3))[len(sequence) - len(prompts[row]) :][:DEPTH]
         )
     ]
-    completions = endless.generate(
-        prompts, room, drafter=drafter, sampling=Sampling(), deferred=True,
-        batch_size=BATCH, seed=0,
-    )  # fmt: skip
+    completions = oracles.generate(endless, prompts, drafter, max_new_tokens=room)
     assert [c.tokens for c in completions] == truth
     assert all(c.calls == -(-(room - 1) // (DEPTH + 1)) for c in completions)
     assert max(len(p) for p in prompts) + room == CAPACITY
@@ -205,9 +199,10 @@ def test_prompts_that_leave_no_room(endless, drafter, prompts, truth, kit):
     spec = DecodeSpec(BUCKET, kit.NEVER, kit.PAD, Sampling(), True)
     static = (endless.model, endless.params, drafter, spec)
     keys = jax.random.split(jax.random.key(0), BATCH)
-    state = decoder_module.prefill_program(*static, padded, lengths, np.full(BATCH, 9), keys)
+    rows = Rows(padded, lengths, np.full(BATCH, 9), keys)
+    state = decoder_module.prefill_program(*static, rows)
     assert np.asarray(state.done).all()
-    found = decoder_module.completions_of(state, lengths, kit.NEVER)
+    found = decoder_module.completions_of(state, lengths, kit.NEVER, DEPTH)
     for row, completion in enumerate(found):
         free = BUCKET - lengths[row]
         at = lengths[row] - len(prompts[row])
@@ -229,9 +224,8 @@ def test_nothing_is_written_behind_the_end(decoder, drafter, prompts, truth, kit
     limits = np.array([5, 6, 7, 8, 9, 10, 11, 0], np.int32)
     keys = jax.random.split(jax.random.key(0), BATCH)
     static = (decoder.model, decoder.params, drafter, spec)
-    state = decoder_module.prefill_program(
-        *static, padded, np.array(LENGTHS, np.int32), limits, keys
-    )
+    rows = Rows(padded, np.array(LENGTHS, np.int32), limits, keys)
+    state = decoder_module.prefill_program(*static, rows)
     state = decoder_module.decode_program(*static, state)
     length = np.asarray(state.length)
     assert (length <= np.array(LENGTHS) + limits).all() and len(set(length.tolist())) > 3

@@ -19,8 +19,8 @@ import pytest
 
 from ssjax.decoding import loop
 from ssjax.decoding.drafters import PlainDrafter
-from ssjax.decoding.loop import DecodeSpec
 from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.state import DecodeSpec, Rows
 from ssjax.models.attention import Causal
 from ssjax.models.cache import KVCache
 from ssjax.models.transformer import Anchors
@@ -71,10 +71,10 @@ def rows(decoder, kit):
         padded[row, : len(prompt)] = prompt
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), jnp.arange(NUM_ROWS))
     limits = np.full(NUM_ROWS, NUM_NEW, np.int32)
-    arguments = (padded, LENGTHS, limits, keys)
+    arguments = Rows(padded, LENGTHS, limits, keys)
     spec = DecodeSpec(CAPACITY, kit.NEVER, kit.PAD, SAMPLING, True)
     static = (decoder.model, decoder.params, PlainDrafter(), spec)
-    state = jax.jit(lambda *a: loop.decode(*static, loop.prefill(*static, *a)))(*arguments)
+    state = jax.jit(lambda rows: loop.decode(*static, loop.prefill(*static, rows)))(arguments)
     tokens = np.asarray(state.tokens)
     targets = [tokens[row, n : n + NUM_NEW] for row, n in enumerate(LENGTHS)]
     assert all(len(set(target.tolist())) > NUM_NEW // 2 for target in targets)  # not a loop
@@ -157,7 +157,7 @@ def walk(request, streaming, rows, right, kit):
     )
     static = (decoder.model, decoder.params, drafter, spec)
     step = jax.jit(functools.partial(loop.decode_step, *static))
-    states = [jax.jit(functools.partial(loop.prefill, *static))(*arguments)]
+    states = [jax.jit(functools.partial(loop.prefill, *static))(arguments)]
     while bool(loop.keep_going(states[-1])):
         states.append(step(states[-1]))
     jax.effects_barrier()

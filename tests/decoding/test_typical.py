@@ -121,10 +121,8 @@ def test_decoded_tokens_obey_the_rule(tiny, prompts):
     model, params = tiny
     decoder = oracles.make_decoder(model, params, eos_ids=(2,))
     sampling = Sampling(temperature=2.0, banned_tokens=(5,))
-    completions = decoder.generate(
-        prompts, 12, drafter=BestFirstDrafter(12, 3), sampling=sampling, deferred=True,
-        batch_size=24, seed=3, accept="typical", log_probs=True,
-    )  # fmt: skip
+    asked = {"sampling": sampling, "seed": 3, "accept": "typical", "log_probs": True}
+    completions = generate(decoder, prompts, BestFirstDrafter(12, 3), **asked)
     num_kept = num_lossy = 0
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         output, last = completion.tokens, len(completion.tokens) - 1
@@ -154,10 +152,7 @@ def test_off_by_default_and_of_no_effect_without_drafts(tiny, prompts):
     sampling = Sampling(temperature=2.0)
 
     def run(drafter, **options):
-        return decoder.generate(
-            prompts, 12, drafter=drafter, sampling=sampling, deferred=True, batch_size=24,
-            seed=0, **options,
-        )  # fmt: skip
+        return generate(decoder, prompts, drafter, sampling=sampling, **options)
 
     drafter = BestFirstDrafter(12, 3)
     plain, exact = run(PlainDrafter()), run(drafter)
@@ -171,15 +166,9 @@ def test_off_by_default_and_of_no_effect_without_drafts(tiny, prompts):
 def test_greedy_and_unknown_rules_are_refused(tiny, prompts):
     decoder = oracles.make_decoder(*tiny)
     with pytest.raises(UserError, match="typical acceptance needs a temperature"):
-        decoder.generate(
-            prompts[:1], 3, drafter=PlainDrafter(), sampling=Sampling(), deferred=True,
-            batch_size=1, seed=0, accept="typical",
-        )  # fmt: skip
+        generate(decoder, prompts[:1], PlainDrafter(), sampling=Sampling(), accept="typical")
     with pytest.raises(ValueError, match="accept 'all' must be one of exact, typical"):
-        decoder.generate(
-            prompts[:1], 3, drafter=PlainDrafter(), sampling=Sampling(1.0), deferred=True,
-            batch_size=1, seed=0, accept="all",
-        )  # fmt: skip
+        generate(decoder, prompts[:1], PlainDrafter(), sampling=Sampling(1.0), accept="all")
     assert generate(decoder, prompts[:1], PlainDrafter())[0].tokens
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import ssjax
-import ssjax.run
 from ssjax.data import builders, pipeline
 from ssjax.decoding.decoder import num_compilations
-from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter
+from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter, Way
+from ssjax.decoding.request import make_request
 from ssjax.decoding.tree import StaticTree
 from ssjax.evaluation import report
 
@@ -58,15 +58,7 @@ def prompts(run):
 
 def generate(run, prompts, drafter, **changes):
     decode = run.decode_config(**changes)
-    return run.decoder.generate(
-        prompts,
-        decode.max_new_tokens,
-        drafter=drafter,
-        sampling=ssjax.run.make_sampling(decode),
-        deferred=decode.deferred,
-        batch_size=decode.batch_size,
-        seed=decode.seed,
-    )
+    return run.decoder.generate(make_request(decode, prompts), Way(drafter, decode.deferred))
 
 
 def test_all_200_records_are_identical_in_one_compilation_per_bucket(run):

@@ -4,18 +4,19 @@ import numpy as np
 import oracles
 import pytest
 
-from ssjax.decoding.decoder import BatchTiming, Completion, num_compilations
+from ssjax.decoding.completion import Completion
+from ssjax.decoding.decoder import BatchTiming, num_compilations
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, PromptLookup, Way
+from ssjax.decoding.request import Request
 from ssjax.decoding.sampling import Sampling
 from ssjax.evaluation import benchmark_tables, speed
 from ssjax.evaluation.speed import Entry, TimedBatch
 
 
 def batch(num_tokens, prefill, decode, calls):
-    completion = Completion(
-        tokens=tuple(range(num_tokens)), finish="length", calls=calls, runs=(1, num_tokens - 1),
-        accepted=(calls - 1,),
-    )  # fmt: skip
+    kept = (*(1,) * (calls - 1), 0)
+    runs = (1, num_tokens - calls, *(1,) * (calls - 1))
+    completion = Completion(tuple(range(num_tokens)), "length", runs, kept, max_depth=1)
     return TimedBatch((completion,), BatchTiming(prefill, decode))
 
 
@@ -72,10 +73,8 @@ def test_every_way_sees_every_prompt_in_order(tiny):
     drafters = (PlainDrafter(), BestFirstDrafter(4, 3), PromptLookup(3, 2))
     ways = [Entry(decoder, Way(drafter, True)) for drafter in drafters]
     seen = []
-    results = speed.time_ways(
-        ways, prompts, sampling=Sampling(), max_new_tokens=6, batch_size=3, seed=0,
-        on_batch=seen.append,
-    )  # fmt: skip
+    request = Request(prompts, 6, Sampling(), seed=0, batch_size=3)
+    results = speed.time_ways(ways, request, on_batch=seen.append)
     assert seen == [3, 6, 7]
     expected = oracles.generate(decoder, prompts, PlainDrafter(), max_new_tokens=6, batch_size=3)
     for result in results:
@@ -91,15 +90,13 @@ def test_what_is_timed_is_compiled_before(tiny, monkeypatch):
     prompts = [[1, 2], [3] * 8, [4] * 9]
     run_batches, counts = decoder.run_batches, []
 
-    def watched(chosen, *args, **kwargs):
-        counts.append((len(chosen), num_compilations()))
-        return run_batches(chosen, *args, **kwargs)
+    def watched(request, way):
+        counts.append((len(request.prompts), num_compilations()))
+        return run_batches(request, way)
 
     monkeypatch.setattr(decoder, "run_batches", watched)
     way = Entry(decoder, Way(BestFirstDrafter(3, 2), False))
-    speed.time_ways(
-        [way], prompts, sampling=Sampling(), max_new_tokens=5, batch_size=2, seed=0
-    )  # fmt: skip
+    speed.time_ways([way], Request(prompts, 5, Sampling(), seed=0, batch_size=2))
     *warm_up, (number, compiled) = counts
     assert (len(warm_up), number) == (2, len(prompts))
     assert compiled == num_compilations() == counts[0][1] + 3  # two prefills and a loop

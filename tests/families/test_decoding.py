@@ -15,13 +15,14 @@ from tiny_models import MAX_LENGTH, NEW_TOKENS, PROMPT_LENGTHS
 from ssjax.decoding import loop
 from ssjax.decoding.decoder import completions_of
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
+from ssjax.decoding.state import DecodeSpec, Rows
 from ssjax.decoding.tree import root_only
 from ssjax.models.execution import Execution
 
 pytestmark = pytest.mark.stress  # loops of every family to compile
 
 DRAFTER = BestFirstDrafter(5, NUM_STREAMS - 1)
-SPEC = loop.DecodeSpec(MAX_LENGTH, NEVER, pad_id=0, sampling=GREEDY, deferred=True)
+SPEC = DecodeSpec(MAX_LENGTH, NEVER, pad_id=0, sampling=GREEDY, deferred=True)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -31,9 +32,10 @@ def decode_three_ways(model, params, prompts, lengths):
     batch = len(prompts)
     keys = jax.vmap(jax.random.key)(lengths)
     limits = jnp.full(batch, NEW_TOKENS)
-    state = loop.prefill(model, params, DRAFTER, SPEC, prompts, lengths, limits, keys)
+    rows = Rows(prompts, lengths, limits, keys)
+    state = loop.prefill(model, params, DRAFTER, SPEC, rows)
     root = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)[:, 0]
-    undrafted = state.replace(draft=root_only(root), accepted=jnp.zeros((batch, 0), jnp.int32))
+    undrafted = state.replace(draft=root_only(root))
     fused = dataclasses.replace(SPEC, deferred=False)
     return {
         "plain": loop.decode(model, params, PlainDrafter(), SPEC, undrafted),
@@ -48,7 +50,8 @@ def completions(case):
     prompts, lengths = oracles.pad(case.prompts, max(PROMPT_LENGTHS))
     model = case.model.clone(execution=Execution("gpu"))
     states = decode_three_ways(model, case.params, prompts, lengths)
-    return {way: completions_of(state, lengths, NEVER) for way, state in states.items()}
+    depth = DRAFTER.max_depth
+    return {way: completions_of(state, lengths, NEVER, depth) for way, state in states.items()}
 
 
 def test_greedy_tokens_equal_transformers(case, completions):

@@ -8,7 +8,7 @@ import small_tokenizers
 
 from ssjax.config import Config, DataConfig, DecodeConfig, ModelConfig, StreamsConfig, checks
 from ssjax.data.tokenizers.tokenizer import tokenizer_from_files
-from ssjax.decoding.decoder import Completion
+from ssjax.decoding.completion import Completion
 from ssjax.errors import UserError
 from ssjax.models.transformer import Transformer, init_params
 from ssjax.run import Answer, open_run
@@ -97,7 +97,7 @@ def test_a_request_is_checked_against_the_streams_and_nothing_else(run, monkeypa
 
 
 def test_values_show_as_one_line(run):
-    completion = Completion((5, 6, 7, 8, 9, 3), "eos", 2, (1, 4, 1), (1, 1, 1))
+    completion = Completion((5, 6, 7, 8, 9, 3), "eos", (1, 4, 1), (3, 0), 3)
     assert repr(completion) == "Completion(6 tokens, eos, 2 passes)"
     answer = Answer("Why?", "two\n" + 50 * "long ", completion)
     assert repr(answer) == (

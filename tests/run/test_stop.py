@@ -7,17 +7,17 @@ import numpy as np
 import oracles
 import pytest
 
-from ssjax.decoding.decoder import Completion
+from ssjax.decoding.completion import Completion
 from ssjax.decoding.drafters import PlainDrafter
-from ssjax.run import cut_at_stop
+from ssjax.decoding.stop_strings import cut_at_stop
 
 
 def completion_of(tokens, runs=None, depth=3):
     """As a decoder gives it, all of its passes uncut."""
     runs = runs or (1,) * len(tokens)
-    accepted = tuple(sum(run - 1 >= d for run in runs[1:]) for d in range(1, depth + 1))
+    kept = tuple(run - 1 for run in runs[1:])
     log_probs = tuple(-0.5 * i for i in range(len(tokens)))
-    return Completion(tuple(tokens), "length", len(runs) - 1, tuple(runs), accepted, log_probs)
+    return Completion(tuple(tokens), "length", tuple(runs), kept, depth, log_probs)
 
 
 def decoder_of(pieces):
@@ -109,12 +109,12 @@ def test_random_texts_equal_a_reader_of_characters():
 
 def test_passes_that_emitted_nothing_kept_nothing():
     """As where a draft had spoilt one, and where the model's output was not finite at last."""
-    whole = Completion((0, 1, 2, 3, 4), "error", calls=4, runs=(1, 2, 0, 2, 0), accepted=(2,))
+    whole = Completion((0, 1, 2, 3, 4), "error", (1, 2, 0, 2, 0), kept=(1, 0, 1, 0), max_depth=1)
     for letter, runs, kept in (("c", (1, 2), 1), ("d", (1, 2, 0, 1), 2), ("e", (1, 2, 0, 2), 2)):
         cut, _ = cut_at_stop(whole, lambda ids: "abcde"[: len(ids)], [letter])
         assert (cut.runs, cut.calls, cut.finish) == (runs, len(runs) - 1, "stop")
         assert cut.accepted == (kept,)
-    whole = Completion((0, 1, 2), "length", calls=2, runs=(1, 0, 2), accepted=(1, 0))
+    whole = Completion((0, 1, 2), "length", runs=(1, 0, 2), kept=(0, 1), max_depth=2)
     assert cut_at_stop(whole, lambda ids: "abc"[: len(ids)], ["c"])[0].accepted == (1, 0)
 
 
@@ -138,8 +138,8 @@ def test_counters_are_those_of_a_run_that_ended_there(tiny, drafted):
             if len(completion.tokens) < count:
                 continue
             # Token i is the i-th letter: a stop string that ends with it.
-            cut, _ = cut_at_stop(completion, lambda ids: "abcdefghijkl"[: len(ids)],
-                                 ["abcdefghijkl"[count - 1]])  # fmt: skip
+            last = "abcdefghijkl"[count - 1]
+            cut, _ = cut_at_stop(completion, lambda ids: "abcdefghijkl"[: len(ids)], [last])
             assert cut == dataclasses.replace(limited, finish="stop")
             finishes.add((completion.finish, completion.runs[-1]))
     assert {finish for finish, _ in finishes} == {"eos", "length"}

@@ -4,10 +4,11 @@ import numpy as np
 import oracles
 import pytest
 
-from ssjax.decoding.decoder import Completion, num_compilations
-from ssjax.decoding.drafters import BestFirstDrafter
+from ssjax.decoding.completion import Completion
+from ssjax.decoding.decoder import num_compilations
+from ssjax.decoding.drafters import BestFirstDrafter, Way
 from ssjax.decoding.sampling import Sampling
-from ssjax.run import cut_at_stop, settled
+from ssjax.decoding.stop_strings import cut_at_stop, settled
 
 PROMPTS = [[3, 1, 4], [5, 9, 2, 6, 5], [1]]
 
@@ -16,17 +17,15 @@ PROMPTS = [[3, 1, 4], [5, 9, 2, 6, 5], [1]]
 def test_pieces_grow_to_what_generate_returns(tiny, passes):
     """Greedy rows that end by themselves, and sampled ones; no program for a new prompt."""
     decoder = oracles.make_decoder(*tiny, eos_ids=(2, 4))
-    settings = {"drafter": BestFirstDrafter(6, 3), "deferred": True, "seed": 5, "log_probs": True}
+    way, settings = Way(BestFirstDrafter(6, 3), deferred=True), {"seed": 5, "log_probs": True}
     finishes = set()
     for sampling in (Sampling(), Sampling(temperature=1.3)):
-        wholes = decoder.generate(PROMPTS, 12, sampling=sampling, batch_size=1, **settings)
+        asked = settings | {"sampling": sampling, "batch_size": 1}
+        wholes = decoder.generate(oracles.make_request(PROMPTS, **asked), way)
         compiled = None
         for number, (prompt, whole) in enumerate(zip(PROMPTS, wholes, strict=True)):
-            pieces = list(
-                decoder.stream(
-                    prompt, 12, sampling=sampling, number=number, passes=passes, **settings
-                )
-            )
+            request = oracles.make_request([prompt], numbers=[number], **asked)
+            pieces = list(decoder.stream(request, way, passes=passes))
             assert pieces[-1] == whole
             assert len(pieces) == 1 + -(-whole.calls // passes)
             assert {piece.finish for piece in pieces[:-1]} <= {"unfinished"}
@@ -56,7 +55,7 @@ def test_settled_text_only_grows_and_ends_as_the_whole():
             return b"".join(pieces[i] for i in ids).decode(errors="replace")
 
         def completion_of(count):
-            return Completion(tuple(range(count)), "length", count - 1, (1,) * count, ())
+            return Completion(tuple(range(count)), "length", (1,) * count, (0,) * (count - 1), 0)
 
         cut, expected = cut_at_stop(completion_of(len(pieces)), decode_text, stops)
         shown = ""

@@ -20,7 +20,6 @@ from ssjax.config import ModelConfig
 from ssjax.data import sample
 from ssjax.data.tokenizers.tokenizer import train_tokenizer
 from ssjax.decoding.drafters import PlainDrafter
-from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
 from ssjax.evaluation import certificates
 from ssjax.files.writing import new_directory
@@ -202,10 +201,8 @@ def test_lossless_main_logits_are_the_bases_bit_for_bit(runs, base):
 def test_outputs_are_the_bases_only_in_the_lossless_mode(runs, base):
     untouched, prompt = load(base), load(runs["lossless"][0])
     ids = [prompt.encode_prompt(DIALOGUE, raw=False)]
-    settings = dict(
-        sampling=Sampling(), deferred=True, batch_size=1, seed=0, drafter=PlainDrafter()
-    )
-    expected = untouched.decoder.generate(ids, 12, **settings)[0].tokens
+    [completion] = oracles.generate(untouched.decoder, ids, PlainDrafter())
+    expected = completion.tokens
     assert outputs(prompt)[0] == outputs(prompt, drafter="plain")[0] == expected
     assert outputs(load(runs["shared"][0]))[0] != expected
 

@@ -13,6 +13,7 @@ import small_tokenizers
 import ssjax
 from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.data.tokenizers.tokenizer import tokenizer_from_files
+from ssjax.decoding.request import make_request
 from ssjax.models.transformer import Transformer, init_params
 from ssjax.weights import huggingface
 
@@ -143,13 +144,4 @@ def test_the_api_reports_outputs_that_fail_and_nothing_is_measured(tmp_path, cap
     ] * 2
     way = run.way({}, 1)
     with pytest.raises(ssjax.UserError, match="^prompt 1: .*not finite"):
-        compare(
-            run.decoder,
-            [[1, 2]],
-            drafter=way.drafter,
-            sampling=ssjax.run.make_sampling(run.decode_config()),
-            deferred=True,
-            max_new_tokens=3,
-            batch_size=1,
-            seed=0,
-        )
+        compare(run.decoder, make_request(run.decode_config(max_new_tokens=3), [[1, 2]]), way)

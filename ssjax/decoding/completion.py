@@ -1,0 +1,71 @@
+"""What a prompt became: its tokens, why they end there, and what every pass did for them."""
+
+import dataclasses
+
+from ssjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """The tokens of one prompt, with a record of every pass that emitted them."""
+
+    tokens: tuple[int, ...]  # new ids; a final end-of-sequence id is included
+    # "eos" or "length"; "error" where the model's output was not finite after these tokens;
+    # "stop" where a stop string cut it, see stop_strings.py; "unfinished" while it is streamed;
+    # "empty" where `ssjax.generate` was given a blank line
+    finish: str
+    runs: tuple[int, ...]  # tokens emitted by prefill, then by each pass; sums to len(tokens)
+    kept: tuple[int, ...]  # draft nodes kept by each pass, which are the first of its tokens
+    max_depth: int  # R - 1, the depth that the drafter's nodes may have
+    # Of the tokens under the model's own distribution: temperature 1, without penalties, bans
+    # and cuts. None where not asked for.
+    log_probs: tuple[float, ...] | None = None
+
+    def __repr__(self) -> str:
+        return f"Completion({len(self.tokens)} tokens, {self.finish}, {self.calls} passes)"
+
+    @property
+    def calls(self) -> int:
+        """Decode passes while this row was active; prefill not counted."""
+        return len(self.kept)
+
+    @property
+    def accepted(self) -> tuple[int, ...]:
+        """Passes that kept a draft node at depth 1, 2, ..., max_depth."""
+        depths = range(1, self.max_depth + 1)
+        return tuple(sum(kept >= depth for kept in self.kept) for depth in depths)
+
+    def first(self, count: int, finish: str) -> "Completion":
+        """The completion as if it had ended after its first `count` tokens, of at least 1.
+
+        Args:
+          count: at most len(tokens).
+          finish: why it ends there.
+        """
+        runs, before = [], 0
+        for run in self.runs:
+            if before < count:
+                runs.append(min(run, count - before))
+            before += run
+        return dataclasses.replace(
+            self,
+            tokens=self.tokens[:count],
+            finish=finish,
+            runs=tuple(runs),
+            kept=tuple(min(pair) for pair in zip(self.kept, runs[1:], strict=False)),
+            log_probs=None if self.log_probs is None else self.log_probs[:count],
+        )
+
+
+def check_finite(completion: Completion, number: int) -> None:
+    """For those who can do nothing with half an output. Raises: UserError naming the prompt."""
+    if completion.finish == "error":
+        raise UserError(not_finite(completion, number))
+
+
+def not_finite(completion: Completion, number: int) -> str:
+    """The line about a completion whose finish is "error". number: of its prompt, from 1."""
+    return (
+        f"prompt {number}: the model's output is not finite from token {len(completion.tokens) + 1}"
+        " on; look for nan, inf or very large values in its weights"
+    )

@@ -1,0 +1,167 @@
+"""The model and the drafter at work: what is computed in a pass, before anything is decided."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ssjax.decoding.acceptance import Acceptance
+from ssjax.decoding.drafters import Context, Drafter
+from ssjax.decoding.pruning import joint_log_probs, prune
+from ssjax.decoding.sampling import adjust, draw, position_noise
+from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
+from ssjax.decoding.tree import DraftTree, ancestor_mask, without_drafts
+from ssjax.models.attention import Causal
+from ssjax.models.head import head_logits, make_medusa_head
+from ssjax.models.parameters import Params
+from ssjax.models.transformer import Anchors, ModelOutput, Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class DraftOutput:
+    """What a pass over a draft computed."""
+
+    tree: DraftTree  # the nodes that were run to the end
+    mask: jax.Array  # [B, M, M] bool, what each of them sees
+    output: ModelOutput
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """All that a pass computes with and none changes."""
+
+    model: Transformer  # scanned or unrolled
+    params: Params  # in the same form
+    drafter: Drafter
+    spec: DecodeSpec
+    drafter_params: Params | None = None  # the drafter's own, if it has any
+
+    def apply(self, *args, **kwargs) -> Any:
+        """The model, with its parameters."""
+        return self.model.apply({"params": self.params}, *args, **kwargs)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Main logits [..., V] float32 of hidden states [..., D]."""
+        return self.apply(hidden, method="logits")
+
+    def read(self, rows: Rows) -> ModelOutput:
+        """The model over prompts; streams run at the last token of each alone."""
+        needed, streams = self.drafter.num_streams, self.model.streams
+        return self.apply(
+            rows.prompts,
+            jnp.broadcast_to(jnp.arange(rows.prompts.shape[1]), rows.prompts.shape),
+            Causal(),
+            anchors=rows.prompt_length[:, None] - 1,
+            num_streams=streams.num_streams if streams.main_reads_streams else needed,
+        )
+
+    def run_draft(self, state: DecodeState) -> DraftOutput:
+        """The model over the draft of a state, pruned between trunk and stream layers if asked."""
+        drafter, tree, cached = self.drafter, state.draft, state.length - 1
+        mask = ancestor_mask(tree.parent, drafter.max_depth)
+        positions = cached[:, None] + tree.depth
+        trunk = self.apply(tree.tokens, positions, mask, state.cache, cached, method="run_trunk")
+        budget = drafter.kept_nodes or drafter.num_nodes - 1
+        if budget < drafter.num_nodes - 1 or drafter.exit_threshold > 0:
+            with jax.named_scope("prune"):
+                logits = self.logits(self.apply(trunk.hidden, method="early_exit"))
+                joint = joint_log_probs(tree, mask, logits, drafter.exit_threshold)
+                tree, kept = prune(tree, joint, min(1 + budget, drafter.num_nodes))
+                mask = ancestor_mask(tree.parent, drafter.max_depth)
+                trunk = trunk.at_positions(kept)
+        output = self.apply(
+            trunk,
+            cached[:, None] + tree.depth,
+            mask,
+            state.cache,
+            cached,
+            anchors=jnp.broadcast_to(jnp.arange(tree.tokens.shape[1]), tree.tokens.shape),
+            num_streams=self._streams_in_pass(),
+            method="run_stream_layers",
+        )
+        return DraftOutput(tree, mask, output)
+
+    def adjusted(self, state: DecodeState, logits: jax.Array, max_depth: int) -> jax.Array:
+        """Main logits with penalties and bans, [B, M, V]. max_depth: of state.draft."""
+        spec = self.spec
+        return adjust(
+            logits, spec.sampling, state.history, state.draft, state.length, spec.eos_ids, max_depth
+        )
+
+    def draw(
+        self, state: DecodeState, adjusted: jax.Array, logits: jax.Array, max_depth: int
+    ) -> jax.Array:
+        """Draws the next token after every node from adjusted logits, [B, M] int32."""
+        noise = None
+        if self.spec.sampling.temperature > 0:
+            positions = state.length[:, None] + jnp.arange(max_depth + 1)
+            noise = position_noise(state.row_keys, positions, adjusted.shape[-1])
+        return draw(adjusted, logits, state.draft.depth, noise, self.spec.sampling)
+
+    def streams_at(
+        self, state: DecodeState, draft: DraftOutput, acceptance: Acceptance
+    ) -> jax.Array | None:
+        """Stream hidden states at the last accepted node, [B, J, D]; None: the drafter needs none.
+
+        Args:
+          state: that the pass began with; its draft is draft.tree.
+          draft: of this pass.
+          acceptance: of this pass.
+        """
+        if not self.drafter.num_streams:
+            return None
+        output, node = draft.output, acceptance.path[:, -1:]  # [B, 1]
+        if self._streams_in_pass():
+            at_node = jnp.take_along_axis(output.stream_hidden, node[:, :, None, None], axis=1)
+            return at_node[:, 0, : self.drafter.num_streams]
+        cached = state.length - 1
+        anchors = Anchors(
+            hidden=jnp.take_along_axis(output.trunk_hidden, node[:, :, None], axis=1),
+            positions=cached[:, None] + jnp.take_along_axis(state.draft.depth, node, axis=1),
+            mask=jnp.take_along_axis(draft.mask, node[:, :, None], axis=1),
+        )
+        return self.apply(
+            anchors,
+            output.block,
+            cached[:, None] + state.draft.depth,
+            state.cache,
+            cached,
+            self.drafter.num_streams,
+            method="speculate",
+        )[:, 0]
+
+    def propose(
+        self,
+        state: DecodeState,
+        stream_hidden: jax.Array | None,
+        hidden: jax.Array,
+        broken: jax.Array,
+    ) -> DecodeState:
+        """The state with the next draft, from what was computed at the last accepted node.
+
+        Args:
+          state: after the pass.
+          stream_hidden: [B, J, D] there, from `streams_at`.
+          hidden: [B, D] main hidden state there.
+          broken: [B] bool, rows that get no draft.
+        """
+        root = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)[:, 0]
+        log_probs = None
+        if stream_hidden is not None:
+            log_probs = jax.nn.log_softmax(self.logits(stream_hidden), axis=-1)
+        elif self.drafter.num_heads:
+            heads = self.apply(hidden, method="medusa")
+            logits = head_logits(heads, make_medusa_head(self.params), self.model.execution)
+            log_probs = jax.nn.log_softmax(logits[:, : self.drafter.num_heads], axis=-1)
+        context = Context(
+            state.tokens, state.length, root, log_probs, self.drafter_params, state.memory
+        )
+        draft, memory = self.drafter.propose(context)
+        return state.replace(draft=without_drafts(draft, broken), memory=memory)
+
+    def _streams_in_pass(self) -> int:
+        """How many streams run beside every node of a pass."""
+        if self.model.streams.main_reads_streams:
+            return self.model.streams.num_streams
+        return 0 if self.spec.deferred else self.drafter.num_streams
