@@ -3,7 +3,7 @@
     python benchmarks/self_generated.py --base BASE --begin "Once upon a time" --target DIR
 
 Streams that should draft for a model as it is learn most from what that model says. The base
-samples stories behind the given words, their beginnings become prompts, and the base continues
+samples stories after the given words, their beginnings become prompts, and the base continues
 each prompt greedily. Writes train.jsonl, validation.jsonl and test.jsonl; no prompt occurs twice.
 """
 

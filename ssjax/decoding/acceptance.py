@@ -2,7 +2,7 @@
 
 exact     Draw the next token at every node from the target distribution; walk from the root while
           the drawn token is a child; emit the drawn tokens along the way. The last one, which no
-          node proposed or that has no node behind it, is the bonus token. What is emitted is what
+          node proposed or that has no node after it, is the bonus token. What is emitted is what
           the model itself draws, greedy or sampled, whatever the tree holds: no draft
           probabilities, no residual distribution.
 typical   Typical acceptance of Medusa (arXiv 2401.10774): keep the longest path of children that
@@ -50,7 +50,7 @@ def accept(tree: DraftTree, drawn: jax.Array, max_depth: int) -> Acceptance:
 
     Args:
       tree: M nodes.
-      drawn: [B, M] int32, the next token drawn behind every node.
+      drawn: [B, M] int32, the next token drawn after every node.
       max_depth: R - 1, the deepest node of the tree. Among children with the same token
         the first wins.
     """
@@ -71,7 +71,7 @@ def accept(tree: DraftTree, drawn: jax.Array, max_depth: int) -> Acceptance:
 def accept_typical(
     tree: DraftTree, mask: jax.Array, target: jax.Array, drawn: jax.Array, max_depth: int
 ) -> tuple[Acceptance, jax.Array]:
-    """Takes the longest path whose every child is likely enough behind its parent.
+    """Takes the longest path whose every child is likely enough given its parent.
 
     Of equally long paths the one with the highest joint probability wins, then the first.
 
@@ -79,7 +79,7 @@ def accept_typical(
       tree: M nodes.
       mask: [B, M, M] bool, from `ancestor_mask`.
       target: [B, M, V] float32, warped logits: the distribution that is drawn from.
-      drawn: [B, M] int32, the next token drawn behind every node.
+      drawn: [B, M] int32, the next token drawn after every node.
       max_depth: R - 1.
 
     Returns:
@@ -129,7 +129,7 @@ def emit(
 ) -> Emission:
     """Cuts the drawn tokens along the path at the first end of sequence and at the limit.
 
-    Where no token could be drawn, none is emitted, nor any behind it.
+    Where no token could be drawn, none is emitted, nor any after it.
 
     Args:
       acceptance: of this pass.
@@ -161,8 +161,8 @@ def with_log_probs(emission: Emission, acceptance: Acceptance, logits: jax.Array
 
     Args:
       emission: of this pass.
-      acceptance: of this pass; each emitted token stands behind a node of its path.
-      logits: [B, M, V] float32, behind every node.
+      acceptance: of this pass; each emitted token stands after a node of its path.
+      logits: [B, M, V] float32, after every node.
     """
     along_path = jnp.take_along_axis(logits, acceptance.path[:, :, None], axis=1)  # [B, R, V]
     emitted = jnp.take_along_axis(along_path, emission.tokens[:, :, None], axis=2)[:, :, 0]

@@ -7,7 +7,7 @@ the tokens that have been emitted since, the others one drafted token each.
     cache                 reads now           drafts            cache afterwards
     ..the cat (valid: 2)  sat on the          mat . The         ..the cat sat on the|mat .
 
-What lies behind the bar was drafted. It is not valid: the next time the cache counts as filled
+What lies after the bar was drafted. It is not valid: the next time the cache counts as filled
 up to the emitted tokens, and those slots are written again.
 """
 

@@ -34,7 +34,7 @@ class Context:
     length: jax.Array  # [B] int32, how many are valid; the last of them is the root of the tree
     root: jax.Array  # [B] int32, tokens[b, length[b] - 1]
     # [B, J, V] float32 of streams or Medusa heads; entry j (from 0) scores the token j + 1
-    # positions behind the root; None if the drafter needs neither.
+    # positions after the root; None if the drafter needs neither.
     log_probs: jax.Array | None
     params: Params | None  # the drafter's own, if it has any
     memory: Any  # what the drafter keeps between passes
@@ -65,7 +65,7 @@ class Drafter(Protocol):
 
     @property
     def exit_threshold(self) -> float:
-        """Chance behind its parent below which the early exit drops a node; 0: none."""
+        """Chance given its parent below which the early exit drops a node; 0: none."""
 
     def start(
         self, params: Params | None, prompts: jax.Array, prompt_length: jax.Array, capacity: int
@@ -80,7 +80,7 @@ class Drafter(Protocol):
         """
 
     def propose(self, context: Context) -> tuple[DraftTree, Any]:
-        """Returns the next tree and the memory behind it."""
+        """Returns the next tree and the memory after it."""
 
 
 class Memoryless:

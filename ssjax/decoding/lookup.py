@@ -22,7 +22,7 @@ def lookup_chain(
     """What followed the longest earlier match of each row's last tokens.
 
     Among matches of equal length, up to `longest_match` tokens, the latest wins that has
-    num_drafted tokens behind it, else the latest.
+    num_drafted tokens after it, else the latest.
 
     Args:
       tokens: [B, capacity] int32.
@@ -55,7 +55,7 @@ def lookup_chain(
 
 
 def merge_chain(tree: DraftTree, chain: jax.Array, count: jax.Array) -> DraftTree:
-    """Adds a chain of drafted tokens behind the root to a tree.
+    """Adds a chain of drafted tokens after the root to a tree.
 
     As far as the chain runs along nodes of the tree, those are used and the chain's own stay
     unused: no token is drafted twice in one place.

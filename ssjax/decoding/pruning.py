@@ -1,7 +1,7 @@
 """Tree pruning between the trunk and the stream layers (paper section 3.1.3).
 
-The early exit guesses the next token behind every node from the hidden state that leaves the
-trunk. Behind a parent it says how likely each child is; the product along a path says how likely
+The early exit guesses the next token after every node from the hidden state that leaves the
+trunk. Of a parent it says how likely each child is; the product along a path says how likely
 the path is to be accepted. Only the best paths go on into the stream layers, where every node
 costs a row, or 1 + J rows with streams beside it:
 
@@ -34,7 +34,7 @@ def joint_log_probs(
       tree: M nodes.
       mask: [B, M, M] bool from `tree.ancestor_mask`.
       logits: [B, M, V] float32 of the early exit at every node.
-      threshold: a node whose probability behind its parent is lower is dropped.
+      threshold: a node whose probability given its parent is lower is dropped.
 
     Returns:
       0 for the root, -inf for unused and dropped nodes and all below a dropped one, and for those

@@ -6,7 +6,7 @@ The order, the same in plain and in speculative decoding because it is the same 
     warp     temperature, top-k, top-p, min-p; not when greedy
     draw     argmax, with noise unless greedy; nothing where the model's logits are not all finite
 
-Penalties look at the tokens before the one to be drawn. Behind a draft node those are the
+Penalties look at the tokens before the one to be drawn. After a draft node those are the
 tokens of its row and the tokens on its path, as if the path were already accepted; so a node's
 distribution is the one that plain decoding has after the same tokens.
 
@@ -105,7 +105,7 @@ def adjust(
     eos_ids: tuple[int, ...],
     max_depth: int,
 ) -> jax.Array:
-    """Applies penalties and bans behind every node; banned tokens get MASKED.
+    """Applies penalties and bans after every node; banned tokens get MASKED.
 
     Args:
       logits: [B, M, V] float32, the model's own.
@@ -185,12 +185,12 @@ def draw(
     noise: jax.Array | None,
     sampling: Sampling,
 ) -> jax.Array:
-    """Draws the next token behind every node, [B, M] int32.
+    """Draws the next token after every node, [B, M] int32.
 
     Args:
       adjusted: [B, M, V] float32.
       logits: [B, M, V] float32, the model's own; NO_TOKEN is drawn where one is not finite.
-      depth: [B, M] int32, which position behind the root each node's next token has.
+      depth: [B, M] int32, which position after the root each node's next token has.
       noise: [B, R, V] float32 from `position_noise`; None exactly when greedy.
       sampling: the target distribution.
     """

@@ -1,7 +1,7 @@
 """Draft trees as data.
 
 A draft tree has M nodes. Node 0 is the root: the last token that is already part of the
-output but not yet in the cache. A node at depth d proposes the token d positions behind
+output but not yet in the cache. A node at depth d proposes the token d positions after
 the root, given the tokens on its path. A parent's index is always lower than its
 children's. Unused nodes have parent -1 and depth 0; nothing ever descends to them.
 

@@ -20,11 +20,21 @@ FILE = "calibration.json"
 # Fields of `DecodeConfig` that say how to draft: who gives one of them wants no calibration.
 DRAFTING_KEYS = frozenset(
     {
-        "drafter", "draft_model", "tree", "num_nodes", "branching", "parents", "ranks",
-        "num_streams", "lookup_nodes", "lookup_match", "kept_nodes", "exit_threshold",
+        "drafter",
+        "draft_model",
+        "tree",
+        "num_nodes",
+        "branching",
+        "parents",
+        "ranks",
+        "num_streams",
+        "lookup_nodes",
+        "lookup_match",
+        "kept_nodes",
+        "exit_threshold",
         "deferred",
     }
-)  # fmt: skip
+)
 
 _SWITCH_OFF = "--nocalibration for the settings of the run"
 

@@ -23,8 +23,13 @@ def interval(statistics: np.ndarray, figure: Callable[[np.ndarray], float]) -> t
     from scipy import stats  # half a second of a start
 
     drawn = stats.bootstrap(
-        (np.arange(len(statistics)),), lambda own: figure(statistics[own].sum(axis=0)),
-        vectorized=False, method="percentile", n_resamples=_RESAMPLES, batch=_AT_ONCE, rng=_SEED,
-    )  # fmt: skip
+        (np.arange(len(statistics)),),
+        lambda own: figure(statistics[own].sum(axis=0)),
+        vectorized=False,
+        method="percentile",
+        n_resamples=_RESAMPLES,
+        batch=_AT_ONCE,
+        rng=_SEED,
+    )
     low, high = drawn.confidence_interval
     return float(low), float(high)

@@ -148,9 +148,15 @@ def with_strings(sql: str, names: Sequence[str]) -> str:
     from sqlglot.tokens import TokenType
 
     compared = {
-        TokenType.EQ, TokenType.NEQ, TokenType.LT, TokenType.LTE, TokenType.GT, TokenType.GTE,
-        TokenType.LIKE, TokenType.BETWEEN,
-    }  # fmt: skip
+        TokenType.EQ,
+        TokenType.NEQ,
+        TokenType.LT,
+        TokenType.LTE,
+        TokenType.GT,
+        TokenType.GTE,
+        TokenType.LIKE,
+        TokenType.BETWEEN,
+    }
     try:
         tokens = sqlglot.tokenize(sql, read="sqlite")
     except sqlglot.errors.SqlglotError:

@@ -220,13 +220,13 @@ def _written_out(tokens: list[str]) -> int:
         if tokens[place] != "as" or tokens[place + 1] not in ("(", "not", "materialized"):
             continue
         name = place - 1
-        if tokens[name] == ")":  # behind the names of its columns
+        if tokens[name] == ")":  # after the names of its columns
             while name > 0 and tokens[name] != "(":
                 name -= 1
             name -= 1
         named[tokens[name]] += 1
-    behind = [*tokens[1:], ""]
-    used = collections.Counter(t for t, after in zip(tokens, behind, strict=False) if after != ".")
+    rest = [*tokens[1:], ""]
+    used = collections.Counter(t for t, after in zip(tokens, rest, strict=False) if after != ".")
     return math.prod(max(1, used[name] - count) for name, count in named.items())
 
 

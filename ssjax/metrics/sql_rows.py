@@ -44,9 +44,14 @@ def read_hints(query: "exp.Expression") -> Hints:
     from sqlglot import exp
 
     operators = {
-        exp.EQ: "=", exp.NEQ: "<>", exp.LT: "<", exp.LTE: "<=", exp.GT: ">", exp.GTE: ">=",
+        exp.EQ: "=",
+        exp.NEQ: "<>",
+        exp.LT: "<",
+        exp.LTE: "<=",
+        exp.GT: ">",
+        exp.GTE: ">=",
         exp.Like: "like",
-    }  # fmt: skip
+    }
     mirrored = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
     conditions, groups = [], []
     for node in query.find_all(*operators, exp.Between, exp.In):

@@ -19,7 +19,7 @@ from ssjax import messages
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
-# Behind . ! and ? only before a space; the full stops of East Asia need none.
+# After . ! and ? only before a space; the full stops of East Asia need none.
 _SENTENCE_END = re.compile(
     r"(?<=[.!?\u0589\u061f\u06d4\u0964\u0965])\s+|(?<=[\u3002\uff01\uff1f\uff61])\s*"
 )
@@ -57,7 +57,7 @@ def rouge(
     """F1 scores of each output in percent, with stemming, by the `rouge-score` package.
 
     The score of an output is its mean over the references (not the best of them). rougeLsum wants
-    a sentence a line, so texts are split behind the marks that end one. A reference without any
+    a sentence a line, so texts are split after the marks that end one. A reference without any
     token says nothing about an output and is left out, which is said on stderr once, and beyond
     ASCII one of a single token from rouge2.
 

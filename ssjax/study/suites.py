@@ -17,7 +17,7 @@ on the same prompts. A study is a list of commands of this package; `ssjax.repro
     layers-N                number of stream layers
     reads-streams           the main stream reads its streams (the PMLR form)
     rotation                streams told apart by rotated values, not by an embedding
-    start-rank-8            streams start behind a low-rank map
+    start-rank-8            streams start after a low-rank map
     decay-0.6               stream j weighs 0.6 ** (j - 1) of the first
 """
 
@@ -94,7 +94,7 @@ _PLAIN = {"streams.num_streams": 0}
 
 
 def models(study: TaskStudy) -> list[Training]:
-    """The models that are compared, each behind what it needs."""
+    """The models that are compared, each after what it needs."""
     fine_tunes = {
         "finetune": _SHARED | _PLAIN,
         "shared": _SHARED,

@@ -184,9 +184,17 @@ def quality_table(task: TaskStudy, results: Mapping[str, Any]) -> str:
 def drafters_table(rows: Sequence[dict]) -> str:
     """Every way to decode one model."""
     heads = [
-        "drafter", "draft nodes", "as plain", "tokens per call", "acceptance by depth", "speedup",
-        "step cost", "extra parameters", "speedup per million of them", "quality",
-    ]  # fmt: skip
+        "drafter",
+        "draft nodes",
+        "as plain",
+        "tokens per call",
+        "acceptance by depth",
+        "speedup",
+        "step cost",
+        "extra parameters",
+        "speedup per million of them",
+        "quality",
+    ]
     return table(
         heads,
         [

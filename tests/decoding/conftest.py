@@ -27,9 +27,15 @@ SHARPNESS = 1.0  # of queries and keys; scaled like the rest, attention would se
 
 def make_model(vocab_size=VOCAB, dtype="float32"):
     config = ModelConfig(
-        vocab_size=vocab_size, embed_dim=32, num_layers=3, num_heads=4, num_kv_heads=2,
-        head_dim=8, mlp_dim=64, dtype=dtype,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        embed_dim=32,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        mlp_dim=64,
+        dtype=dtype,
+    )
     return Transformer(config, StreamsConfig(3, 2), scan=True)
 
 
@@ -149,7 +155,7 @@ class HostDrafter(Memoryless):
 
 
 def script_of(prompts, outputs, capacity):
-    """[B, capacity] whole sequences; behind them the id 1."""
+    """[B, capacity] whole sequences; after them the id 1."""
     script = np.ones((len(prompts), capacity), np.int32)
     for row, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
         whole = tuple(prompt) + tuple(output)
@@ -161,9 +167,19 @@ def script_of(prompts, outputs, capacity):
 def kit():
     """The helpers of this file."""
     names = (
-        "VOCAB", "EOS", "PAD", "NEVER", "make_model", "make_params", "make_decoder",
-        "random_prompts", "ScriptDrafter", "HostDrafter", "chain", "script_of",
-    )  # fmt: skip
+        "VOCAB",
+        "EOS",
+        "PAD",
+        "NEVER",
+        "make_model",
+        "make_params",
+        "make_decoder",
+        "random_prompts",
+        "ScriptDrafter",
+        "HostDrafter",
+        "chain",
+        "script_of",
+    )
     return types.SimpleNamespace(**{name: globals()[name] for name in names})
 
 

@@ -130,7 +130,7 @@ def test_emit_equals_python(case, eos_ids):
         assert len(ways) == 6 and broken_at >= {0, 1, 2}
 
 
-def test_end_of_sequence_behind_the_path_does_not_count():
+def test_end_of_sequence_after_the_path_does_not_count():
     """Entries of the path past num_accepted repeat its last node: drawn there, not emitted."""
     acceptance = Acceptance(jnp.array([[0, 0, 0]]), jnp.array([0]))
     drawn = jnp.array([[5, 9, 9]])

@@ -127,8 +127,11 @@ def test_draft_model_alone_gives_the_same_drafts(tiny):
             tree, memory = ModelDrafter.propose(self, context)
             jax.debug.callback(
                 lambda *x: trees.append([np.asarray(v) for v in x]),
-                context.tokens, context.length, tree.tokens, ordered=True,
-            )  # fmt: skip
+                context.tokens,
+                context.length,
+                tree.tokens,
+                ordered=True,
+            )
             return tree, memory
 
     watched = Watched(drafter.model, drafter.num_draft_nodes)

@@ -43,9 +43,14 @@ VOCAB, BUCKET, NEW, ROWS, ALONE = 16, 8, 12, 200, 5
 CAPACITY = BUCKET + NEW
 EOS = (14, 15)
 SIZES = {
-    "vocab_size": VOCAB, "embed_dim": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1,
-    "mlp_dim": 32, "num_stream_layers": 1,
-}  # fmt: skip
+    "vocab_size": VOCAB,
+    "embed_dim": 16,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "mlp_dim": 32,
+    "num_stream_layers": 1,
+}
 SAMPLING = {"greedy": Sampling(), "sampled": Sampling(temperature=1.5, top_k=9, top_p=0.95)}
 LIMITS = np.array([NEW, 4, 0, NEW, 7, 1, NEW, NEW] * (ROWS // 8), np.int32)
 
@@ -148,7 +153,7 @@ class Weights:
     model: object  # unrolled, as decoders on CPUs have it
     params: object
     draft_params: object
-    logits_behind: object  # tokens -> [V], NumPy without a cache
+    logits_after: object  # tokens -> [V], NumPy without a cache
 
     @classmethod
     def of(cls, model, params, **oracle_options):
@@ -171,7 +176,7 @@ def weights():
     model = oracles.make_model(exit_rank=2, medusa_heads=3, **SIZES)
     params = oracles.random_params(model, seed=0)
     trained = params | oracles.train_to_count(150, **SIZES)[1]
-    # Head k knows the token k + 1 behind the next: the same logits, counted on.
+    # Head k knows the token k + 1 after the next: the same logits, counted on.
     heads = [jnp.roll(trained["embedder"], 1 + k, axis=0) for k in range(3)]
     nothing = {n: jnp.zeros_like(trained[n]) for n in ("medusa_weight", "medusa_bias", "exit_up")}
     trained |= {"medusa_head": jnp.stack(heads), **nothing}
@@ -179,7 +184,7 @@ def weights():
 
 
 def start(weights, drafter, spec, rows=slice(None), padded=PADDED):
-    """The state behind the prefill of some rows; each keeps its own key."""
+    """The state after the prefill of some rows; each keeps its own key."""
     numbers = np.arange(ROWS, dtype=np.int32)
     keys = decoder_module._row_keys(np.full(ROWS, 5, np.int32), numbers)
     chosen = Rows(padded[rows], LENGTHS[rows], LIMITS[rows], keys[rows])
@@ -220,12 +225,12 @@ def plain(weights):
 def by_hand(weights, tokens, row, eos_ids=EOS):
     key = jax.random.fold_in(jax.random.key(5), row)
     return oracles.continued(
-        weights.logits_behind, PROMPTS[row], LIMITS[row], eos_ids, SAMPLING[tokens], key
+        weights.logits_after, PROMPTS[row], LIMITS[row], eos_ids, SAMPLING[tokens], key
     )
 
 
 def assert_same_cache(found, expected):
-    """Nothing but what plain decoding wrote: near in what is held, exactly zero behind."""
+    """Nothing but what plain decoding wrote: near in what is held, exactly zero after it."""
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max(), rtol=0)
         np.testing.assert_array_equal(ours == 0, theirs == 0)
@@ -362,20 +367,20 @@ def test_what_pads_a_prompt_does_not_matter(weights, name):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_what_lies_behind_the_cached_prefix_is_never_read(weights, name):
+def test_what_lies_after_the_cached_prefix_is_never_read(weights, name):
     """Keys of NaN and values of 1e30, in the cache of a draft model too."""
     some, drafter, spec = weights["random"], KINDS[name], make_spec()
 
     def poison(cache, length):
-        behind = (jnp.arange(CAPACITY) >= length[:, None])[:, None, :, None]
+        after = (jnp.arange(CAPACITY) >= length[:, None])[:, None, :, None]
         return jax.tree.map_with_path(
-            lambda path, x: jnp.where(behind, jnp.nan if path[-1].name == "keys" else 1e30, x),
+            lambda path, x: jnp.where(after, jnp.nan if path[-1].name == "keys" else 1e30, x),
             cache,
         )
 
     def held(cache, length):
-        behind = (jnp.arange(CAPACITY) >= length[:, None])[:, None, :, None]
-        return jax.tree.map(lambda x: jnp.where(behind, 0, x), cache)
+        after = (jnp.arange(CAPACITY) >= length[:, None])[:, None, :, None]
+        return jax.tree.map(lambda x: jnp.where(after, 0, x), cache)
 
     clean = finish(some, drafter, spec, start(some, drafter, spec))
     state = start(some, drafter, spec)
@@ -388,8 +393,10 @@ def test_what_lies_behind_the_cached_prefix_is_never_read(weights, name):
     assert np.isnan(jax.tree.leaves(dirty.cache)[0]).any()
     for field in ("tokens", "born", "length", "done", "calls", "drafted"):
         np.testing.assert_array_equal(getattr(dirty, field), getattr(clean, field), field)
-    caches = [held(state.cache, jnp.where(LIMITS > 0, state.length - 1, state.length))
-              for state in (dirty, clean)]  # fmt: skip
+    caches = [
+        held(state.cache, jnp.where(LIMITS > 0, state.length - 1, state.length))
+        for state in (dirty, clean)
+    ]
     assert_equal_states(*caches)
 
 
@@ -399,13 +406,13 @@ def test_what_lies_behind_the_cached_prefix_is_never_read(weights, name):
 def windowed(params, config):
     """Each token sees itself and the window - 1 before it."""
 
-    def logits_behind(tokens):
+    def logits_after(tokens):
         places = np.arange(len(tokens))
         distance = places[:, None] - places
         visible = (distance >= 0) & (distance < config.window)
         return oracles.forward(params, config, tokens, visible=visible)[0][-1]
 
-    return logits_behind
+    return logits_after
 
 
 def tied(params, config):
@@ -431,11 +438,11 @@ def other_model():
 
     @functools.cache
     def make(name):
-        changes, logits_behind = MODELS[name]
+        changes, logits_after = MODELS[name]
         model = oracles.make_model(**SIZES, **changes)
         params = oracles.random_params(model, seed=4)
         some = Weights.of(model, params)
-        some.logits_behind = logits_behind(params, model.config)
+        some.logits_after = logits_after(params, model.config)
         return some, run(some, PlainDrafter(), make_spec())
 
     return make

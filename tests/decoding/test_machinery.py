@@ -78,7 +78,7 @@ def test_python_loop_equals_the_compiled_loop(states, static, start):
 
 
 def test_cache_equals_a_prefill_over_the_same_tokens(states, static, rows):
-    """Every layer, keys and values, every row, after every pass; zeros behind, exactly."""
+    """Every layer, keys and values, every row, after every pass; zeros after that, exactly."""
     model, params, _, spec = static
     spec = DecodeSpec(CAPACITY, spec.eos_ids, spec.pad_id, Sampling(), True)
     read = jax.jit(functools.partial(loop.prefill, model, params, PlainDrafter(), spec))
@@ -88,11 +88,11 @@ def test_cache_equals_a_prefill_over_the_same_tokens(states, static, rows):
     for state in states[:: max(1, len(states) // 5)] + [states[-1]]:
         cached = state.length - 1
         again = read(Rows(state.tokens, cached, jnp.zeros(BATCH, jnp.int32), rows.keys))
-        behind = np.arange(CAPACITY) >= np.asarray(cached)[:, None]
+        after = np.arange(CAPACITY) >= np.asarray(cached)[:, None]
         pairs = zip(jax.tree.leaves(state.cache), jax.tree.leaves(again.cache), strict=True)
         for ours, fresh in pairs:
             assert_close(ours, fresh)
-            assert not np.moveaxis(np.asarray(ours), 2, 1)[behind].any()
+            assert not np.moveaxis(np.asarray(ours), 2, 1)[after].any()
 
 
 def test_finished_rows_stay_frozen(states):

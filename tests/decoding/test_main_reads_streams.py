@@ -25,7 +25,7 @@ def reading():
 
 
 def greedy(params, config, prompt, max_new_tokens):
-    """A whole NumPy pass per token; every position behind the prompt's last is an anchor."""
+    """A whole NumPy pass per token; every position after the prompt's last is an anchor."""
     tokens = list(prompt)
     while len(tokens) - len(prompt) < max_new_tokens:
         anchors = range(len(prompt) - 1, len(tokens))
@@ -50,7 +50,7 @@ def test_training_forward_equals_the_oracle(reading):
     blind = oracles.run_model(oracles.make_model(), params, tokens, anchors=anchors, num_streams=3)
     blind = oracles.logits_of(model, params, blind.hidden)
     for row, (length, first) in enumerate(zip(lengths, prompt_lengths - 1, strict=True)):
-        own = np.arange(first, length - 1)  # behind the last token nothing is predicted
+        own = np.arange(first, length - 1)  # after the last token nothing is predicted
         expected = oracles.forward(
             params, model.config, tokens[row, :length], own, 3, main_reads_streams=True
         )

@@ -37,7 +37,7 @@ def test_heads_equal_numpy(medusa):
 
 
 def test_losses_are_those_of_the_heads(medusa):
-    """Head k at a position is scored on the token k behind the next, over targets alone."""
+    """Head k at a position is scored on the token k after the next, over targets alone."""
     model, params = medusa
     tokens, lengths = oracles.pad(oracles.ragged_prompts(2, 5, shortest=6, longest=10), 10)
     prompt_lengths = np.array([1, 2, 3, 4, 5])

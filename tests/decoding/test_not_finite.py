@@ -1,7 +1,7 @@
 """A model whose output is not finite says so; no token is made up, and no draft is to blame.
 
-One token of a model has an embedding that is not finite. The model can draw it, but behind it every
-hidden state is NaN. So the truth is known without that model: what the sound one says, cut behind
+One token of a model has an embedding that is not finite. The model can draw it, but after it every
+hidden state is NaN. So the truth is known without that model: what the sound one says, cut after
 that token. Drafts hold the token often, and then spoil the whole pass over them.
 """
 
@@ -86,10 +86,12 @@ CASES = {
     "streams beside, sampled": (STREAMS, False, SAMPLED),
     "wide, pruned": (StaticDrafter(WIDE, 2, kept_nodes=20), True, oracles.GREEDY),
     "heads and lookup": (
-        MergedDrafter(BestFirstDrafter(4, 0, num_heads=3), PromptLookup(3, 2)), True, SAMPLED,
+        MergedDrafter(BestFirstDrafter(4, 0, num_heads=3), PromptLookup(3, 2)),
+        True,
+        SAMPLED,
     ),
     "draft model": (ModelDrafter(DRAFT_MODEL, 2), True, oracles.GREEDY),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -111,7 +113,7 @@ def test_a_row_ends_where_its_logits_are_not_finite(params, name):
             )
             assert sum(completion.runs) == count
             assert len(completion.runs) == completion.calls + 1
-            # A token behind the nodes that it kept ends every pass but the empty and the last.
+            # A token after the nodes that it kept ends every pass but the empty and the last.
             passes = [run for run in completion.runs[1:] if run]
             assert 0 <= len(passes) - (sum(passes) - sum(completion.accepted)) <= 1
     runs = {run for completion in found for run in completion.runs[1:]}

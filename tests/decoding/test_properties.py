@@ -78,7 +78,7 @@ def per_row(numbers):
     seed=st.integers(0, 2**32 - 1),
     right=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
     lengths=per_row(st.integers(1, BUCKET)),
-    # Tokens that the row has room for behind the limit; below 0 more are asked for than fit.
+    # Tokens that the row has room for after the limit; below 0 more are asked for than fit.
     spare=per_row(st.one_of(st.integers(-2, DEPTH + 1), st.integers(0, CAPACITY))),
     pieces=st.lists(st.integers(0, 9), max_size=4),
 )
@@ -106,8 +106,8 @@ def test_nothing_changes_the_tokens(machine, kit, seed, right, lengths, spare, t
         assert completion.tokens == tuple(truths[row, lengths[row] :][:new].tolist())
         assert sum(completion.runs) == new and completion.calls <= max(new - 1, 0)
         assert all(run <= DEPTH + 1 for run in completion.runs)
-    behind = np.arange(CAPACITY) >= np.asarray(state.length)[:, None]
-    assert (np.asarray(state.tokens)[behind] == kit.PAD).all()
+    after = np.arange(CAPACITY) >= np.asarray(state.length)[:, None]
+    assert (np.asarray(state.tokens)[after] == kit.PAD).all()
 
     one_by_one = start(drafter, temperature, lengths, limits)
     while bool(loop.keep_going(one_by_one)):

@@ -98,7 +98,7 @@ def test_first_argmax_takes_the_lowest_index():
     assert first_argmax(jnp.full((2, 4), -1e30)).tolist() == [0, 0]
 
 
-def test_draw_is_noise_of_the_position_behind_the_node():
+def test_draw_is_noise_of_the_position_after_the_node():
     """Two nodes of one depth share the noise; the draw is a Gumbel argmax by hand."""
     keys = jax.random.split(jax.random.key(0), 3)
     noise = np.asarray(position_noise(keys, jnp.arange(3)[:, None] + jnp.arange(4), 6))
@@ -119,7 +119,7 @@ def test_draw_is_noise_of_the_position_behind_the_node():
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.5)])
 @pytest.mark.parametrize("size", [6, 1031])
 def test_nothing_is_drawn_from_logits_that_are_not_finite(sampling, size):
-    """Wherever the one stands, and whatever is left of it behind penalties and bans."""
+    """Wherever the one stands, and whatever is left of it after penalties and bans."""
     rng = np.random.default_rng(2)
     logits = rng.normal(size=(60, 4, size)).astype(np.float32)
     bad = rng.random((60, 4)) < 0.5
@@ -173,8 +173,8 @@ def sample(small, kit):
 
 
 @pytest.fixture(scope="module")
-def logits_behind(small):
-    """Main logits behind the prompt and every continuation of up to 3 tokens; teacher-forced."""
+def logits_after(small):
+    """Main logits after the prompt and every continuation of up to 3 tokens; teacher-forced."""
     model, params = small
     continuations = np.array(list(itertools.product(range(VOCAB), repeat=NEW - 1)))
     tokens = np.concatenate([np.tile(PROMPT, (len(continuations), 1)), continuations], axis=1)
@@ -193,11 +193,11 @@ def logits_behind(small):
     }
 
 
-def joint_of(logits_behind, sampling):
+def joint_of(logits_after, sampling):
     """Exact probability of every quadruple."""
     joint = {}
     for four in itertools.product(range(VOCAB), repeat=NEW):
-        factors = [numpy_warp(logits_behind[four[:i]], sampling)[four[i]] for i in range(NEW)]
+        factors = [numpy_warp(logits_after[four[:i]], sampling)[four[i]] for i in range(NEW)]
         joint[four] = float(np.prod(factors))
     assert abs(sum(joint.values()) - 1) < TOLERANCE
     return joint
@@ -215,25 +215,25 @@ def chi_square(observed, expected):
     return stats.chisquare(observed[used], expected[used]).pvalue
 
 
-def assert_exact(completions, logits_behind, sampling):
+def assert_exact(completions, logits_after, sampling):
     """Counts of all quadruples fit their exact odds, and no odds that are a little off."""
-    joint = joint_of(logits_behind, sampling)
+    joint = joint_of(logits_after, sampling)
     counts = dict.fromkeys(joint, 0)
     for completion in completions:
         counts[completion.tokens] += 1
     assert not any(count for four, count in counts.items() if joint[four] == 0)
     expected = ROWS * np.array(list(joint.values()))
     assert chi_square(list(counts.values()), expected) > P_VALUE
-    other = joint_of(logits_behind, Sampling(sampling.temperature * 1.3, sampling.top_k))
+    other = joint_of(logits_after, Sampling(sampling.temperature * 1.3, sampling.top_k))
     assert chi_square(list(counts.values()), ROWS * np.array(list(other.values()))) < P_VALUE
 
 
 @pytest.mark.parametrize("sampling", SETTINGS, ids=NAMES)
-def test_joint_of_four_tokens_is_exact(sampling, sample, logits_behind):
+def test_joint_of_four_tokens_is_exact(sampling, sample, logits_after):
     completions = sample(DRAFTER, sampling)
     # Drafts of depth 1 and 2 were accepted, and rejected.
     assert {(1, 3), (1, 2, 1), (1, 1, 1, 1)} <= {c.runs for c in completions}
-    assert_exact(completions, logits_behind, sampling)
+    assert_exact(completions, logits_after, sampling)
 
 
 STATIC = StaticTree.from_branching((2, 1))
@@ -241,7 +241,7 @@ OTHER_DRAFTERS = {
     "plain": PlainDrafter(),
     "pruned": BestFirstDrafter(8, 3, kept_nodes=3),
     "static": StaticDrafter(STATIC, 2),
-    "one stream, so a bonus behind every accepted draft": BestFirstDrafter(2, 1),
+    "one stream, so a bonus after every accepted draft": BestFirstDrafter(2, 1),
     "medusa": BestFirstDrafter(8, 0, num_heads=3),
     "lookup": PromptLookup(3, 2),
     "merged": MergedDrafter(StaticDrafter(STATIC, 2), PromptLookup(3, 2)),
@@ -251,12 +251,12 @@ OTHER_DRAFTERS = {
 
 @pytest.mark.stress
 @pytest.mark.parametrize("name", OTHER_DRAFTERS)
-def test_joint_of_four_tokens_is_exact_with_every_drafter(name, sample, logits_behind, small):
+def test_joint_of_four_tokens_is_exact_with_every_drafter(name, sample, logits_after, small):
     drafter = OTHER_DRAFTERS[name] or small_draft_model(small)[0]
     completions = sample(drafter, SETTINGS[1])
     runs = {c.runs for c in completions}
     assert runs >= ({(1, 1, 1, 1)} if name == "plain" else {(1, 1, 1, 1), (1, 2, 1)})
-    assert_exact(completions, logits_behind, SETTINGS[1])
+    assert_exact(completions, logits_after, SETTINGS[1])
 
 
 @pytest.mark.parametrize("sampling", SETTINGS, ids=NAMES)
@@ -268,7 +268,7 @@ def test_speculative_samples_equal_plain_ones_token_for_token(sampling, sample):
 
 
 def penalised(logits, before, sampling, eos):
-    """Logits behind the prompt and the tokens `before`, one token at a time."""
+    """Logits after the prompt and the tokens `before`, one token at a time."""
     logits = np.array(logits, np.float64)
     for token in {*PROMPT, *before}:
         logits[token] *= sampling.repetition_penalty ** (1 if logits[token] < 0 else -1)
@@ -277,13 +277,17 @@ def penalised(logits, before, sampling, eos):
     return logits
 
 
-def test_joint_with_penalties_bans_and_ends_is_exact(small, kit, logits_behind):
+def test_joint_with_penalties_bans_and_ends_is_exact(small, kit, logits_after):
     """Every output of up to three tokens, ends of sequence included, against its exact odds."""
     eos, banned = 2, 0
     sampling = Sampling(
-        temperature=2.5, min_p=0.1, repetition_penalty=1.6, presence_penalty=0.9,
-        banned_tokens=(banned,), min_new_tokens=1,
-    )  # fmt: skip
+        temperature=2.5,
+        min_p=0.1,
+        repetition_penalty=1.6,
+        presence_penalty=0.9,
+        banned_tokens=(banned,),
+        min_new_tokens=1,
+    )
     decoder = kit.make_decoder(*small, eos_ids=(eos,), buckets=(4,))
     completions = oracles.generate(
         decoder, [PROMPT] * ROWS, DRAFTER, max_new_tokens=3, sampling=sampling
@@ -294,7 +298,7 @@ def test_joint_with_penalties_bans_and_ends_is_exact(small, kit, logits_behind):
         """Probability of every output that begins with `before`."""
         if len(before) == 3 or before[-1:] == (eos,):
             return {before: 1.0}
-        adjusted = penalised(logits_behind[before], before, sampling, eos)
+        adjusted = penalised(logits_after[before], before, sampling, eos)
         step = numpy_warp(adjusted, sampling)
         return {
             output: step[token] * share
@@ -319,9 +323,9 @@ def test_joint_with_penalties_bans_and_ends_is_exact(small, kit, logits_behind):
         assert p_value(dataclasses.replace(sampling, **change)) < P_VALUE
 
 
-def test_rows_are_independent(sample, logits_behind):
+def test_rows_are_independent(sample, logits_after):
     first = np.array([c.tokens[0] for c in sample(DRAFTER, SETTINGS[0])])
-    single = numpy_warp(logits_behind[()], SETTINGS[0])
+    single = numpy_warp(logits_after[()], SETTINGS[0])
     counts = np.zeros((VOCAB, VOCAB))
     np.add.at(counts, (first[0::2], first[1::2]), 1)
     expected = ROWS // 2 * np.outer(single, single)

@@ -46,8 +46,8 @@ def test_log_probs_equal_a_teacher_forced_replay(sampling, decoder, prompts, tin
         for prompt, completion in zip(prompts, completions, strict=True):
             output = completion.tokens
             logits = oracles.forward(tiny[1], tiny[0].config, [*prompt, *output])[0]
-            behind = oracles.log_softmax(logits[len(prompt) - 1 : -1])
-            expected = behind[np.arange(len(output)), list(output)]
+            after = oracles.log_softmax(logits[len(prompt) - 1 : -1])
+            expected = after[np.arange(len(output)), list(output)]
             assert len(completion.log_probs) == len(output)
             np.testing.assert_allclose(completion.log_probs, expected, atol=oracles.LOGIT_TOLERANCE)
             ends.add((completion.finish, drafter is right and 1 < completion.runs[-1] < 5))

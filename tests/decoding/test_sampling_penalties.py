@@ -30,10 +30,14 @@ OPTIONS = {
     "min_new": {"min_new_tokens": 7},
     "min_p": {"min_p": 0.2},
     "all": {
-        "repetition_penalty": 0.7, "presence_penalty": -1.5, "banned_tokens": (5, 4),
-        "min_new_tokens": 5, "min_p": 0.1, "top_p": 0.97,
+        "repetition_penalty": 0.7,
+        "presence_penalty": -1.5,
+        "banned_tokens": (5, 4),
+        "min_new_tokens": 5,
+        "min_p": 0.1,
+        "top_p": 0.97,
     },
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,7 +146,7 @@ def test_tokens_that_may_not_be_drawn_are_refused_at_inner_nodes(kit, tiny, prom
     """Under every true token of a chain hang an end of sequence and a banned token, first."""
     sampling = Sampling(banned_tokens=(0, 5), min_new_tokens=7)
     outputs = tokens_of(plain(sampling))
-    assert min(map(len, outputs)) == 8  # an end of sequence behind 7 tokens, as soon as it may
+    assert min(map(len, outputs)) == 8  # an end of sequence after 7 tokens, as soon as it may
     assert not {0, 5} & {token for output in outputs for token in output}
 
     def tree(row, sequence):
@@ -163,7 +167,7 @@ def test_tokens_that_may_not_be_drawn_are_refused_at_inner_nodes(kit, tiny, prom
 
 
 def test_penalties_count_the_path_and_nothing_else():
-    """Behind each node of a tree: the row's tokens, its ancestors and itself, no sibling."""
+    """After each node of a tree: the row's tokens, its ancestors and itself, no sibling."""
     rng = np.random.default_rng(0)
     sampling = Sampling(
         repetition_penalty=1.5, presence_penalty=0.8, banned_tokens=(2,), min_new_tokens=4
@@ -179,7 +183,7 @@ def test_penalties_count_the_path_and_nothing_else():
     tree = DraftTree(*(jnp.broadcast_to(jnp.array(x), (2, 7)) for x in (tokens, parents, depths)))
     logits = rng.normal(size=(2, 7, VOCAB)).astype(np.float32) * 3
     history = start_history(sampling, jnp.array(prompts), jnp.array(prompt_length), VOCAB)
-    # Emitted in two passes; of the second, the tokens behind the count are not output.
+    # Emitted in two passes; of the second, the tokens after the count are not output.
     emitted = np.array([[10, 4, 6], [12, 11, 3]], np.int32)
     history = extend_history(history, jnp.array(emitted[:, :1]), jnp.ones((2, 1), bool))
     second = jnp.array([[True, False], [False, False]])
@@ -216,9 +220,14 @@ def test_processors_of_transformers_agree():
     logits = rng.normal(size=(40, VOCAB)).astype(np.float32) * 3
     sequences = rng.integers(0, VOCAB, (40, 6))
     sampling = Sampling(
-        temperature=0.7, top_k=9, top_p=0.9, min_p=0.05, repetition_penalty=1.4,
-        banned_tokens=(2, 7), min_new_tokens=4,
-    )  # fmt: skip
+        temperature=0.7,
+        top_k=9,
+        top_p=0.9,
+        min_p=0.05,
+        repetition_penalty=1.4,
+        banned_tokens=(2, 7),
+        min_new_tokens=4,
+    )
     chain = process.LogitsProcessorList(
         [
             process.RepetitionPenaltyLogitsProcessor(1.4),
@@ -235,9 +244,14 @@ def test_processors_of_transformers_agree():
     history = start_history(sampling, prompts, jnp.full(40, 3), VOCAB)
     history = extend_history(history, jnp.asarray(sequences[:, 3:]), jnp.ones((40, 3), bool))
     adjusted = adjust(
-        jnp.asarray(logits)[:, None], sampling, history, root_only(jnp.asarray(sequences[:, -1])),
-        jnp.full(40, 6), (0, 5), max_depth=0,
-    )  # fmt: skip
+        jnp.asarray(logits)[:, None],
+        sampling,
+        history,
+        root_only(jnp.asarray(sequences[:, -1])),
+        jnp.full(40, 6),
+        (0, 5),
+        max_depth=0,
+    )
     found = np.asarray(jax.nn.softmax(warp(adjusted, sampling)))[:, 0]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     np.testing.assert_array_equal(found > 0, expected > 0)
@@ -264,8 +278,13 @@ def test_what_is_off_is_not_traced(tiny, monkeypatch):
     assert all(len(text) > len(off) for text, _ in on.values())
     fields = {name: len(jax.tree.leaves(state.history)) for name, (_, state) in on.items()}
     assert fields == {
-        "repetition": 2, "presence": 1, "banned": 0, "min_new": 1, "min_p": 0, "all": 3,
-    }  # fmt: skip
+        "repetition": 2,
+        "presence": 1,
+        "banned": 0,
+        "min_new": 1,
+        "min_p": 0,
+        "all": 3,
+    }
     monkeypatch.setattr(forward, "adjust", lambda logits, *_: logits)
     monkeypatch.setattr(state_module, "extend_history", lambda history, *_: history)
     monkeypatch.setattr(loop, "start_history", lambda *_: None)

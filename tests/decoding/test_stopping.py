@@ -161,7 +161,7 @@ def test_limits_end_inside_runs(run, quiet, kit):
 
 
 def test_end_of_sequence_against_the_limit(run, truth, kit):
-    """Just before the limit, at it, and just behind it, in one and the same run."""
+    """Just before the limit, at it, and just after it, in one and the same run."""
     finishes = set()
     token = truth[1][6]
     where = truth[1].index(token)
@@ -178,7 +178,7 @@ def test_row_filled_to_its_last_slot(endless, drafter, prompts, truth):
     drafter.write["tree"] = lambda row, sequence: [
         (token, depth)
         for depth, token in enumerate(
-            # Past the end too: the drafts of a full row reach behind its last slot.
+            # Past the end too: the drafts of a full row reach after its last slot.
             (truth[row] + (1, 2, 3))[len(sequence) - len(prompts[row]) :][:DEPTH]
         )
     ]
@@ -212,7 +212,7 @@ def test_prompts_that_leave_no_room(endless, drafter, prompts, truth, kit):
     np.testing.assert_array_equal(np.asarray(state.tokens)[inside], padded[inside])
 
 
-def test_nothing_is_written_behind_the_end(decoder, drafter, prompts, truth, kit):
+def test_nothing_is_written_after_the_end(decoder, drafter, prompts, truth, kit):
     padded = np.full((BATCH, BUCKET), kit.PAD, np.int32)
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = prompt
@@ -229,10 +229,10 @@ def test_nothing_is_written_behind_the_end(decoder, drafter, prompts, truth, kit
     state = decoder_module.decode_program(*static, state)
     length = np.asarray(state.length)
     assert (length <= np.array(LENGTHS) + limits).all() and len(set(length.tolist())) > 3
-    behind = np.arange(CAPACITY) >= length[:, None]
-    assert (np.asarray(state.tokens)[behind] == kit.PAD).all()
-    assert (np.asarray(state.born)[behind] == 0).all()
-    # The last token is not cached; a row with a limit of 0 never drew behind its prompt.
+    after = np.arange(CAPACITY) >= length[:, None]
+    assert (np.asarray(state.tokens)[after] == kit.PAD).all()
+    assert (np.asarray(state.born)[after] == 0).all()
+    # The last token is not cached; a row with a limit of 0 never drew after its prompt.
     cached = np.where(limits > 0, length - 1, length)
     for leaf in jax.tree.leaves(state.cache):
         slots = jnp.moveaxis(leaf, 2, 1)[np.arange(CAPACITY) >= cached[:, None]]

@@ -4,7 +4,7 @@ Training: scanned form, one call over the whole sequence, streams beside all anc
 unrolled form, a prefill and then passes over draft trees with a cache. Row i of the batch is
 prompt i // 4; i % 4 says how many of its drafted tokens are right: 0, 1, a mixture, 3.
 
-All of it again with streams that are told apart by rotation and start behind a map. Their
+All of it again with streams that are told apart by rotation and start after a map. Their
 sequences are those of the other model: the main rows are the same.
 """
 
@@ -63,7 +63,7 @@ for _node, _path in enumerate(PATHS):
 
 @pytest.fixture(scope="module")
 def rows(decoder, kit):
-    """Arguments of prefill behind the drafter and spec; and the sequences with their targets."""
+    """The rows that a prefill reads, and the sequences with their targets."""
     prompts = kit.random_prompts(0, len(PROMPT_LENGTHS), PROMPT_LENGTHS)
     prompts = [prompt for prompt in prompts for _ in range(SCHEDULES)]
     padded = np.zeros((NUM_ROWS, BUCKET), np.int32)
@@ -117,9 +117,13 @@ def forward(streaming):
     def run(tokens, anchors):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         output = model.apply(
-            {"params": params}, tokens, positions, Causal(),
-            anchors=anchors, num_streams=NUM_STREAMS,
-        )  # fmt: skip
+            {"params": params},
+            tokens,
+            positions,
+            Causal(),
+            anchors=anchors,
+            num_streams=NUM_STREAMS,
+        )
         main = jnp.take_along_axis(output.hidden, anchors[:, :, None], axis=1)[:, :, None]
         hidden = jnp.concatenate([main, output.stream_hidden], axis=2)
         return jax.nn.log_softmax(model.apply({"params": params}, hidden, method="logits"))
@@ -245,7 +249,7 @@ def test_every_node_on_the_true_path(walk, node_log_probs, trained, right):
             length = int(state.length[row])
             for node in (0, 2, 4, 6)[: 1 + right[row, length]]:
                 anchor = length - LENGTHS[row] + DEPTHS[node]
-                if anchor >= NUM_NEW:  # behind the target
+                if anchor >= NUM_NEW:  # after the target
                     continue
                 expected = trained[row, anchor]
                 np.testing.assert_allclose(
@@ -256,9 +260,9 @@ def test_every_node_on_the_true_path(walk, node_log_probs, trained, right):
                 )
                 main_seen.add((int(row), int(anchor)))
                 stream_seen.add((int(row), int(anchor), node > 0))
-    # All targets but the first, which the prefill draws; most of them behind draft nodes too.
+    # All targets but the first, which the prefill draws; most of them after draft nodes too.
     assert main_seen == {(row, a) for row in range(NUM_ROWS) for a in range(1, NUM_NEW)}
-    assert sum(behind for *_, behind in stream_seen) > NUM_ROWS * NUM_NEW // 3
+    assert sum(after for *_, after in stream_seen) > NUM_ROWS * NUM_NEW // 3
 
 
 def test_every_branch_equals_its_path_as_a_plain_sequence(walk, node_log_probs, forward):
@@ -290,12 +294,12 @@ def test_every_branch_equals_its_path_as_a_plain_sequence(walk, node_log_probs, 
         assert np.median(gap) > 100 * TOLERANCE
 
 
-def test_slots_behind_the_cached_prefix_are_never_read(walk, node_log_probs):
+def test_slots_after_the_cached_prefix_are_never_read(walk, node_log_probs):
     state = walk[0][2]
 
     def poison(leaf):
-        behind = jnp.arange(CAPACITY) >= (state.length - 1)[:, None]
-        return jnp.where(behind[:, None, :, None], 1e4, leaf)
+        after = jnp.arange(CAPACITY) >= (state.length - 1)[:, None]
+        return jnp.where(after[:, None, :, None], 1e4, leaf)
 
     poisoned = KVCache(*jax.tree.map(poison, (state.cache.trunk, state.cache.stream_layers)))
     clean, dirty = node_log_probs(state, state.cache), node_log_probs(state, poisoned)

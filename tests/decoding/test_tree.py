@@ -36,7 +36,7 @@ def log_probs_of(seed, batch, num_streams, vocab_size):
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 3, 4, 5])
 def test_ancestor_mask_of_all_trees(num_nodes):
-    """Every parent vector; -1 behind the root is an unused node (or another root)."""
+    """Every parent vector; -1 after the root is an unused node (or another root)."""
     choices = [(-1,)] + [range(-1, node) for node in range(1, num_nodes)]
     parents = np.array(list(itertools.product(*choices)))
     assert len(parents) == np.prod([len(c) for c in choices])

@@ -50,7 +50,7 @@ def typical(tree, probability, drawn, max_depth=MAX_DEPTH):
     ],
 )
 def test_rule_by_hand(probability, accepted):
-    """One draft node behind the root, of each of the first four tokens."""
+    """One draft node after the root, of each of the first four tokens."""
     for token, expected in enumerate(accepted):
         tree = ([[9, token]], [[-1, 0]], [[0, 1]])
         found = typical(tree, [[probability, probability]], [[3, 2]], max_depth=1)
@@ -84,7 +84,7 @@ def test_random_trees_equal_a_walk_over_all_paths():
                 tokens[row, node] = 0  # unused, as drafters write it
     probability = rng.dirichlet(np.full(VOCAB, 0.5), (BATCH, NODES))
     drawn = rng.integers(0, VOCAB, (BATCH, NODES))
-    drawn[rng.random(drawn.shape) < 0.1] = NO_TOKEN  # logits are not finite: nothing is behind it
+    drawn[rng.random(drawn.shape) < 0.1] = NO_TOKEN  # logits are not finite: nothing is after it
     path, num_accepted, follows = typical((tokens, parent, depth), probability, drawn)
     lengths = set()
     for row in range(BATCH):

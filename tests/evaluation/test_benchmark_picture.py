@@ -7,10 +7,13 @@ from ssjax.evaluation import pictures
 
 def row(drafter, batch_size, nodes, value):
     return {
-        "drafter": drafter, "batch_size": batch_size, "draft_nodes": nodes,
+        "drafter": drafter,
+        "batch_size": batch_size,
+        "draft_nodes": nodes,
         "speedup": {"value": value, "low": 0.9 * value, "high": 1.2 * value},
-        "tokens_per_call": 1 + nodes / 4, "acceptance_by_depth": [0.8, 0.4][:nodes],
-    }  # fmt: skip
+        "tokens_per_call": 1 + nodes / 4,
+        "acceptance_by_depth": [0.8, 0.4][:nodes],
+    }
 
 
 ROWS = [

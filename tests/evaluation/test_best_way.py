@@ -85,8 +85,9 @@ def traces(decoders, outputs):
 
 
 @pytest.mark.parametrize("name", ["random", "trained", "reading"])
-def test_acceptance_by_stream_and_rank_equals_numpy(name, decoders, outputs, traces, tiny,
-                                                    counting, reading):  # fmt: skip
+def test_acceptance_by_stream_and_rank_equals_numpy(
+    name, decoders, outputs, traces, tiny, counting, reading
+):
     """Whole NumPy passes, streams sorted, every root and stream counted one by one."""
     model, params = {"random": tiny, "trained": counting[:2], "reading": reading}[name]
     hits, known = np.zeros((3, 5)), np.zeros(3)
@@ -95,9 +96,13 @@ def test_acceptance_by_stream_and_rank_equals_numpy(name, decoders, outputs, tra
         if len(output) < 2:
             continue
         _, streams = oracles.forward(
-            params, model.config, [*prompt, *output], anchors, 3,
+            params,
+            model.config,
+            [*prompt, *output],
+            anchors,
+            3,
             main_reads_streams=name == "reading",
-        )  # fmt: skip
+        )
         for root, stream in itertools.product(range(len(anchors)), range(3)):
             if root + 1 + stream < len(output):
                 logits = streams[root, stream]
@@ -151,8 +156,11 @@ def test_the_prompts_meet_every_case(decoders, outputs, traces):
     runs = predict(traces["trained"], 1).runs
     pairs = list(zip(runs, longer, strict=True))
     assert sum(short != c.runs[1 : len(short) + 1] for short, c in pairs) >= 3
-    drafted = [t.accepted[-1, 1] for t, o in zip(traces["trained"], outputs["trained"], strict=True)
-               if len(o) > 1 and o[-1] in EOS]  # fmt: skip
+    drafted = [
+        t.accepted[-1, 1]
+        for t, o in zip(traces["trained"], outputs["trained"], strict=True)
+        if len(o) > 1 and o[-1] in EOS
+    ]
     assert 1 in drafted
 
 
@@ -169,8 +177,9 @@ def test_prediction_of_a_chain_by_hand():
 
 def all_trees(num_streams, num_ranks, num_nodes):
     """Every set of `num_nodes` paths (tuples of ranks) that is closed under ancestors."""
-    paths = [p for d in range(1, num_streams + 1) for p in itertools.product(range(num_ranks),
-                                                                             repeat=d)]  # fmt: skip
+    paths = [
+        p for d in range(1, num_streams + 1) for p in itertools.product(range(num_ranks), repeat=d)
+    ]
     for chosen in itertools.combinations(paths, num_nodes):
         if all(len(path) == 1 or path[:-1] in chosen for path in chosen):
             yield chosen
@@ -245,12 +254,16 @@ def test_candidates_by_hand():
     found = candidate_drafters(table, [1, 2, 9])
     three = StaticTree((-1, 0, 0, 1, 2), (0, 0, 1, 0, 0))
     assert found == [
-        BestFirstDrafter(1, 1), BestFirstDrafter(2, 1), BestFirstDrafter(2, 2),
-        BestFirstDrafter(9, 1), BestFirstDrafter(9, 2), BestFirstDrafter(9, 3),
+        BestFirstDrafter(1, 1),
+        BestFirstDrafter(2, 1),
+        BestFirstDrafter(2, 2),
+        BestFirstDrafter(9, 1),
+        BestFirstDrafter(9, 2),
+        BestFirstDrafter(9, 3),
         StaticDrafter(StaticTree((-1, 0), (0, 0)), 1),
         StaticDrafter(StaticTree((-1, 0, 0), (0, 0, 1)), 1),
         StaticDrafter(three, 2),
-    ]  # fmt: skip
+    ]
     nothing_accepted = candidate_drafters(np.zeros((4, 2)), [8])
     assert nothing_accepted == [BestFirstDrafter(8, j) for j in (1, 2, 4)]
 
@@ -340,8 +353,7 @@ def calibration_of(batch_size, drafter, speed=150.0, deferred=False):
 
 
 def stored(directory, *calibrations, situation=HERE):
-    best_way.store(directory, [best_way.entry_of(situation, ACCEPTANCE, c)
-                                 for c in calibrations])  # fmt: skip
+    best_way.store(directory, [best_way.entry_of(situation, ACCEPTANCE, c) for c in calibrations])
 
 
 @pytest.mark.parametrize("drafter", [STATIC, BestFirstDrafter(8, 4)])

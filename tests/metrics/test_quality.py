@@ -90,15 +90,22 @@ def test_records_that_a_metric_says_nothing_about_are_left_out_and_counted():
 def test_shares_of_sql():
     one = examples(SQL_CONTEXT)[0]
     outputs = [
-        "SELECT venue FROM game WHERE score >= 4", "select VENUE from GAME where SCORE > 3",
-        "SELECT venue FROM game", "SELECT venue FROM", "DROP TABLE game",
-    ]  # fmt: skip
+        "SELECT venue FROM game WHERE score >= 4",
+        "select VENUE from GAME where SCORE > 3",
+        "SELECT venue FROM game",
+        "SELECT venue FROM",
+        "DROP TABLE game",
+    ]
     result = score(SQL_CONTEXT.metrics, outputs, [one] * 5)
     intervals = result.pop("intervals")
     assert result == {
-        "execution_match": 40, "exact_match": 20, "malformed": 20, "denied": 20, "stopped": 0,
+        "execution_match": 40,
+        "exact_match": 20,
+        "malformed": 20,
+        "denied": 20,
+        "stopped": 0,
         "reference_failed": 0,
-    }  # fmt: skip
+    }
     assert intervals.keys() == result.keys()
     low, high = intervals["execution_match"]
     assert 0 <= low < 40 < high <= 100
@@ -120,32 +127,62 @@ def test_examples_carry_their_records():
 def test_tables_show_the_metrics_of_the_task(task, capsys):
     quality = score(task.metrics, [e.references[0] for e in examples(task)], examples(task))
     way = {
-        "tokens": 9, "calls": 3, "tokens_per_call": 3.0, "milliseconds_per_call": 1.0,
-        "tokens_per_second": 5.0, "acceptance_by_depth": [],
-    }  # fmt: skip
+        "tokens": 9,
+        "calls": 3,
+        "tokens_per_call": 3.0,
+        "milliseconds_per_call": 1.0,
+        "tokens_per_second": 5.0,
+        "acceptance_by_depth": [],
+    }
     report.show(
         {
-            "task": task.name, "split": "test", "prompts": 2, "step": 1, "device": "cpu",
-            "dtype": "float32", "batch_size": 1, "streams": 2, "draft_nodes": 4,
-            "acceptance": "exact", "identical": 2, "call_reduction": 3.0, "speedup": 1.0,
-            "plain": way | quality, "speculative": way | quality,
+            "task": task.name,
+            "split": "test",
+            "prompts": 2,
+            "step": 1,
+            "device": "cpu",
+            "dtype": "float32",
+            "batch_size": 1,
+            "streams": 2,
+            "draft_nodes": 4,
+            "acceptance": "exact",
+            "identical": 2,
+            "call_reduction": 3.0,
+            "speedup": 1.0,
+            "plain": way | quality,
+            "speculative": way | quality,
             "example": {"prompt": "p", "reference": "r", "runs": "[r]"},
         }
-    )  # fmt: skip
+    )
     shown = capsys.readouterr().out
     for name in LABELS:
         assert (f"│ {LABELS[name]} " in shown) == (name in shown_metrics(task.metrics)), name
     row = {
-        "batch_size": 1, "drafter": "plain", "draft_nodes": 0, "identical": 2,
-        "tokens_per_call": 1.0, "call_reduction": 1.0, "first_token_ms": 1.0, "step_cost": 1.0,
-        "acceptance_by_depth": [], "pass_ms": 1.0,
+        "batch_size": 1,
+        "drafter": "plain",
+        "draft_nodes": 0,
+        "identical": 2,
+        "tokens_per_call": 1.0,
+        "call_reduction": 1.0,
+        "first_token_ms": 1.0,
+        "step_cost": 1.0,
+        "acceptance_by_depth": [],
+        "pass_ms": 1.0,
         "tokens_per_second": dict(value=1.0, low=1.0, high=1.0),
-        "speedup": dict(value=1.0, low=1.0, high=1.0), "extra_parameters": 0,
-    }  # fmt: skip
+        "speedup": dict(value=1.0, low=1.0, high=1.0),
+        "extra_parameters": 0,
+    }
     result = {
-        "task": task.name, "source": "s", "prompts": 2, "max_new_tokens": 4, "temperature": 0,
-        "parameters": 5, "dtype": "float32", "device": "cpu", "rows": [row | quality, row],
-    }  # fmt: skip
+        "task": task.name,
+        "source": "s",
+        "prompts": 2,
+        "max_new_tokens": 4,
+        "temperature": 0,
+        "parameters": 5,
+        "dtype": "float32",
+        "device": "cpu",
+        "rows": [row | quality, row],
+    }
     lines = benchmark_tables.markdown(result).splitlines()
     metric = shown_metrics(task.metrics)[0]
     low, high = quality["intervals"][metric]

@@ -48,14 +48,18 @@ def test_double_quotes_hold_strings():
     for sql, expected in (
         ('SELECT venue FROM game WHERE year = "x"', "SELECT venue FROM game WHERE year = 'x'"),
         ('SELECT "venue" FROM "game"', 'SELECT "venue" FROM "game"'),
-        ('SELECT venue AS "v" FROM game AS t WHERE t."year" > "a"',
-         'SELECT venue AS "v" FROM game AS t WHERE t."year" > \'a\''),
-        ('SELECT 1 FROM game WHERE year IN ("a", "it\'s ""b""")',
-         "SELECT 1 FROM game WHERE year IN ('a', 'it''s \"b\"')"),
+        (
+            'SELECT venue AS "v" FROM game AS t WHERE t."year" > "a"',
+            'SELECT venue AS "v" FROM game AS t WHERE t."year" > \'a\'',
+        ),
+        (
+            'SELECT 1 FROM game WHERE year IN ("a", "it\'s ""b""")',
+            "SELECT 1 FROM game WHERE year IN ('a', 'it''s \"b\"')",
+        ),
         # SQLite would compare the column with itself.
         ('SELECT 1 FROM game WHERE venue = "Venue"', "SELECT 1 FROM game WHERE venue = 'Venue'"),
         ("SELECT 'broken", "SELECT 'broken"),
-    ):  # fmt: skip
+    ):
         assert with_strings(sql, names) == expected
 
 
@@ -86,13 +90,16 @@ def test_execution_match(output, matches):
 @pytest.mark.parametrize(
     ("output", "matches"),
     [
-        ("SELECT t2.title FROM song AS t2, singer AS t1 WHERE t1.name = 'Ann' AND t1.age > 30 "
-         "AND t1.singer_id = t2.singer_id", True),
+        (
+            "SELECT t2.title FROM song AS t2, singer AS t1 WHERE t1.name = 'Ann' AND t1.age > 30 "
+            "AND t1.singer_id = t2.singer_id",
+            True,
+        ),
         (JOINED.replace("= song.singer_id", "= song.song_id"), False),
         (JOINED.replace(" AND singer.age > 30", ""), False),
         (JOINED.replace("singer.name", "song.title"), False),
     ],
-)  # fmt: skip
+)
 def test_execution_match_of_joins(output, matches):
     judgement = judge(output, TWO, JOINED)
     assert (judgement.fate, judgement.execution) == (RAN, matches)
@@ -102,20 +109,35 @@ def test_execution_match_of_joins(output, matches):
     ("reference", "output", "matches"),
     [
         ("SELECT venue, year FROM game ORDER BY score", "SELECT venue, year FROM game", False),
-        ("SELECT venue, year FROM game ORDER BY score",
-         "SELECT venue, year FROM game ORDER BY score DESC", False),
-        ("SELECT venue, year FROM game ORDER BY score",
-         "SELECT venue, year FROM game ORDER BY score ASC", True),
+        (
+            "SELECT venue, year FROM game ORDER BY score",
+            "SELECT venue, year FROM game ORDER BY score DESC",
+            False,
+        ),
+        (
+            "SELECT venue, year FROM game ORDER BY score",
+            "SELECT venue, year FROM game ORDER BY score ASC",
+            True,
+        ),
         ("SELECT venue, year FROM game", "SELECT venue, year FROM game ORDER BY score", True),
-        ("SELECT venue FROM game ORDER BY score DESC LIMIT 1",
-         "SELECT venue FROM game WHERE score = (SELECT MAX(score) FROM game)", True),
-        ("SELECT venue FROM game ORDER BY score DESC LIMIT 1",
-         "SELECT venue FROM game ORDER BY score LIMIT 1", False),
+        (
+            "SELECT venue FROM game ORDER BY score DESC LIMIT 1",
+            "SELECT venue FROM game WHERE score = (SELECT MAX(score) FROM game)",
+            True,
+        ),
+        (
+            "SELECT venue FROM game ORDER BY score DESC LIMIT 1",
+            "SELECT venue FROM game ORDER BY score LIMIT 1",
+            False,
+        ),
         # ORDER BY inside does not order the result.
-        ("SELECT venue FROM game WHERE score IN (SELECT score FROM game ORDER BY year)",
-         "SELECT venue FROM game ORDER BY venue DESC", True),
+        (
+            "SELECT venue FROM game WHERE score IN (SELECT score FROM game ORDER BY year)",
+            "SELECT venue FROM game ORDER BY venue DESC",
+            True,
+        ),
     ],
-)  # fmt: skip
+)
 def test_order_matters_where_the_reference_asks_for_it(reference, output, matches):
     assert judge(output, ONE, reference).execution is matches
 
@@ -127,13 +149,18 @@ def test_order_matters_where_the_reference_asks_for_it(reference, output, matche
         ("SELECT MAX(score) FROM game WHERE year = 1999", "SELECT MIN(score) FROM game"),
         ("SELECT AVG(score) FROM game", "SELECT SUM(score) FROM game"),
         ("SELECT venue FROM game GROUP BY venue HAVING COUNT(*) >= 2", "SELECT venue FROM game"),
-        ("SELECT year FROM game WHERE venue = 'a' INTERSECT SELECT year FROM game WHERE "
-         "venue = 'b'", "SELECT year FROM game WHERE venue = 'a'"),
+        (
+            "SELECT year FROM game WHERE venue = 'a' INTERSECT SELECT year FROM game WHERE "
+            "venue = 'b'",
+            "SELECT year FROM game WHERE venue = 'a'",
+        ),
         ("SELECT venue FROM game WHERE venue LIKE '%ab_c%'", "SELECT venue FROM game"),
-        ("SELECT venue FROM game WHERE score BETWEEN 5 AND 9", "SELECT venue FROM game WHERE "
-         "score BETWEEN 5 AND 8"),
+        (
+            "SELECT venue FROM game WHERE score BETWEEN 5 AND 9",
+            "SELECT venue FROM game WHERE score BETWEEN 5 AND 8",
+        ),
     ],
-)  # fmt: skip
+)
 def test_different_queries_are_told_apart(reference, output):
     assert judge(reference, ONE, reference).execution
     assert not judge(output, ONE, reference).execution
@@ -147,10 +174,13 @@ def test_different_queries_are_told_apart(reference, output):
         ("SELECT venue FROM game; SELECT venue FROM game", MALFORMED),
         ("", MALFORMED),
         ("DROP TABLE game", DENIED),
-        ("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n",
-         STOPPED),
+        (
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+            "SELECT COUNT(*) FROM n",
+            STOPPED,
+        ),
     ],
-)  # fmt: skip
+)
 def test_misses_are_told_apart(output, fate):
     judgement = judge(output, ONE, "SELECT venue FROM game")
     assert (judgement.exact, judgement.execution, judgement.fate) == (False, False, fate)

@@ -46,17 +46,28 @@ def test_queries_run(database):
 @pytest.mark.parametrize(
     "sql",
     [
-        "DELETE FROM t", "UPDATE t SET n = 0", "INSERT INTO t VALUES ('z', 4)", "DROP TABLE t",
-        "CREATE TABLE u (a)", "WITH x AS (SELECT 1) DELETE FROM t", "BEGIN", "SAVEPOINT s",
+        "DELETE FROM t",
+        "UPDATE t SET n = 0",
+        "INSERT INTO t VALUES ('z', 4)",
+        "DROP TABLE t",
+        "CREATE TABLE u (a)",
+        "WITH x AS (SELECT 1) DELETE FROM t",
+        "BEGIN",
+        "SAVEPOINT s",
         "INSERT INTO t VALUES ('z', 4) RETURNING n",
-        "PRAGMA query_only = OFF", "PRAGMA table_info(t)", "SELECT * FROM pragma_table_info('t')",
-        "SELECT load_extension('x')", "SELECT fts3_tokenizer('simple')",
+        "PRAGMA query_only = OFF",
+        "PRAGMA table_info(t)",
+        "SELECT * FROM pragma_table_info('t')",
+        "SELECT load_extension('x')",
+        "SELECT fts3_tokenizer('simple')",
         # These fill up to any width, one character after the other, before they look at the size.
-        "SELECT printf('%.*c', 1000000000, 'x')", "SELECT PRINTF('%1000000000d', 1)",
-        "SELECT format('%s' || '%999999999d', 1)", "SELECT printf(a, n) FROM t",
+        "SELECT printf('%.*c', 1000000000, 'x')",
+        "SELECT PRINTF('%1000000000d', 1)",
+        "SELECT format('%s' || '%999999999d', 1)",
+        "SELECT printf(a, n) FROM t",
         "SELECT printf('%.2f', n), \"printf\" ('%*d', 9, n) FROM t",
     ],
-)  # fmt: skip
+)
 def test_nothing_but_reading_is_allowed(database, sql):
     assert database.query(sql).fate == DENIED
     assert database.query("SELECT COUNT(*), SUM(n) FROM t").rows == ((3, 6),)
@@ -74,12 +85,20 @@ def test_files_are_out_of_reach(database, tmp_path):
 @pytest.mark.parametrize(
     "sql",
     [
-        "", ";", "-- nothing", "The cat sat.", "SELECT a FROM", "SELECT b FROM t",
+        "",
+        ";",
+        "-- nothing",
+        "The cat sat.",
+        "SELECT a FROM",
+        "SELECT b FROM t",
         "SELECT a FROM u",
-        "SELECT a FROM t; SELECT n FROM t", "SELECT a FROM t; DROP TABLE t", "SELECT a\0 FROM t",
-        "SELECT '\ud800'", "SELECT " + "(" * 5000 + "1" + ")" * 5000,
+        "SELECT a FROM t; SELECT n FROM t",
+        "SELECT a FROM t; DROP TABLE t",
+        "SELECT a\0 FROM t",
+        "SELECT '\ud800'",
+        "SELECT " + "(" * 5000 + "1" + ")" * 5000,
     ],
-)  # fmt: skip
+)
 def test_malformed(database, sql):
     assert database.query(sql).fate == MALFORMED
     assert database.query("SELECT COUNT(*) FROM t").rows == ((3,),)

@@ -120,7 +120,7 @@ def test_passes_that_emitted_nothing_kept_nothing():
 
 @pytest.mark.parametrize("drafted", [True, False])
 def test_counters_are_those_of_a_run_that_ended_there(tiny, drafted):
-    """A limit at the same token gives the same passes; an end of sequence behind it too."""
+    """A limit at the same token gives the same passes; an end of sequence after it too."""
     decoder = oracles.make_decoder(*tiny, eos_ids=(2, 4))
     prompts = oracles.ragged_prompts(17, 12)
 

@@ -81,13 +81,21 @@ def test_a_draft_model_is_a_quarter_of_its_base(name, tmp_path):
 def row(drafter, nodes, tokens):
     interval = {"value": 0.5, "low": 0.4, "high": 0.6}
     return {
-        "drafter": drafter, "draft_nodes": nodes, "identical": 4, "tokens_per_call": tokens,
+        "drafter": drafter,
+        "draft_nodes": nodes,
+        "identical": 4,
+        "tokens_per_call": tokens,
         "call_reduction": tokens + 0.01,
-        "acceptance_by_depth": [0.75, 0.25], "speedup": interval, "step_cost": 2.5, "pass_ms": 1.25,
+        "acceptance_by_depth": [0.75, 0.25],
+        "speedup": interval,
+        "step_cost": 2.5,
+        "pass_ms": 1.25,
         "extra_parameters": 250_000 if nodes else 0,
-        "rouge1": 12.5, "rouge2": 3.0, "rougeLsum": 10.0,
+        "rouge1": 12.5,
+        "rouge2": 3.0,
+        "rougeLsum": 10.0,
         "intervals": {"rouge1": [11.0, 14.0], "rouge2": [2.5, 3.25], "rougeLsum": [9.0, 12.0]},
-    }  # fmt: skip
+    }
 
 
 def test_the_report_holds_what_was_measured_and_says_what_was_not(tmp_path):
@@ -169,8 +177,12 @@ def test_a_step_that_fails_is_one_line_with_its_log(tmp_path):
 @pytest.mark.stress
 def test_the_smoke_suite_is_stopped_and_goes_on(tmp_path):
     command = [
-        sys.executable, "-m", "ssjax.reproduce", "--suite=smoke", f"--workdir={tmp_path}",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "ssjax.reproduce",
+        "--suite=smoke",
+        f"--workdir={tmp_path}",
+    ]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
