@@ -19,7 +19,7 @@ from ssjax.decoding.acceptance import RULES
 from ssjax.decoding.completion import Completion, not_finite
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.draft_model import ModelDrafter
-from ssjax.decoding.drafters import Drafter, Way, make_drafter
+from ssjax.decoding.drafters import Way, make_drafter
 from ssjax.decoding.request import make_request
 from ssjax.decoding.stop_strings import cut_at_stop, settled
 from ssjax.decoding.ways import Situation
@@ -221,14 +221,14 @@ class Run:
         completion, text = cut_at_stop(completion, decode_text, stops)
         return completion, pipeline.without_space(text)
 
-    def make_drafter(self, decode: DecodeConfig) -> Drafter:
-        """The drafter that the settings ask for; a draft model is read and put beside the model.
+    def configured_way(self, decode: DecodeConfig) -> Way:
+        """The way to decode that the settings ask for; a draft model is read.
 
         Raises:
           UserError: the model cannot draft so, or the draft model does not belong to it.
         """
         if decode.drafter != "draft_model":
-            return make_drafter(decode, self.config.streams)
+            return Way(make_drafter(decode, self.config.streams), decode.deferred)
         draft = load(decode.draft_model, mesh=self.decoder.mesh)
         if not same_tokens(draft.tokenizer, self.tokenizer):
             raise UserError(
@@ -240,8 +240,8 @@ class Run:
                 f"{decode.draft_model} reads its own streams and cannot draft without them; give a "
                 "model with streams.main_reads_streams=False"
             )
-        self.decoder.drafter_params = draft.decoder.params
-        return ModelDrafter(draft.decoder.model, decode.num_nodes)
+        drafter = ModelDrafter(draft.decoder.model, decode.num_nodes)
+        return Way(drafter, decode.deferred, draft.decoder.params)
 
     def way(self, changes: Mapping, batch_size: int, *, calibration: bool = True) -> Way:
         """Who drafts and when streams run: as calibrated, if anything fits, else by the config.
@@ -259,7 +259,7 @@ class Run:
         if calibration and num_streams and not ways.DRAFTING_KEYS & changes.keys():
             found, line = ways.find(self.workdir, self.situation, batch_size)
             say_once(line)
-        return found or Way(self.make_drafter(decode), decode.deferred)
+        return found or self.configured_way(decode)
 
     @property
     def situation(self) -> Situation:

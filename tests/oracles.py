@@ -297,9 +297,10 @@ def make_decoder(model, params, eos_ids=NEVER, bucket=8):
     return Decoder(model, params, eos_ids=eos_ids, pad_id=0, prompt_buckets=(bucket,))
 
 
-def generate(decoder, prompts, drafter, *, deferred=True, **asked):
+def generate(decoder, prompts, drafter, *, deferred=True, drafter_params=None, **asked):
     """`Decoder.generate` with the defaults of the tests. asked: fields of `Request`."""
-    return decoder.generate(make_request(prompts, **asked), Way(drafter, deferred))
+    way = Way(drafter, deferred, drafter_params)
+    return decoder.generate(make_request(prompts, **asked), way)
 
 
 def make_request(prompts, **asked):

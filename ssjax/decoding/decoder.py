@@ -44,7 +44,8 @@ class BatchTiming:
 class _Prefilled:
     """A batch after its prefill."""
 
-    static: tuple  # what the programs take before the state
+    static: tuple  # what the programs take before the state: model, params, drafter, spec
+    drafter_params: Params | None  # what they take last
     state: DecodeState
     batch: PromptBatch
     seconds: float
@@ -68,10 +69,6 @@ class Decoder:
         longer prompt is padded to a multiple of the largest.
       scan: decode in the scanned form; None: on CPU unrolled, elsewhere scanned.
       mesh: that the parameters are divided over; None: the first device.
-
-    Attributes:
-      drafter_params: of a draft model, in the form that its drafter names, on the same devices;
-        None, as at first, for all other drafters.
     """
 
     def __init__(
@@ -95,7 +92,6 @@ class Decoder:
         params = cast(params, model.config.dtype)
         params = params if scan else unstack_layers(params)
         self.params = join_projections(params) if joined else params
-        self.drafter_params: Params | None = None
         self.eos_ids = tuple(eos_ids)
         self.pad_id = pad_id
         self.prompt_buckets = tuple(sorted(prompt_buckets))
@@ -124,7 +120,7 @@ class Decoder:
             began = time.perf_counter()
             state = prefilled.state
             with jax.set_mesh(self.mesh), enough_memory(*state.tokens.shape):
-                state = decode_program(*prefilled.static, state, self.drafter_params)
+                state = decode_program(*prefilled.static, state, prefilled.drafter_params)
                 state.length.block_until_ready()
             timing = BatchTiming(prefilled.seconds, time.perf_counter() - began)
             yield prefilled.completions(state), timing
@@ -149,7 +145,7 @@ class Decoder:
                 return
             yield dataclasses.replace(completion, finish="unfinished")
             with jax.set_mesh(self.mesh):
-                state = passes_program(*prefilled.static, state, passes, self.drafter_params)
+                state = passes_program(*prefilled.static, state, passes, prefilled.drafter_params)
 
     def _prefilled(self, request: Request, way: Way) -> Iterator[_Prefilled]:
         """The batches of a request after their prefills, one at a time."""
@@ -169,11 +165,12 @@ class Decoder:
                 log_probs=request.log_probs,
                 accept=request.accept,
             )
-            yield self._prefill((self.model, self.params, way.drafter, spec), batch)
+            yield self._prefill(batch, spec, way)
 
-    def _prefill(self, static: tuple, batch: PromptBatch) -> _Prefilled:
-        """Reads the prompts of a batch. static: what the programs take before the rows."""
-        size, capacity = len(batch.prompts), static[-1].capacity
+    def _prefill(self, batch: PromptBatch, spec: DecodeSpec, way: Way) -> _Prefilled:
+        """Reads the prompts of a batch."""
+        size, capacity = len(batch.prompts), spec.capacity
+        static = (self.model, self.params, way.drafter, spec)
         with enough_memory(size, capacity):
             padded = batch.padded(self._bucket(int(batch.lengths.max())), self.pad_id)
         per_row = (padded, batch.lengths, batch.limits, batch.seeds, batch.places)
@@ -182,10 +179,10 @@ class Decoder:
         with jax.set_mesh(self.mesh), enough_memory(size, capacity):
             rows = Rows(*inputs, _row_keys(seeds, places))
             began = time.perf_counter()
-            state = prefill_program(*static, rows, self.drafter_params)
+            state = prefill_program(*static, rows, way.drafter_params)
             state.length.block_until_ready()
             seconds = time.perf_counter() - began
-        return _Prefilled(static, state, batch, seconds)
+        return _Prefilled(static, way.drafter_params, state, batch, seconds)
 
     def one_batch_per_bucket(
         self, prompts: Sequence[Sequence[int]], batch_size: int

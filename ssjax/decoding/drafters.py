@@ -219,6 +219,9 @@ class Way:
 
     drafter: Drafter
     deferred: bool  # as `DecodeConfig.deferred`
+    # The drafter's own, in the form that it names and on the devices of the model; None for all
+    # but a draft model.
+    drafter_params: Params | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 def make_drafter(decode: DecodeConfig, streams: StreamsConfig) -> Drafter:

@@ -1,7 +1,6 @@
 """The parts of a benchmark: entries from the command line, what is reported of each, the table."""
 
 import ast
-import copy
 import dataclasses
 import statistics
 from collections.abc import Sequence
@@ -39,7 +38,6 @@ def open_entry(run: Run, name: str) -> Entry:
         changes[key] = _value(text)
     if kind == "draft_model":
         changes["draft_model"] = directory
-        run = dataclasses.replace(run, decoder=copy.copy(run.decoder))
     elif directory:
         other = load(directory)
         if not same_tokens(other.tokenizer, run.tokenizer):
@@ -84,7 +82,7 @@ def extra_parameters(entry: Entry) -> int:
     """Parameters that plain decoding of the same model would not need."""
     drafter = entry.way.drafter
     if isinstance(drafter, ModelDrafter):
-        return count(entry.decoder.drafter_params)
+        return count(entry.way.drafter_params)
     used = {
         "stream_embedding": drafter.num_streams,
         "stream_init": drafter.num_streams,

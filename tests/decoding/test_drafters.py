@@ -98,27 +98,27 @@ PROMPTS = [[*p, *p, *p] for p in oracles.ragged_prompts(8, 20, longest=2)]  # so
 
 
 def with_draft_model(tiny, draft_params, num_draft_nodes, scan=False):
-    """A decoder of the tiny model with a draft model of its kind, and the drafter."""
+    """A decoder of the tiny model, a drafter with a draft model of its kind, and its weights."""
     model, params = tiny
     draft = oracles.make_model(num_streams=0).clone(scan=scan)
     draft_params = {k: v for k, v in draft_params.items() if k != "stream_embedding"}
     decoder = oracles.make_decoder(model, params)
-    decoder.drafter_params = draft_params if scan else unstack_layers(draft_params)
-    return decoder, ModelDrafter(draft, num_draft_nodes)
+    draft_params = draft_params if scan else unstack_layers(draft_params)
+    return decoder, ModelDrafter(draft, num_draft_nodes), draft_params
 
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_a_draft_model_equal_to_the_target_is_always_right(tiny, scan):
     """So its cache holds what it should: every draft is the target's own greedy continuation."""
-    decoder, drafter = with_draft_model(tiny, tiny[1], 4, scan)
-    for completion in generate(decoder, PROMPTS, drafter, max_new_tokens=NEW):
+    decoder, drafter, draft = with_draft_model(tiny, tiny[1], 4, scan)
+    for completion in generate(decoder, PROMPTS, drafter, drafter_params=draft, max_new_tokens=NEW):
         assert completion.runs == (1, 5, 5, 3)
 
 
 def test_draft_model_alone_gives_the_same_drafts(tiny):
     """Every pass's draft against NumPy greedy decoding by the draft model from that text."""
     other = oracles.random_params(oracles.make_model(num_streams=0), seed=9)
-    decoder, drafter = with_draft_model(tiny, other, 3)
+    decoder, drafter, draft = with_draft_model(tiny, other, 3)
     trees = []
 
     @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,7 +135,7 @@ def test_draft_model_alone_gives_the_same_drafts(tiny):
             return tree, memory
 
     watched = Watched(drafter.model, drafter.num_draft_nodes)
-    generate(decoder, PROMPTS[:4], watched, max_new_tokens=8)
+    generate(decoder, PROMPTS[:4], watched, drafter_params=draft, max_new_tokens=8)
     jax.effects_barrier()
     checked = 0
     for tokens, length, drafted in trees:

@@ -6,6 +6,7 @@ that token. Drafts hold the token often, and then spoil the whole pass over them
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -52,15 +53,20 @@ def open_decoder(params, bad=None, dtype="float32"):
     """With one number of the embedding of the token BAD replaced."""
     if bad is not None:
         params = params | {"embedder": params["embedder"].at[BAD, 3].set(bad)}
-    decoder = oracles.make_decoder(make(dtype), params, EOS)
-    draft = oracles.random_params(oracles.make_model(num_streams=0), seed=0)
-    decoder.drafter_params = unstack_layers(draft)
-    return decoder
+    return oracles.make_decoder(make(dtype), params, EOS)
 
 
 def decode(decoder, drafter=PLAIN, deferred=True, sampling=oracles.GREEDY, prompts=PROMPTS):
     asked = {"max_new_tokens": LIMITS, "sampling": sampling, "seed": 3, "log_probs": True}
-    return oracles.generate(decoder, prompts, drafter, deferred=deferred, **asked)
+    return oracles.generate(
+        decoder, prompts, drafter, deferred=deferred, drafter_params=draft_params(), **asked
+    )
+
+
+@functools.cache
+def draft_params():
+    """Of the draft model."""
+    return unstack_layers(oracles.random_params(oracles.make_model(num_streams=0), seed=0))
 
 
 def cut(prompt, completion):

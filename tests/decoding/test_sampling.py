@@ -160,13 +160,15 @@ def small_draft_model(small):
 def sample(small, kit):
     """sample(drafter, sampling, seed, rows) -> completions of rows equal prompts, cached."""
     decoder, done = kit.make_decoder(*small, eos_ids=kit.NEVER, buckets=(4,)), {}
-    decoder.drafter_params = small_draft_model(small)[1]
+    draft = small_draft_model(small)[1]
 
     def run(drafter, sampling, seed=0, rows=ROWS, batch=ROWS):
         key = (drafter, sampling, seed, rows, batch)
         if key not in done:
             asked = {"max_new_tokens": NEW, "sampling": sampling, "batch_size": batch, "seed": seed}
-            done[key] = oracles.generate(decoder, [PROMPT] * rows, drafter, **asked)
+            done[key] = oracles.generate(
+                decoder, [PROMPT] * rows, drafter, drafter_params=draft, **asked
+            )
         return done[key]
 
     return run

@@ -411,7 +411,7 @@ def test_medusa_heads_on_a_frozen_base(tmp_path, base, prepared, runs):
     heads = 2 * (32 * 32 + 32 + 520 * 32)
     assert f"2 Medusa heads {heads:,}; LoRA 0; trained {heads:,}" in said
     run = load(workdir)
-    assert run.make_drafter(run.decode_config()).num_heads == 2
+    assert run.configured_way(run.decode_config()).drafter.num_heads == 2
     expected = outputs(load(runs["lossless"][0]))
     assert outputs(run) == outputs(run, drafter="plain") == expected
     trained = load_trained(workdir)
