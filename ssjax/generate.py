@@ -25,8 +25,7 @@ from ssjax.data import prompt_files
 from ssjax.data.prompts import Prompt
 from ssjax.decoding.completion import Completion
 from ssjax.errors import EXIT_BAD_INPUT, UserError
-from ssjax.evaluation.compare import mark_runs
-from ssjax.run import Answer, Run, visible_text
+from ssjax.run import Answer, Run
 
 _MODEL = options.define_model_flags()
 _PROMPTS = options.define_prompt_flags()
@@ -75,7 +74,7 @@ def _generated(run: Run, asked: list[Prompt], changes: dict) -> list[Answer]:
     for answer in answers:
         text = answer.text
         if _SHOW_RUNS.value:
-            text = mark_runs(answer.completion, visible_text(run, answer.text, answer.completion))
+            text = run.mark_runs(answer.completion, answer.text)
         print(prompt_files.as_line(text))
     return answers
 

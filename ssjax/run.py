@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -16,7 +16,7 @@ from ssjax.data.tasks import ChatTask, Task, task_of_run
 from ssjax.data.tokenizers.tokenizer import Tokenizer, same_tokens
 from ssjax.decoding import ways
 from ssjax.decoding.acceptance import RULES
-from ssjax.decoding.completion import Completion, not_finite
+from ssjax.decoding.completion import Completion, mark_runs, not_finite
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.draft_model import ModelDrafter
 from ssjax.decoding.drafters import Way, make_drafter
@@ -221,6 +221,17 @@ class Run:
         completion, text = cut_at_stop(completion, decode_text, stops)
         return completion, pipeline.without_space(text)
 
+    def mark_runs(self, completion: Completion, text: str) -> str:
+        """A text with what each pass emitted in brackets: "[A][ b c][ d]".
+
+        Args:
+          completion, text: of an answer; what a stop string cut off is not shown.
+        """
+        decode_text = self.tokenizer.decode_continuation
+        whole = decode_text(completion.tokens)
+        space = len(whole) - len(pipeline.without_space(whole))
+        return mark_runs(completion, lambda ids: decode_text(ids)[: space + len(text)])
+
     def configured_way(self, decode: DecodeConfig) -> Way:
         """The way to decode that the settings ask for; a draft model is read.
 
@@ -381,11 +392,3 @@ def open_run(trained: Trained, mesh: Mesh | None = None) -> Run:
 def _say_failed(completion: Completion, number: int) -> None:
     if completion.finish == "error":
         say(not_finite(completion, number + 1))
-
-
-def visible_text(run: Run, text: str, completion: Completion) -> Callable[[Sequence[int]], str]:
-    """ids to text for the ids of a finished completion, without what a stop string cut off."""
-    decode_text = run.tokenizer.decode_continuation
-    whole = decode_text(completion.tokens)
-    space = len(whole) - len(pipeline.without_space(whole))
-    return lambda ids: decode_text(ids)[: space + len(text)]

@@ -1,6 +1,7 @@
 """What a prompt became: its tokens, why they end there, and what every pass did for them."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 from ssjax.errors import UserError
 
@@ -55,6 +56,23 @@ class Completion:
             kept=tuple(min(pair) for pair in zip(self.kept, runs[1:], strict=False)),
             log_probs=None if self.log_probs is None else self.log_probs[:count],
         )
+
+
+def mark_runs(completion: Completion, decode_text: Callable[[Sequence[int]], str]) -> str:
+    """The output with what each pass emitted in brackets: "[A][ b c][ d]".
+
+    Args:
+      completion: of any drafter.
+      decode_text: ids to text; of ids, not of single pieces, so that characters stay whole.
+    """
+    pieces, text, end = [], "", 0
+    for run in completion.runs:
+        end += run
+        longer = decode_text(completion.tokens[:end])
+        if longer != text:
+            pieces.append(f"[{longer[len(text) :]}]")
+        text = longer
+    return "".join(pieces)
 
 
 def check_finite(completion: Completion, number: int) -> None:

@@ -13,7 +13,7 @@ from ssjax.data.tokenizers.tokenizer import same_tokens
 from ssjax.decoding.draft_model import ModelDrafter
 from ssjax.errors import UserError
 from ssjax.evaluation import speed
-from ssjax.evaluation.compare import measurement_of
+from ssjax.evaluation.comparison import measurement_of
 from ssjax.evaluation.markdown import table
 from ssjax.evaluation.speed import Entry, TimedBatch
 from ssjax.metrics.quality import LABELS, cell, score, shown_metrics

@@ -14,9 +14,9 @@ from ssjax.data.tasks import get_task
 from ssjax.decoding.acceptance import RULES
 from ssjax.decoding.request import make_request
 from ssjax.errors import UserError
-from ssjax.evaluation.compare import Comparison, Measurement, compare, mark_runs
+from ssjax.evaluation.comparison import Comparison, Measurement, compare
 from ssjax.metrics.quality import LABELS, cell, require_packages, score, shown_metrics
-from ssjax.run import Run, visible_text
+from ssjax.run import Run
 
 
 def evaluate(
@@ -57,7 +57,6 @@ def evaluate(
     summary["plain"] |= quality
     same = fast_texts == plain_texts
     summary["speculative"] |= quality if same else score(run.task.metrics, fast_texts, examples)
-    shown = fast.completions[0]
     return {
         "workdir": str(run.workdir),
         "step": run.step,
@@ -78,7 +77,7 @@ def evaluate(
             "prompt": examples[0].prompt,
             "reference": examples[0].references[0],
             "output": fast_texts[0],
-            "runs": mark_runs(shown, visible_text(run, fast_texts[0], shown)),
+            "runs": run.mark_runs(fast.completions[0], fast_texts[0]),
         },
     }
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from ssjax.decoding.completion import Completion
+from ssjax.decoding.completion import Completion, mark_runs
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, Way
 from ssjax.decoding.request import Request
 from ssjax.decoding.sampling import Sampling
-from ssjax.evaluation.compare import Measurement, mark_runs
+from ssjax.evaluation.comparison import Measurement
 
 DRAFTER = BestFirstDrafter(6, 3)
 LENGTHS = (1, 16, 4, 9, 2, 12, 7)

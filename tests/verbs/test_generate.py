@@ -131,7 +131,7 @@ def test_the_verb_keeps_lines_and_reports_outputs_that_fail(tmp_path):
 
 
 def test_the_api_reports_outputs_that_fail_and_nothing_is_measured(tmp_path, capsys):
-    from ssjax.evaluation.compare import compare
+    from ssjax.evaluation.comparison import compare
 
     write_model(tmp_path, last_norm=3.4e38)
     run = ssjax.load(tmp_path)

@@ -140,20 +140,3 @@ def measurement_of(batches: Sequence[TimedBatch]) -> Measurement:
         prefill_seconds=sum(batch.timing.prefill for batch in batches),
         decode_seconds=sum(batch.timing.decode for batch in batches),
     )
-
-
-def mark_runs(completion: Completion, decode_text: Callable[[Sequence[int]], str]) -> str:
-    """The output with what each pass emitted in brackets: "[A][ b c][ d]".
-
-    Args:
-      completion: of any drafter.
-      decode_text: ids to text; of ids, not of single pieces, so that characters stay whole.
-    """
-    pieces, text, end = [], "", 0
-    for run in completion.runs:
-        end += run
-        longer = decode_text(completion.tokens[:end])
-        if longer != text:
-            pieces.append(f"[{longer[len(text) :]}]")
-        text = longer
-    return "".join(pieces)
