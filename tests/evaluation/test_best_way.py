@@ -1,7 +1,6 @@
 """Calibration: what it predicts is what decoding does, what it chooses is the best there is."""
 
 import dataclasses
-import itertools
 import json
 import random
 
@@ -14,7 +13,6 @@ from ssjax import messages
 from ssjax.config import Config
 from ssjax.decoding import loop, ways
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter, Way
-from ssjax.decoding.likeliest_tree import likeliest_static_tree
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.state import DecodeSpec
 from ssjax.decoding.tree import StaticTree
@@ -32,190 +30,12 @@ from ssjax.evaluation.best_way import (
     require_streams,
     worth_timing,
 )
-from ssjax.evaluation.replay import UNKNOWN, Trace, acceptance_table, predict, replay
 from ssjax.run import Run
 
 pytestmark = pytest.mark.stress  # a program for every candidate
 
 EOS = (11, 12)
 PROMPTS = oracles.ragged_prompts(seed=21, count=40)
-LIMITS = [i % 14 for i in range(40)]  # 0 and 1 among them: outputs without any decode pass
-DRAFTERS = (
-    PlainDrafter(),
-    BestFirstDrafter(6, 3),
-    BestFirstDrafter(3, 1),  # two of three streams cut
-    StaticDrafter(StaticTree.from_branching((3, 2, 1)), 3),
-    StaticDrafter(StaticTree((-1, 0, 0, 2, 1), (0, 0, 4, 1, 0)), 2),
-)
-
-
-@pytest.fixture(scope="module")
-def reading():
-    """A model whose main stream reads its streams."""
-    model = oracles.make_model(main_reads_streams=True)
-    return model, oracles.random_params(model, seed=11)
-
-
-@pytest.fixture(scope="module")
-def decoders(tiny, counting, reading):
-    """Drafts mostly fail, mostly hold, and the form in which streams run in every pass."""
-    models = {"random": tiny, "trained": counting[:2], "reading": reading}
-    return {name: oracles.make_decoder(*m, eos_ids=EOS) for name, m in models.items()}
-
-
-@pytest.fixture(scope="module")
-def outputs(decoders):
-    return {
-        name: oracles.tokens_of(
-            oracles.generate(decoder, PROMPTS, PlainDrafter(), max_new_tokens=LIMITS)
-        )
-        for name, decoder in decoders.items()
-    }
-
-
-@pytest.fixture(scope="module")
-def traces(decoders, outputs):
-    return {
-        name: replay(decoder, PROMPTS, outputs[name], DRAFTERS)
-        for name, decoder in decoders.items()
-    }
-
-
-# Acceptance.
-
-
-@pytest.mark.parametrize("name", ["random", "trained", "reading"])
-def test_acceptance_by_stream_and_rank_equals_numpy(
-    name, decoders, outputs, traces, tiny, counting, reading
-):
-    """Whole NumPy passes, streams sorted, every root and stream counted one by one."""
-    model, params = {"random": tiny, "trained": counting[:2], "reading": reading}[name]
-    hits, known = np.zeros((3, 5)), np.zeros(3)
-    for prompt, output in zip(PROMPTS, outputs[name], strict=True):
-        anchors = range(len(prompt) - 1, len(prompt) + len(output) - 2)
-        if len(output) < 2:
-            continue
-        _, streams = oracles.forward(
-            params,
-            model.config,
-            [*prompt, *output],
-            anchors,
-            3,
-            main_reads_streams=name == "reading",
-        )
-        for root, stream in itertools.product(range(len(anchors)), range(3)):
-            if root + 1 + stream < len(output):
-                logits = streams[root, stream]
-                rank = sorted(range(13), key=lambda i: -logits[i]).index(output[root + 1 + stream])
-                known[stream] += 1
-                if rank < 5:
-                    hits[stream, rank] += 1
-    table = acceptance_table(traces[name], 5)
-    np.testing.assert_allclose(table, hits / known[:, None], rtol=1e-12)
-    assert known.min() > 20 and table[0, 0] > 0 and (table[2] > 0).sum() >= 2
-
-
-def test_acceptance_leaves_out_what_is_unknown():
-    nothing = np.zeros((2, 0), np.int32)
-    traces = [Trace(np.array([[0, 2], [1, UNKNOWN]]), nothing), Trace(np.zeros((0, 2)), nothing)]
-    np.testing.assert_array_equal(acceptance_table(traces, 2), [[0.5, 0.5], [0, 0]])
-    np.testing.assert_array_equal(acceptance_table(traces[1:], 2), np.zeros((2, 2)))
-
-
-# Prediction.
-
-
-@pytest.mark.parametrize(
-    ("name", "index"),
-    [
-        *itertools.product(["random", "trained"], range(len(DRAFTERS))),
-        ("reading", 1),
-        ("reading", 4),
-    ],
-)
-def test_predicted_passes_are_the_decoders(name, index, decoders, outputs, traces):
-    """Every single run, with ends of sequence and limits inside accepted paths."""
-    fast = oracles.generate(decoders[name], PROMPTS, DRAFTERS[index], max_new_tokens=LIMITS)
-    assert oracles.tokens_of(fast) == outputs[name]
-    prediction = predict(traces[name], index)
-    assert prediction.runs == tuple(completion.runs[1:] for completion in fast)
-    assert prediction.calls == sum(completion.calls for completion in fast)
-    by_passes = sum(sum(completion.runs[1:]) for completion in fast)
-    assert prediction.tokens_per_call == by_passes / prediction.calls
-
-
-def test_the_prompts_meet_every_case(decoders, outputs, traces):
-    """Else the test above proves little."""
-    for name, found in outputs.items():
-        ended = [output for output in found if output and output[-1] in EOS]
-        assert ended and len(ended) < len(found) and any(len(o) < 2 for o in found), name
-        accepted = np.concatenate([trace.accepted[:, 1] for trace in traces[name]])
-        assert {0, 1, 2} <= set(accepted), name
-    # Limits that cut a path, and an end of sequence that was drafted: the last root accepts all.
-    longer = oracles.generate(decoders["trained"], PROMPTS, DRAFTERS[1], max_new_tokens=13)
-    runs = predict(traces["trained"], 1).runs
-    pairs = list(zip(runs, longer, strict=True))
-    assert sum(short != c.runs[1 : len(short) + 1] for short, c in pairs) >= 3
-    drafted = [
-        t.accepted[-1, 1]
-        for t, o in zip(traces["trained"], outputs["trained"], strict=True)
-        if len(o) > 1 and o[-1] in EOS
-    ]
-    assert 1 in drafted
-
-
-def test_prediction_of_a_chain_by_hand():
-    """Roots 0 -> 3 -> 4 -> end; what roots 1, 2 and 5 would accept plays no part."""
-    accepted = np.array([[2], [9], [9], [0], [1], [9]])
-    prediction = predict([Trace(np.zeros((6, 1)), accepted)], 0)
-    assert prediction.runs == ((3, 1, 2),) and prediction.tokens_per_call == 2.0
-    assert predict([], 0).tokens_per_call == 0
-
-
-# Static trees.
-
-
-def all_trees(num_streams, num_ranks, num_nodes):
-    """Every set of `num_nodes` paths (tuples of ranks) that is closed under ancestors."""
-    paths = [
-        p for d in range(1, num_streams + 1) for p in itertools.product(range(num_ranks), repeat=d)
-    ]
-    for chosen in itertools.combinations(paths, num_nodes):
-        if all(len(path) == 1 or path[:-1] in chosen for path in chosen):
-            yield chosen
-
-
-def paths_of(tree):
-    paths = [()]
-    for parent, rank in zip(tree.parents[1:], tree.ranks[1:], strict=True):
-        paths.append((*paths[parent], rank))
-    return paths[1:]
-
-
-@pytest.mark.parametrize("num_nodes", [1, 2, 3, 4])
-@pytest.mark.parametrize("shape", [(1, 3), (2, 3), (3, 2)])
-def test_static_tree_is_the_best_of_all(shape, num_nodes):
-    rng = np.random.default_rng(num_nodes)
-    for _ in range(10):
-        acceptance = rng.dirichlet(np.full(shape[1] + 1, 0.5), shape[0])[:, : shape[1]]
-        acceptance = np.maximum(acceptance, 1e-6)
-
-        def worth(paths, acceptance=acceptance):
-            return sum(np.prod([acceptance[d, r] for d, r in enumerate(p)]) for p in paths)
-
-        found = paths_of(likeliest_static_tree(acceptance, num_nodes))
-        trees = list(all_trees(*shape, num_nodes))
-        if not trees:  # a single level of three ranks has no four nodes
-            assert num_nodes > shape[1] and len(found) == shape[1]
-            continue
-        assert worth(found) == pytest.approx(max(map(worth, trees)), rel=1e-12)
-        assert len(found) == num_nodes
-
-
-def test_static_tree_leaves_out_what_was_never_accepted():
-    tree = likeliest_static_tree(np.array([[0.5, 0.0, 0.2], [1.0, 0.0, 0.0]]), 9)
-    assert sorted(paths_of(tree)) == [(0,), (0, 0), (2,), (2, 0)]
-    assert likeliest_static_tree(np.zeros((2, 3)), 4) == StaticTree((-1,), (0,))
 
 
 # The choice.
