@@ -258,7 +258,7 @@ def test_a_broken_file_is_ignored_and_replaced(tmp_path, content, reason):
 
 
 def test_a_damaged_file_is_ignored_or_still_a_way_to_decode(tmp_path):
-    dice, ways = random.Random(0), 0
+    dice, usable = random.Random(0), 0
     path = tmp_path / "calibration.json"
     for number in range(300):
         path.unlink(missing_ok=True)
@@ -271,9 +271,9 @@ def test_a_damaged_file_is_ignored_or_still_a_way_to_decode(tmp_path):
         if way is None:
             assert "ignored" in line
         elif way.drafter != PlainDrafter():
-            ways += 1
+            usable += 1
             assert 0 < way.drafter.num_streams <= 4 and 1 < way.drafter.num_nodes < 1100
-    assert 20 < ways < 250
+    assert 20 < usable < 250
 
 
 # Use.
