@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssjax.data import builders, pipeline
 from ssjax.data.tasks import get_task
 from ssjax.decoding.acceptance import RULES
 from ssjax.decoding.request import make_request
 from ssjax.errors import UserError
 from ssjax.evaluation.comparison import Comparison, Measurement, compare
+from ssjax.evaluation.prompts import examples_of
 from ssjax.metrics.quality import LABELS, cell, require_packages, score, shown_metrics
 from ssjax.run import Run
 
@@ -36,11 +36,7 @@ def evaluate(
     """
     require_packages(run.task.metrics)
     decode = run.decode_config(**changes)
-    data = run.config.data
-    source = builders.open_source(data.task, data.path, data.prepared_dir, run.config.seed, split)
-    examples = pipeline.decode_examples(
-        source, run.task, run.tokenizer, data.max_prompt_length, max_records or len(source)
-    )
+    examples = examples_of(run, split, max_records)
     if not examples:
         raise UserError(f"split {split!r} has no records")
     way = run.way(changes, decode.batch_size, calibration=calibration)
