@@ -4,14 +4,13 @@ A page holds a comment where the generated part goes, `<!-- config keys -->` or 
 """
 
 import ast
-import dataclasses
 import inspect
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ssjax.config import keys, ranges
+from ssjax.config import Config, descriptions
+from ssjax.config.descriptions import Group
 
 PACKAGE = Path(__file__).parents[2] / "ssjax"
 
@@ -26,12 +25,7 @@ def on_page_markdown(markdown: str, **_) -> str:
 
 def config_keys() -> str:
     """A section for each group of keys, a row for each key."""
-    groups = {"": keys.Config} | {
-        name: hint
-        for name, hint in ranges.hints(keys.Config).items()
-        if dataclasses.is_dataclass(hint)
-    }
-    return "\n\n".join(_group(name, cls) for name, cls in groups.items())
+    return "\n\n".join(map(_group, descriptions.describe(Config)))
 
 
 def verbs() -> str:
@@ -58,23 +52,18 @@ def _paragraph(text: str) -> str:
     return re.sub(r"\[(?=[^`]*(?:`[^`]*`[^`]*)*$)", r"\\[", text)
 
 
-def _group(name: str, cls: type) -> str:
+def _group(group: Group) -> str:
     rows = [
-        f"## {name or 'The run'}",
+        f"## {group.name or 'The run'}",
         "",
-        as_markdown(cls.__doc__),
+        as_markdown(group.meaning),
         "",
         "| key | default | may be | meaning |",
+        "| --- | --- | --- | --- |",
     ]
-    rows.append("| --- | --- | --- | --- |")
-    comments = dict(_comments(cls))
-    for field in dataclasses.fields(cls):
-        hint = ranges.hints(cls)[field.name]
-        if not dataclasses.is_dataclass(hint):
-            key = f"{name}.{field.name}" if name else field.name
-            wanted = ranges.wanted(hint).replace(f" to {ranges.INT32_MAX}", "")
-            cells = [f"`{key}`", f"`{_shown(field.default)}`", wanted, comments[field.name]]
-            rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    for key in group.keys:
+        cells = [f"`{key.name}`", f"`{_shown(key.default)}`", key.wanted, key.meaning]
+        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(rows)
 
 
@@ -83,18 +72,3 @@ def _shown(default: Any) -> str:
     if isinstance(default, tuple):
         return ",".join(str(each) for each in default) or "()"
     return str(default) if default != "" else '""'
-
-
-def _comments(cls: type) -> Iterator[tuple[str, str]]:
-    """What stands beside each field of a dataclass of `keys`, and in the lines above it."""
-    source = (PACKAGE / "config" / "keys.py").read_text()
-    lines = source.splitlines()
-    (tree,) = [node for node in ast.parse(source).body if getattr(node, "name", "") == cls.__name__]
-    for field in tree.body:
-        if isinstance(field, ast.AnnAssign):
-            above = field.lineno - 1
-            while lines[above - 1].strip().startswith("#"):
-                above -= 1
-            said = [line.strip().lstrip("# ") for line in lines[above : field.lineno - 1]]
-            _, _, beside = lines[field.end_lineno - 1][field.end_col_offset :].partition("#")
-            yield field.target.id, " ".join([*said, beside.strip()]).strip()

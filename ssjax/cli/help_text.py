@@ -30,7 +30,7 @@ def of_config() -> str:
     lines = ["Keys of the config, each with its default and what it may be:"]
     for group in descriptions.describe(Config):
         title = f"{group.name}: {group.meaning}" if group.name else group.meaning
-        lines += ["", *_wrapped(title, "  ")]
+        lines += ["", textwrap.indent(title, "  ")]
         for key in group.keys:
             lines.append(f"    --config.{key.name}={_as_typed(key.default)}  ({key.wanted})")
             lines += _wrapped(key.meaning, "        ")

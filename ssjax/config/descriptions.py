@@ -31,7 +31,7 @@ class Group:
     """Keys that belong together."""
 
     name: str  # empty: the keys outside of all groups
-    meaning: str
+    meaning: str  # the docstring of its class, laid out as there
     keys: tuple[Key, ...]
 
 
@@ -51,7 +51,7 @@ def describe(cls: type, name: str = "") -> Iterator[Group]:
         else:
             wanted = _without_limits(ranges.wanted(hint))
             keys.append(Key(dotted, field.default, wanted, comments.get(field.name, "")))
-    yield Group(name, " ".join((inspect.getdoc(cls) or "").split()), tuple(keys))
+    yield Group(name, inspect.getdoc(cls) or "", tuple(keys))
     for hint, dotted in groups:
         yield from describe(hint, dotted)
 
