@@ -63,7 +63,7 @@ def counting():
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_a_file():
-    """Compiled programs are dropped behind each file.
+    """Compiled programs are dropped after each file.
 
     They keep memory mappings: the 36 tests of test_transformer.py leave 3,715, and 748 once the
     programs are dropped. A process may have 65,530 (vm.max_map_count), and a worker of the stress

@@ -127,7 +127,7 @@ def test_stop_strings_log_probs_and_seeds(run):
     assert run.generate(texts[1:], temperature=1.0, seed=6) == sampled[1:]
 
 
-def test_evaluation_counts_nothing_behind_a_stop_string(run):
+def test_evaluation_counts_nothing_after_a_stop_string(run):
     whole = report.evaluate(run, "test", 8)
     assert whole["acceptance"] == "exact"
     cut = report.evaluate(run, "test", 8, stop=("e",))

@@ -336,7 +336,7 @@ def test_dry_run_prints_what_would_run(launcher):
 
 
 def host(sandbox, trainer):
-    """A host after setup: a home with a checkout; `trainer` is the script behind its Python."""
+    """A host after setup: a home with a checkout; `trainer` is the script that its Python runs."""
     sandbox.file("ssjax/launch/tpu_startup.sh", (ROOT / "launch/tpu_startup.sh").read_text())
     sandbox.file("ssjax/.venv/bin/python", f"#!/bin/bash\n{trainer}\n")
     sandbox.mounts()

@@ -160,7 +160,7 @@ class Case:
 
     Attributes:
       verb: of the command line.
-      arguments: behind it; paths are relative to a directory with the parts.
+      arguments: after it; paths are relative to a directory with the parts.
       parts: of what is whole, copied there.
       prepare: damages them; says what it did.
     """
