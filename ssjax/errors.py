@@ -14,6 +14,12 @@ EXIT_CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 class UserError(Exception):
     """Bad input: the message says what is wrong, where, and how to mend it.
 
+    >>> try:
+    ...     ssjax.load("runs/misspelt")
+    ... except ssjax.UserError as error:
+    ...     print(error)  # doctest: +ELLIPSIS
+    runs/misspelt does not exist; ...
+
     Entry points print it as one line on stderr and exit with `exit_code`; anything else that
     escapes is a defect of ours and keeps its traceback.
     """

@@ -5,11 +5,13 @@ import dataclasses
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import verb_server
 
+from ssjax import __main__
 from ssjax.cli import verbs
 from ssjax.config import Config, descriptions, ranges
 
@@ -39,6 +41,11 @@ def test_every_verb_is_listed_with_what_it_does(capsys):
     for verb in verbs.VERBS:
         assert f"\n  {verb:9}  {verbs.summary(verb)}\n" in shown and verbs.summary(verb)
     assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_the_console_script_is_the_same():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"ssjax": f"{__main__.__name__}:{__main__.main.__name__}"}
 
 
 def test_an_unknown_verb_is_one_line(capsys):
