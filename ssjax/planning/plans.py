@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable
 
 import jax
@@ -19,7 +18,9 @@ from ssjax.models.axes import placed
 from ssjax.models.execution import Execution
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.parallel import partitioning
-from ssjax.planning.compiled_cost import count_flops, program_cost
+from ssjax.planning.compiled_cost import program_cost
+from ssjax.planning.out_of_memory import NoRoom, no_room
+from ssjax.planning.products import count_flops
 from ssjax.planning.topologies import Chip
 from ssjax.training.programs import make_train_programs, platform_of
 
@@ -163,7 +164,9 @@ def _compile(
     try:
         compiled = program.lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
-        return _does_not_fit(error, inputs, flops)
+        if (room := no_room(str(error))) is None:
+            raise
+        return _without_room(room, inputs, flops)
     memory = compiled.memory_analysis()
     peak = (
         memory.argument_size_in_bytes
@@ -183,36 +186,20 @@ def _compile(
     )
 
 
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-def _does_not_fit(error: Exception, inputs, flops: float) -> ProgramPlan:
-    """The plan of a program that the compiler found no room for; other errors go on."""
-    text = str(error)
-    found = re.search(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm", text)
-    only_temporary = found is None
-    found = found or re.search(
-        r"\(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)", text
-    )
-    if found is None:
-        raise error
-    peak = _parse_size(found.group(1)) + (sum(inputs.values()) if only_temporary else 0)
+def _without_room(room: NoRoom, inputs: dict[str, int], flops: float) -> ProgramPlan:
+    """The plan of a program that the compiler gave up."""
+    held = sum(inputs.values())
+    peak = room.needed + (held if room.only_temporary else 0)
     return ProgramPlan(
         fits=False,
         inputs=inputs,
-        temporary=max(peak - sum(inputs.values()), 0),
+        temporary=max(peak - held, 0),
         peak=peak,
         flops=flops,
         traffic=0,
         collectives={},
-        error=found.group(0),
+        error=room.words,
     )
-
-
-def _parse_size(text: str) -> int:
-    """Such as 32.91G."""
-    unit = _UNITS.get(text[-1])
-    return int(float(text[:-1]) * unit) if unit else int(float(text))
 
 
 def _bytes(tree) -> int:

@@ -1,6 +1,7 @@
 """TPU topologies that are not there: their devices for the compiler, and what a chip can do."""
 
 import dataclasses
+import importlib.util
 import math
 import os
 from collections.abc import Mapping
@@ -70,12 +71,11 @@ def open_topology(name: str) -> Topology:
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except (jax.errors.JaxRuntimeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        if "libtpu" in reason or "not found" in reason:
+        if importlib.util.find_spec("libtpu") is None:
             raise UserError(
                 'compiling for TPU needs its compiler: pip install "ssjax[plan]" (Linux, x86)'
             ) from None
-        raise UserError(f"--topology={name}: {reason}") from None
+        raise UserError(f"--topology={name}: {str(error).splitlines()[0]}") from None
     per_chip = len(devices) // math.prod(map(int, sizes))
     chip = CHIPS[family]
     values = {f.name: getattr(chip, f.name) / per_chip for f in dataclasses.fields(chip)}

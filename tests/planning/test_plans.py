@@ -21,7 +21,8 @@ from ssjax.models.parameters import count
 from ssjax.models.transformer import abstract_params
 from ssjax.parallel import partitioning
 from ssjax.planning import plans
-from ssjax.planning.compiled_cost import count_flops, program_cost
+from ssjax.planning.compiled_cost import program_cost
+from ssjax.planning.products import count_flops
 from ssjax.planning.topologies import CHIPS, GIB, open_topology
 from ssjax.training.programs import make_train_programs
 
@@ -194,6 +195,23 @@ def test_what_does_not_fit_says_what_to_change(planned):
     assert "train.remat=full" in plans.advice(plan, plain, 2 * held)
 
 
+class Broken:
+    """A program that the compiler gives up."""
+
+    def __init__(self, words):
+        self._error = jax.errors.JaxRuntimeError(words)
+
+    def lower(self):
+        return self
+
+    def compile(self):
+        raise self._error
+
+
+def compiled_by(program, inputs):
+    return plans._compile(program, (), inputs, flops=1.0, hbm=0, main_loop=False)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -203,10 +221,10 @@ def test_what_does_not_fit_says_what_to_change(planned):
     ],
 )
 def test_the_compiler_may_give_up(words):
-    plan = plans._does_not_fit(jax.errors.JaxRuntimeError(words), {"batch": 7}, 1.0)
+    plan = compiled_by(Broken(words), {"batch": 7})
     assert not plan.fits and plan.peak - int(32.5 * GIB) in (0, 7) and plan.error in words
     with pytest.raises(jax.errors.JaxRuntimeError, match="else"):
-        plans._does_not_fit(jax.errors.JaxRuntimeError("something else"), {}, 1.0)
+        compiled_by(Broken("something else"), {})
 
 
 @needs_compiler
