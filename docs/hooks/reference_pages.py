@@ -9,13 +9,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ssjax.cli.verbs import VERBS
 from ssjax.config import Config, descriptions
-from ssjax.config.descriptions import Group
 
 PACKAGE = Path(__file__).parents[2] / "ssjax"
 
 
-def on_page_markdown(markdown: str, **_) -> str:
+def on_page_markdown(markdown: str, **_: Any) -> str:
     """MkDocs calls this with the text of every page."""
     for mark, make in {"<!-- config keys -->": config_keys, "<!-- verbs -->": verbs}.items():
         if mark in markdown:
@@ -30,12 +30,10 @@ def config_keys() -> str:
 
 def verbs() -> str:
     """A section for each verb, its module's docstring."""
-    sections = []
-    for path in sorted(PACKAGE.glob("*.py")):
-        module = ast.parse(path.read_text())
-        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in module.body):
-            sections.append(f"## {path.stem}\n\n{as_markdown(ast.get_docstring(module))}")
-    return "\n\n".join(sections)
+    modules = {verb: ast.parse((PACKAGE / f"{verb}.py").read_text()) for verb in VERBS}
+    return "\n\n".join(
+        f"## {verb}\n\n{as_markdown(ast.get_docstring(module))}" for verb, module in modules.items()
+    )
 
 
 def as_markdown(docstring: str) -> str:
@@ -52,15 +50,9 @@ def _paragraph(text: str) -> str:
     return re.sub(r"\[(?=[^`]*(?:`[^`]*`[^`]*)*$)", r"\\[", text)
 
 
-def _group(group: Group) -> str:
-    rows = [
-        f"## {group.name or 'The run'}",
-        "",
-        as_markdown(group.meaning),
-        "",
-        "| key | default | may be | meaning |",
-        "| --- | --- | --- | --- |",
-    ]
+def _group(group: descriptions.Group) -> str:
+    rows = [f"## {group.name or 'The run'}", "", as_markdown(group.meaning), ""]
+    rows += ["| key | default | may be | meaning |", "| --- | --- | --- | --- |"]
     for key in group.keys:
         cells = [f"`{key.name}`", f"`{_shown(key.default)}`", key.wanted, key.meaning]
         rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
@@ -68,7 +60,7 @@ def _group(group: Group) -> str:
 
 
 def _shown(default: Any) -> str:
-    """A default as it is written on the command line; nothing for an empty text or tuple."""
+    """A default as it is written on the command line; "" and () where it is empty."""
     if isinstance(default, tuple):
-        return ",".join(str(each) for each in default) or "()"
+        return ",".join(map(str, default)) or "()"
     return str(default) if default != "" else '""'

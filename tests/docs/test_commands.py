@@ -23,11 +23,11 @@ MADE = {"docs/gpu.json"}
 
 @pytest.fixture(scope="module")
 def flags_of():
-    """The flags that --helpfull of a verb lists, by verb."""
+    """The flags that --help of a verb lists, by verb."""
     server = verb_server.server()
     known = {}
     for verb in {verb_of(command) for command in OURS}:
-        told = server.call(verb, ["--helpfull"])
+        told = server.call(verb, ["--help"])
         assert told.returncode == 0, told.stderr
         known[verb] = set(re.findall(r"--(?:\[no\])?([a-z_]+)", told.stdout))
     return known
