@@ -13,6 +13,7 @@ Where the weights of a run come from, in this order: (1) the latest whole checkp
 directory, (2) random initialisation.
 """
 
+import atexit
 import contextlib
 import itertools
 import queue
@@ -196,11 +197,17 @@ class Checkpoints:
     def _unfinished(self):
         return list(self._directory.glob(f"{self._step}.orbax-checkpoint-tmp*"))
 
+    def _remove_unfinished(self):
+        for directory in self._unfinished():
+            shutil.rmtree(directory, ignore_errors=True)  # what is there may fill the disk
+
     def _not_saved(self, error: Exception) -> UserError:
         self._failed = True
         if distributed.is_first():
-            for directory in self._unfinished():
-                shutil.rmtree(directory, ignore_errors=True)  # what is there may fill the disk
+            self._remove_unfinished()
+            # Other writers of the save may be under way yet and make it anew; Python waits for
+            # them before it does this.
+            atexit.register(self._remove_unfinished)
         saved = [str(step) for step in steps(self._directory) if step != self._step]
         why = reason(error)
         kind = StorageError if isinstance(error, TimeoutError) else storage_error(why)
