@@ -54,19 +54,24 @@ def held(workdir: Path) -> Iterator[None]:
         yield
 
 
-def train(config: Config, callbacks: Sequence[Callback] = ()) -> Outcome:
+def train(
+    config: Config,
+    callbacks: Sequence[Callback] = (),
+    devices: Sequence[jax.Device] | None = None,
+) -> Outcome:
     """Trains or continues the run of a config, in a directory that is `held`.
 
     Args:
       config: of the run, which lives in its workdir.
       callbacks: told of steps, losses and checkpoints besides what is written and shown.
+      devices: that it runs on; None: all.
 
     Raises:
       UserError: settings, base, data or directory do not go together, or the loss diverged.
     """
     workdir, base = Path(config.workdir), _open_base(config)
     config = resolve(config, base)
-    mesh = partitioning.make_mesh(config.mesh)
+    mesh = partitioning.make_mesh(config.mesh, devices)
     partitioning.check_shardable(config, mesh)
     distributed.first(lambda: prepare(workdir, config, base))
     tokenizer = open_tokenizer(workdir)

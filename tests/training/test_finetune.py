@@ -101,11 +101,8 @@ def runs(tmp_path_factory, base, prepared):
 
 
 def train_in_process(config):
-    """What `ssjax.train` does, without a process of its own."""
-    first = jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: first)  # of the eight that tests have
-        outcome = trainer.train(config)
+    """What `ssjax.train` does on one device, without a process of its own."""
+    outcome = trainer.train(config, devices=jax.devices()[:1])
     assert outcome.complete
     trained = outcome.trained
     model = make_model(trained.config, trained.tokenizer)
