@@ -53,7 +53,9 @@ def _join_cluster() -> None:
     try:
         jax.distributed.initialize(initialization_timeout=_TIMEOUT_SECONDS)
     except ValueError as error:
-        if "coordinator_address" not in str(error):  # else: not on a cluster that JAX knows
+        # JAX raises the same kind where it knows no cluster here, and has no call that asks: that
+        # it misses this argument is said in the text alone.
+        if "coordinator_address" not in str(error):
             raise UserError(
                 f"this looks like a cluster, but joining it failed ({error}); give --distributed="
                 "HOST:PORT,NUM_PROCESSES,INDEX, or --distributed=off for one process"
