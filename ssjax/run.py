@@ -33,7 +33,12 @@ from ssjax.weights.load import Trained, load_trained, make_model
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a prompt became."""
+    """What a prompt became.
+
+    >>> [answer] = ssjax.load("runs/first").generate("#Person1#: Hello!", max_new_tokens=4)
+    >>> answer.prompt, len(answer.completion.tokens) <= 4
+    ('#Person1#: Hello!', True)
+    """
 
     prompt: Prompt  # as given
     text: str
@@ -56,7 +61,15 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A model with its tokenizer and settings, ready to decode."""
+    """A model with its tokenizer and settings, ready to decode.
+
+    >>> run = ssjax.load("runs/first")
+    >>> run
+    Run('runs/first', step 2, task dialogsum, 44,352 parameters, float32, 3 streams)
+    >>> pieces = run.stream("#Person1#: Hello!", max_new_tokens=4)
+    >>> "".join(pieces) == run.generate("#Person1#: Hello!", max_new_tokens=4)[0].text
+    True
+    """
 
     workdir: Path
     step: int  # of the checkpoint; 0 where there is none

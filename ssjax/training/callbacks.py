@@ -1,18 +1,15 @@
-"""What a training run calls on its way: the metrics file and the display, and callbacks of users.
-
-class Patience(Callback):
-    def on_evaluation(self, step, metrics):
-        if metrics["validation_loss"] > 2.0:
-            raise StopTraining
-
-trainer.train(config, callbacks=[Patience()])
-"""
+"""What a training run calls on its way: metrics file, display, and the callbacks of users."""
 
 from collections.abc import Mapping
 
 
 class StopTraining(Exception):
     """Raised by a callback: the run ends in order.
+
+    >>> class Budget(ssjax.Callback):
+    ...     def on_step(self, step, metrics):
+    ...         if step >= 1000:
+    ...             raise ssjax.StopTraining
 
     It is saved after the step that is under way, at most two steps after the one that the callback
     was told of, and the same training, started again, continues it.
@@ -21,6 +18,12 @@ class StopTraining(Exception):
 
 class Callback:
     """Told what happens in a training run. Every method does nothing: override those of interest.
+
+    >>> class Losses(ssjax.Callback):
+    ...     def on_evaluation(self, step, metrics):
+    ...         print(step, metrics["validation_loss"])
+    >>> Losses().on_evaluation(200, {"validation_loss": 1.5})
+    200 1.5
 
     The values are plain numbers on the host, and no call makes the device wait: a step is told of
     while the next one is computed. Of several processes only the first calls. An exception other

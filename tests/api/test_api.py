@@ -16,7 +16,16 @@ from ssjax.data import tasks
 
 ROOT = Path(__file__).parents[2]
 # In this order: one example opens what the one before it trained.
-WITH_EXAMPLES = ("register_task", "train", "load", "UserError")
+WITH_EXAMPLES = (
+    "register_task",
+    "Callback",
+    "StopTraining",
+    "train",
+    "load",
+    "Run",
+    "Answer",
+    "UserError",
+)
 
 
 def test_dir_lists_the_public_names():
@@ -36,16 +45,15 @@ def test_examples(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: first)  # as a laptop has it
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
     for name in WITH_EXAMPLES:
-        function = getattr(ssjax, name)
-        names = vars(importlib.import_module(function.__module__)) | {"ssjax": ssjax}
-        [example] = finder.find(function, name, globs=names)
+        public = getattr(ssjax, name)
+        names = vars(importlib.import_module(public.__module__)) | {"ssjax": ssjax}
+        [example] = finder.find(public, name, globs=names)
         assert example.examples, name
         assert runner.run(example).failed == 0, name
 
 
-def test_every_function_has_an_example():
-    functions = {name for name in ssjax.__all__ if name.islower() and name[0] != "_"}
-    assert functions <= set(WITH_EXAMPLES)
+def test_every_public_name_has_an_example():
+    assert {*ssjax.__all__} - {"__version__"} == set(WITH_EXAMPLES)
 
 
 def test_a_config_that_cannot_be_is_one_error():
