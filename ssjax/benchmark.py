@@ -23,22 +23,17 @@ of Spec-Bench or MT-bench: a JSON object a line, the prompt in "turns"[0].
 
 from pathlib import Path
 
-import jax
 from absl import flags
 
-from ssjax import messages
 from ssjax.cli import options, start
-from ssjax.decoding.drafters import PlainDrafter, Way
-from ssjax.decoding.request import make_request
 from ssjax.errors import UserError
-from ssjax.evaluation import pictures, speed
+from ssjax.evaluation import pictures
 from ssjax.evaluation import prompts as prompts_lib
-from ssjax.evaluation.benchmark_tables import describe, markdown, open_entry, quality
+from ssjax.evaluation.benchmark_tables import markdown
+from ssjax.evaluation.entries import open_entries, time_entries
 from ssjax.evaluation.prompts import Prompts, with_data
-from ssjax.evaluation.speed import Entry
 from ssjax.files.writing import write_atomic
 from ssjax.metrics.quality import require_packages
-from ssjax.models.parameters import count
 from ssjax.run import Run
 
 _MODEL = options.define_model_flags(adapter=False)
@@ -62,43 +57,15 @@ def main() -> int:
     batch_sizes = options.counts(_BATCH_SIZES)
     changes = options.given({"max_new_tokens": _MAX_NEW_TOKENS, "temperature": _TEMPERATURE})
     run = with_data(_MODEL.open(), _DATA.value)
-    names = [name for name in dict.fromkeys(_DRAFTERS.value) if name != "plain"]
     decode = run.decode_config(**changes)
-    entries = {"plain": Entry(run.decoder, Way(PlainDrafter(), True))}
-    for name in names:
-        entries[name] = entries["plain"] if name == "calibrated" else open_entry(run, name)
-    prompts = _read_prompts(run)
-    rows = []
-    for batch_size in batch_sizes:
-        if "calibrated" in entries:
-            entries["calibrated"] = Entry(run.decoder, run.way({}, batch_size))
-        request = make_request(decode, prompts.ids, batch_size=batch_size, accept="exact")
-        batches = speed.time_ways(list(entries.values()), request)
-        plain = batches[0]
-        for (name, entry), own in zip(entries.items(), batches, strict=True):
-            rows.append({"batch_size": batch_size, "drafter": name} | describe(entry, plain, own))
-            if prompts.examples:
-                rows[-1] |= quality(run, own, prompts.examples)
-        messages.say(f"batch size {batch_size}: {len(prompts.ids)} prompts, {len(entries)} ways")
-    result = {
-        "workdir": str(run.workdir),
-        "step": run.step,
-        "task": run.task.name,
-        "prompts": len(prompts.ids),
-        "source": prompts.source,
-        "device": jax.devices()[0].device_kind,
-        "dtype": run.config.model.dtype,
-        "temperature": decode.temperature,
-        "max_new_tokens": decode.max_new_tokens,
-        "parameters": count(run.decoder.params),
-        "rows": rows,
-    }
+    entries = open_entries(run, _DRAFTERS.value)
+    result = time_entries(run, entries, _read_prompts(run), decode, batch_sizes)
     options.write_json(_JSON.value, result)
     if _MARKDOWN.value:
         write_atomic(Path(_MARKDOWN.value), markdown(result))
     if _PLOT.value:
         title = f"{result['source']}, {result['parameters']:,} parameters, {result['device']}"
-        write_atomic(Path(_PLOT.value), pictures.of_benchmark(rows, title))
+        write_atomic(Path(_PLOT.value), pictures.of_benchmark(result["rows"], title))
     print(markdown(result), end="")
     return 0
 
