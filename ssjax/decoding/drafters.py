@@ -232,7 +232,8 @@ def make_drafter(decode: DecodeConfig, streams: StreamsConfig) -> Drafter:
       streams: what the model was trained with.
 
     Raises:
-      UserError: streams or heads of a model that has none, or a tree deeper than there are.
+      UserError: streams or heads of a model that has none, a tree deeper than there are, or a
+        draft model, which `Run.way` opens.
     """
     trained = {"streams": streams.num_streams, "medusa": streams.medusa_heads}
     kind = decode.drafter
@@ -243,6 +244,11 @@ def make_drafter(decode: DecodeConfig, streams: StreamsConfig) -> Drafter:
         return PlainDrafter()
     if kind == "prompt_lookup":
         return lookup
+    if kind == "draft_model":
+        raise UserError(
+            f"config: decode.drafter is draft_model ({decode.draft_model}), which is not part of "
+            "the model; here only what a model drafts itself is looked at: set decode.drafter=auto"
+        )
     if not trained[kind]:
         raise UserError(
             f"config: decode.drafter is {kind}, but the model was not trained with it; decode with "

@@ -15,6 +15,7 @@ from ssjax.decoding.sampling import Sampling, make_sampling
 from ssjax.errors import UserError
 from ssjax.evaluation import evidence
 from ssjax.evaluation.evidence import Difference
+from ssjax.messages import say
 from ssjax.models.parameters import cast
 from ssjax.models.transformer import Transformer
 from ssjax.run import open_run
@@ -55,6 +56,9 @@ def certify(
             f"decode.accept {decode.accept!r} is lossy, there is nothing to certify; verify exact "
             "acceptance with --accept=exact"
         )
+    if decode.drafter == "draft_model":
+        say("decode.drafter is draft_model: what this model drafts itself is certified instead")
+        decode = dataclasses.replace(decode, drafter="auto", draft_model="")
     config = trained.config
     mode, drafter = config.adaptation.mode, make_drafter(decode, config.streams)
     exact = in_float32(trained)

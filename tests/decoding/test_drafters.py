@@ -169,6 +169,7 @@ def test_make_drafter():
     "changes, streams, message",
     [
         ({"drafter": "streams"}, 0, "was not trained with it"),
+        ({"drafter": "draft_model", "draft_model": "runs/small"}, 3, "not part of the model"),
         ({"tree": "static", "branching": (1, 1)}, 1, "2 deep but the model looks 1 tokens"),
         ({"tree": "explicit", "parents": (-1, 0, 1), "ranks": (0, 0, 0)}, 1, "decode.parents"),
         ({"tree": "explicit", "parents": (-1, 2, 1), "ranks": (0, 0, 0)}, 3, "parents come first"),
