@@ -150,6 +150,11 @@ def train(config: Config | ConfigDict, callbacks: Sequence[Callback] = ()) -> Ru
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "load_run":  # as scripts of 0.1 call it
+        from ssjax.messages import say_once
+
+        say_once("ssjax.load_run is called ssjax.load now")
+        return load
     raise AttributeError(f"module 'ssjax' has no attribute {name!r}")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from ssjax.data.pipeline import Example
 from ssjax.data.tasks import Metric
 from ssjax.errors import UserError
-from ssjax.metrics import sql, text
+from ssjax.metrics import sql_metrics, text_metrics
 from ssjax.metrics.bootstrap import interval
 from ssjax.metrics.sql_database import DENIED, MALFORMED, STOPPED
 
@@ -83,20 +83,20 @@ def score(metrics: Sequence[Metric], outputs: Sequence[str], examples: Sequence[
       "tokenizers", what each takes for a token, and "left_out", the number of records that each
       says nothing about, where there are any.
     """
-    corpora: dict[str, text.CorpusScores | None] = {}
+    corpora: dict[str, text_metrics.CorpusScores | None] = {}
     values: dict[str, Sequence[float | None]] = {}
     tokenizers, left_out = {}, {}
     references = [example.references for example in examples]
     texts = [*outputs, *itertools.chain(*references)]
     if "rouge" in metrics:
-        values |= text.rouge(outputs, references)
-        tokenizers["rouge"] = text.rouge_tokens(texts)
+        values |= text_metrics.rouge(outputs, references)
+        tokenizers["rouge"] = text_metrics.rouge_tokens(texts)
         left_out = {name: by_record.count(None) for name, by_record in values.items()}
     if "bleu" in metrics:
-        corpora["bleu"] = text.bleu(outputs, references)
-        tokenizers["bleu"] = text.bleu_tokens(texts)
+        corpora["bleu"] = text_metrics.bleu(outputs, references)
+        tokenizers["bleu"] = text_metrics.bleu_tokens(texts)
     if "chrf" in metrics:
-        corpora["chrf"] = text.chrf(outputs, references)
+        corpora["chrf"] = text_metrics.chrf(outputs, references)
         tokenizers["chrf"] = "characters"
     if "sql" in metrics:
         values |= _sql_values(outputs, examples)
@@ -129,17 +129,17 @@ def cell(values: Mapping, metric: str, *, with_interval: bool = False) -> str:
     return f"{value:.2f} ({low:.2f}-{high:.2f})"
 
 
-def _mean(values: Sequence[float | None]) -> text.CorpusScores | None:
+def _mean(values: Sequence[float | None]) -> text_metrics.CorpusScores | None:
     known = [value for value in values if value is not None]
     if not known:
         return None
-    return text.CorpusScores(
+    return text_metrics.CorpusScores(
         np.array(known, np.float64)[:, None], lambda sums: sums[0] / len(known)
     )
 
 
 def _sql_values(outputs: Sequence[str], examples: Sequence[Example]) -> Mapping[str, list[float]]:
-    judgements = sql.judge_all(
+    judgements = sql_metrics.judge_all(
         outputs,
         [example.record["context"] for example in examples],
         [example.references[0] for example in examples],

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ssjax.metrics.sql import judge, normalise, reference_settled, with_strings
 from ssjax.metrics.sql_database import DENIED, MALFORMED, RAN, STOPPED
+from ssjax.metrics.sql_metrics import judge, normalise, reference_settled, with_strings
 
 ROOT = Path(__file__).parents[2]
 ONE = "CREATE TABLE game (venue VARCHAR, score INTEGER, year VARCHAR)"

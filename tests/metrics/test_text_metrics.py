@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ssjax.metrics.text import ROUGE_TYPES, bleu, bleu_tokens, chrf, rouge, rouge_tokens
+from ssjax.metrics.text_metrics import ROUGE_TYPES, bleu, bleu_tokens, chrf, rouge, rouge_tokens
 
 # The example in the README of sacrebleu, by record.
 OUTPUTS = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him."]
