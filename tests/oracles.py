@@ -66,16 +66,18 @@ def random_params(model: Transformer, seed: int, table_scale=1.0):
 
     def fill(path, leaf):
         names = [part.key for part in path]
-        # Apart, so that the others do not depend on whether there is such a map.
-        own = map_rng if names[-1].startswith("stream_init_") else rng
+        # Apart, so that the others do not depend on whether there are such maps.
+        own = map_rng if names[-1].startswith(("stream_init_", "parent_")) else rng
         noise = own.standard_normal(leaf.shape)
         if names[-1] in ("embedder", "lm_head"):
             return noise * table_scale
         if names[-1] == "stream_embedding":
             return noise
-        if names[-1].startswith(("lora_", "exit_", "stream_init_", "medusa_")):
+        if names[-1].startswith(("lora_", "exit_", "stream_init_", "medusa_", "parent_")):
             return noise / np.sqrt(leaf.shape[-1])
-        if names[-2].endswith("_proj"):
+        if names[-1] == "lm_head_bias":
+            return noise
+        if names[-1].startswith("table_") or names[-2].endswith("_proj"):
             return noise * 2.0 / np.sqrt(leaf.shape[-1])
         return 1.0 + 0.2 * noise
 

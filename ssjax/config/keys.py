@@ -91,8 +91,21 @@ class StreamsConfig:
     # Rank of the map from the trunk's hidden state to the start of the streams (f of paper Eq. 3),
     # which is added to the identity; 0: the identity alone, as in all reported runs.
     init_rank: Count = 0
+    # Rank of the correction of every stream by the token of the parent node, see models/parent.py;
+    # 0: streams do not know what was drafted before them.
+    parent_rank: Count = 0
     exit_rank: Count = 0  # rank of the early-exit adapter that prunes drafts; 0: none, paper: 8
     medusa_heads: Few = 0  # extra heads in place of streams; set by drafter.kind=medusa
+
+    @property
+    def num_ahead(self) -> int:
+        """J streams or K Medusa heads: how many tokens ahead the model drafts."""
+        return self.num_streams or self.medusa_heads
+
+    @property
+    def knows_parents(self) -> bool:
+        """Whether what it drafts is corrected by the parent's token."""
+        return self.parent_rank > 0 and self.num_ahead > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +120,8 @@ class DrafterConfig:
 
     kind: Literal["streams", "medusa"] = "streams"  # see above
     num_heads: Some = 4  # of medusa
+    # For medusa, which is published without it: rank of `StreamsConfig.parent_rank`.
+    parent_rank: Count = 0
 
 
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

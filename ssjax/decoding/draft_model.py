@@ -49,6 +49,7 @@ class ModelDrafter:
     num_draft_nodes: int
     num_streams: int = 0
     num_heads: int = 0
+    num_candidates: int = 0
     kept_nodes: int = 0
     exit_threshold: float = 0.0
 

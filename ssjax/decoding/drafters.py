@@ -20,6 +20,7 @@ import jax
 from flax import struct
 
 from ssjax.config import DecodeConfig, StreamsConfig
+from ssjax.decoding.candidates import Candidates
 from ssjax.decoding.lookup import lookup_chain, merge_chain
 from ssjax.decoding.tree import DraftTree, StaticTree, best_first_tree, root_only, static_tree
 from ssjax.errors import UserError
@@ -33,9 +34,9 @@ class Context:
     tokens: jax.Array  # [B, capacity] int32, all tokens of every row
     length: jax.Array  # [B] int32, how many are valid; the last of them is the root of the tree
     root: jax.Array  # [B] int32, tokens[b, length[b] - 1]
-    # [B, J, V] float32 of streams or Medusa heads; entry j (from 0) scores the token j + 1
-    # positions after the root; None if the drafter needs neither.
-    log_probs: jax.Array | None
+    # Of streams or Medusa heads; entry j (from 0) scores the token j + 1 positions after the root;
+    # None if the drafter needs neither.
+    candidates: Candidates | None
     params: Params | None  # the drafter's own, if it has any
     memory: Any  # what the drafter keeps between passes
 
@@ -58,6 +59,10 @@ class Drafter(Protocol):
     @property
     def num_heads(self) -> int:
         """Medusa heads that it needs there instead; 0 for none."""
+
+    @property
+    def num_candidates(self) -> int:
+        """How many of the best tokens of each stream or head it may use."""
 
     @property
     def kept_nodes(self) -> int:
@@ -87,6 +92,7 @@ class Memoryless:
     """What drafters that keep nothing, prune nothing and need no heads have in common."""
 
     num_heads = 0
+    num_candidates = 0
     kept_nodes = 0
     exit_threshold = 0.0
 
@@ -124,11 +130,15 @@ class BestFirstDrafter(Memoryless):
         return 1 + self.num_draft_nodes
 
     @property
+    def num_candidates(self) -> int:
+        return self.num_draft_nodes
+
+    @property
     def max_depth(self) -> int:
         return min(self.num_streams or self.num_heads, self.num_draft_nodes)
 
     def propose(self, context: Context) -> tuple[DraftTree, Any]:
-        return best_first_tree(context.root, context.log_probs, self.num_draft_nodes), ()
+        return best_first_tree(context.root, context.candidates, self.num_draft_nodes), ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,11 +156,15 @@ class StaticDrafter(Memoryless):
         return self.tree.num_nodes
 
     @property
+    def num_candidates(self) -> int:
+        return max(self.tree.ranks) + 1
+
+    @property
     def max_depth(self) -> int:
         return self.tree.max_depth
 
     def propose(self, context: Context) -> tuple[DraftTree, Any]:
-        return static_tree(self.tree, context.root, context.log_probs), ()
+        return static_tree(self.tree, context.root, context.candidates), ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +214,10 @@ class MergedDrafter:
     @property
     def num_heads(self) -> int:
         return self.drafter.num_heads
+
+    @property
+    def num_candidates(self) -> int:
+        return self.drafter.num_candidates
 
     def start(self, params, prompts, prompt_length, capacity) -> Any:
         return self.drafter.start(params, prompts, prompt_length, capacity)

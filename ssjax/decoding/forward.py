@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from ssjax.decoding.acceptance import Acceptance
+from ssjax.decoding.candidates import find_candidates
 from ssjax.decoding.drafters import Context, Drafter
 from ssjax.decoding.pruning import joint_log_probs, prune
 from ssjax.decoding.sampling import adjust, draw, position_noise
 from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
 from ssjax.decoding.tree import DraftTree, ancestor_mask, without_drafts
 from ssjax.models.attention import Causal
-from ssjax.models.head import head_logits, make_medusa_head
 from ssjax.models.parameters import Params
 from ssjax.models.transformer import Anchors, ModelOutput, Transformer
 
@@ -147,15 +147,16 @@ class Forward:
           broken: [B] bool, rows that get no draft.
         """
         root = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)[:, 0]
-        log_probs = None
-        if stream_hidden is not None:
-            log_probs = jax.nn.log_softmax(self.logits(stream_hidden), axis=-1)
-        elif self.drafter.num_heads:
-            heads = self.apply(hidden, method="medusa")
-            logits = head_logits(heads, make_medusa_head(self.params), self.model.execution)
-            log_probs = jax.nn.log_softmax(logits[:, : self.drafter.num_heads], axis=-1)
+        drafter, candidates = self.drafter, None
+        ahead, of_heads = stream_hidden, drafter.num_heads > 0
+        if of_heads:
+            ahead = self.apply(hidden, method="medusa")
+        if ahead is not None:
+            width = drafter.num_candidates
+            candidates = find_candidates(self.model, self.params, ahead, root, width, of_heads)
+            candidates = candidates.of_streams(drafter.num_heads or drafter.num_streams)
         context = Context(
-            state.tokens, state.length, root, log_probs, self.drafter_params, state.memory
+            state.tokens, state.length, root, candidates, self.drafter_params, state.memory
         )
         draft, memory = self.drafter.propose(context)
         return state.replace(draft=without_drafts(draft, broken), memory=memory)

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ssjax.parallel.partitioning import per_row, top_k
+from ssjax.decoding.candidates import Candidates
+from ssjax.parallel.partitioning import per_row
 
 NO_PARENT = -1
 NO_TOKEN = -1  # in place of an id, where there is none; no node holds it
@@ -161,24 +162,36 @@ class StaticTree:
         return cls(tuple(parents), tuple(ranks))
 
 
-def static_tree(shape: StaticTree, root: jax.Array, log_probs_BJV: jax.Array) -> DraftTree:
+def static_tree(shape: StaticTree, root: jax.Array, candidates: Candidates) -> DraftTree:
     """Fills a static tree with tokens.
 
     Args:
-      shape: at most J deep. Ranks at or past V have no token; their nodes are unused.
+      shape: at most J deep. Ranks at or past W have no token; their nodes are unused.
       root: [B] int32.
-      log_probs_BJV: stream scores; stream d - 1 (from 0) ranks the tokens of depth d.
+      candidates: those of stream d - 1 (from 0) fill depth d, ranked after the token of the parent.
     """
-    batch, num_streams, vocab_size = log_probs_BJV.shape
+    batch, num_streams, width = candidates.tokens.shape
     if shape.max_depth > num_streams:
         raise ValueError(f"the tree is {shape.max_depth} deep but there are {num_streams} streams")
     depths, ranks = shape.depths, np.array(shape.ranks, np.int32)
-    width = min(int(ranks.max()) + 1, vocab_size)
-    ranked = _ranked(log_probs_BJV, width)[1]
-    tokens = ranked[:, np.maximum(depths - 1, 0), np.minimum(ranks, width - 1)]  # [B, M]
+    # By node, the place of its token among the candidates of its stream.
+    place = jnp.broadcast_to(np.minimum(ranks, width - 1), (batch, shape.num_nodes))
+    if candidates.scores.shape[2] > 1:
+        parents = np.array(shape.parents)
+        for depth in range(1, shape.max_depth + 1):
+            nodes = np.flatnonzero(depths == depth)
+            above = place[:, parents[nodes]] if depth > 1 else jnp.zeros((batch, len(nodes)), int)
+            after = candidates.scores[:, depth - 1]
+            after = jnp.take_along_axis(after, above[:, :, None], axis=1)  # [B, nodes, W]
+            order = jnp.argsort(-after, axis=2, stable=True)
+            own = jnp.minimum(ranks[nodes], width - 1)[None, :, None]
+            own = jnp.broadcast_to(own, (batch, len(nodes), 1))
+            place = place.at[:, nodes].set(jnp.take_along_axis(order, own, axis=2)[:, :, 0])
+    tokens = candidates.tokens[:, np.maximum(depths - 1, 0)]  # [B, M, W]
+    tokens = jnp.take_along_axis(tokens, place[:, :, None], axis=2)[:, :, 0]
     usable = np.zeros(shape.num_nodes, bool)
     for node, parent in enumerate(shape.parents):
-        usable[node] = parent == NO_PARENT or (usable[parent] and ranks[node] < vocab_size)
+        usable[node] = parent == NO_PARENT or (usable[parent] and ranks[node] < width)
     parent = np.where(usable, np.array(shape.parents, np.int32), NO_PARENT)
     depth = np.where(usable, depths, 0)
     return DraftTree(
@@ -188,50 +201,49 @@ def static_tree(shape: StaticTree, root: jax.Array, log_probs_BJV: jax.Array) ->
     )
 
 
-def best_first_tree(root: jax.Array, log_probs_BJV: jax.Array, num_draft_nodes: int) -> DraftTree:
-    """The draft nodes with the highest joint stream probability along their path.
+def best_first_tree(root: jax.Array, candidates: Candidates, num_draft_nodes: int) -> DraftTree:
+    """The draft nodes with the highest joint probability along their path.
 
-    The score of a node is the sum of its path's log-probabilities. It only falls along a
-    path, so the best nodes are closed under ancestors. A node among the best P overall is
-    among the best P of its depth, and so is its parent: one level is grown from the best P
-    of the level before, exactly, without the Cartesian product.
+    The score of a node is the sum of the log-probabilities of its path, each after the token
+    before. It only falls along a path, so the best nodes are closed under ancestors. A node among
+    the best P overall is among the best P of its depth, and so is its parent: one level is grown
+    from the best P of the level before, exactly, without the Cartesian product.
 
     Args:
       root: [B] int32.
-      log_probs_BJV: normalised log-probabilities; stream d - 1 (from 0) scores depth d. NaN counts
-        as impossible.
+      candidates: stream d - 1 (from 0) scores depth d.
       num_draft_nodes: P, at least 1, the root not counted.
 
     Returns:
-      A tree of 1 + P nodes ordered by falling score. Where the vocabulary and depth allow
-      fewer than P nodes, the rest is unused.
+      A tree of 1 + P nodes ordered by falling score. Where candidates and depth allow fewer than P
+      nodes, the rest is unused.
     """
-    budget = num_draft_nodes
-    best, best_tokens = _ranked(log_probs_BJV, min(budget, log_probs_BJV.shape[-1]))
-    best = jnp.where(jnp.isnan(best), -jnp.inf, best)  # else no order closed under ancestors
 
-    def grow(root, best, best_tokens):
-        return _grow(root, best, best_tokens, budget)
+    def grow(root, tokens, scores):
+        return _grow(root, Candidates(tokens, scores), num_draft_nodes)
 
-    return per_row(grow, root, best, best_tokens)
+    return per_row(grow, root, candidates.tokens, candidates.scores)
 
 
-def _grow(root, best, best_tokens, budget) -> DraftTree:
-    """The best nodes, from the best tokens of each stream; scores and ids [B, J, width]."""
-    batch, num_streams, width = best.shape
+def _grow(root, candidates, budget) -> DraftTree:
+    batch, num_streams, width = candidates.tokens.shape
 
     # Level by level; a candidate's index in the concatenation of all levels is its name.
     scores, tokens, parents, depths = [], [], [], []
     level_scores = jnp.zeros((batch, 1), jnp.float32)
+    level_place = jnp.zeros((batch, 1), jnp.int32)  # among the candidates of their stream
     level_start = None  # names of the level before start here; None: the root
     num_named = 0
     for d in range(num_streams):
-        joint = level_scores[:, :, None] + best[:, d, None, :]  # [B, level, width]
+        after = candidates.scores[:, d]  # [B, P, W]
+        if after.shape[1] > 1:
+            after = jnp.take_along_axis(after, level_place[:, :, None], axis=1)
+        joint = level_scores[:, :, None] + after  # [B, level, W]
         size = min(budget, joint.shape[1] * width)
         level_scores, index = jax.lax.top_k(joint.reshape(batch, -1), size)
-        above = index // width
+        above, level_place = index // width, index % width
         scores.append(level_scores)
-        tokens.append(jnp.take_along_axis(best_tokens[:, d], index % width, axis=1))
+        tokens.append(jnp.take_along_axis(candidates.tokens[:, d], level_place, axis=1))
         parents.append(
             jnp.full_like(above, NO_PARENT) if level_start is None else above + level_start
         )
@@ -259,12 +271,3 @@ def _grow(root, best, best_tokens, budget) -> DraftTree:
         parent=with_root(jnp.full_like(root, NO_PARENT), parent, NO_PARENT),
         depth=with_root(jnp.zeros_like(root), jnp.take_along_axis(depths, chosen, axis=1), 0),
     )
-
-
-def _ranked(log_probs_BJV, width):
-    """The best tokens of each stream: scores and ids, both [B, J, width].
-
-    The barrier keeps XLA from merging the slices that follow into the top-k, which turns it
-    into a sort of the whole vocabulary: 450 us in place of 8 us at V = 1024 on CPU.
-    """
-    return jax.lax.optimization_barrier(top_k(log_probs_BJV, width))

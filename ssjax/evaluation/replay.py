@@ -23,10 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssjax.decoding.acceptance import accept
+from ssjax.decoding.candidates import find_candidates
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import Context, Drafter
-from ssjax.decoding.tree import DraftTree
 from ssjax.models.attention import Causal
+from ssjax.models.parent import make_correction, with_parents
 from ssjax.parallel.partitioning import to_host
 
 Tokens = Sequence[int]
@@ -147,14 +148,28 @@ def _replay(model, params, drafters, num_roots, pad_id, tokens, lengths):
 
     def at_roots(chunk):
         hidden, roots = chunk  # [C, J, D], [C]
-        logits = model.apply({"params": params}, hidden, method="logits")
-        log_probs = jax.nn.log_softmax(logits, axis=-1)
         targets = known(roots, 1 + jnp.arange(num_streams)[None])
-        ranks = jnp.where(targets == UNKNOWN, UNKNOWN, _rank(log_probs, targets))
+        told = hidden
+        if model.streams.knows_parents:
+            parents = jnp.concatenate([tokens[roots][:, None], targets[:, :-1]], axis=1)
+            parents = jnp.maximum(parents, 0)
+            told = with_parents(make_correction(params), hidden, parents)
+        logits = model.apply({"params": params}, told, method="logits")
+        ranks = jnp.where(targets == UNKNOWN, UNKNOWN, _rank(logits, targets))
+
+        def propose(drafter):
+            candidates = None
+            if drafter.num_streams:
+                candidates = find_candidates(
+                    model, params, hidden, tokens[roots], drafter.num_candidates
+                ).of_streams(drafter.num_streams)
+            context = Context(seen, roots + 1, tokens[roots], candidates, None, ())
+            return drafter.propose(context)[0]
+
         seen = jnp.where(jnp.arange(width) <= roots[:, None], tokens, pad_id)
         accepted = []
         for drafter in drafters:
-            tree = _propose(drafter, tokens[roots], log_probs, seen, roots + 1)
+            tree = propose(drafter)
             drawn = known(roots, 1 + tree.depth)
             accepted.append(accept(tree, drawn, drafter.max_depth).num_accepted)
         none = jnp.zeros((roots.shape[0], 0), jnp.int32)
@@ -165,12 +180,6 @@ def _replay(model, params, drafters, num_roots, pad_id, tokens, lengths):
 
     found = jax.lax.map(at_roots, (chunks(output.stream_hidden[0]), chunks(roots)))
     return jax.tree.map(lambda x: x.reshape(num_roots, x.shape[-1]), found)
-
-
-def _propose(drafter: Drafter, root, log_probs, tokens, length) -> DraftTree:
-    """The drafter's tree; as many of the streams as it asks for."""
-    streams = log_probs[:, : drafter.num_streams] if drafter.num_streams else None
-    return drafter.propose(Context(tokens, length, root, streams, None, ()))[0]
 
 
 def _rank(scores, ids):

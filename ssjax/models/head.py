@@ -39,9 +39,20 @@ def head_logits(hidden: jax.Array, head: Head, execution: Execution) -> jax.Arra
     logits = project(hidden, table, hidden.dtype, execution, result=jnp.float32)
     if head.bias is not None:
         logits = logits + head.bias.astype(jnp.float32)
-    if head.softcap:
-        logits = head.softcap * jnp.tanh(logits / head.softcap)
-    return logits
+    return capped(logits, head.softcap)
+
+
+def capped(logits: jax.Array, softcap: float) -> jax.Array:
+    """c * tanh(logits / c); as they are for c = 0."""
+    return softcap * jnp.tanh(logits / softcap) if softcap else logits
+
+
+def head_rows(head: Head, tokens: jax.Array, dtype) -> jax.Array:
+    """Rows of the head at tokens [..., Q, W] -> [..., Q, W, D]; with heads apart, of head q."""
+    if head.table.ndim == 3:
+        table = gathered(head.table, "streams", "vocab", "embed")
+        return table[jnp.arange(table.shape[0])[:, None], tokens].astype(dtype)
+    return jnp.take(gathered(head.table, "vocab", "embed"), tokens, axis=0).astype(dtype)
 
 
 def make_head(params: Params, config: ModelConfig) -> Head:

@@ -120,6 +120,14 @@ class Transformer(nn.Module):
             self.exit_down = matrix("exit_down", streams.exit_rank, config.embed_dim)
             shape = (config.embed_dim, streams.exit_rank)
             self.exit_up = self.param("exit_up", nn.initializers.zeros, shape)
+        if streams.knows_parents:
+            shape = (streams.parent_rank, table_dim)
+            self.parent_down = matrix("parent_down", *shape)
+            self.parent_query = matrix("parent_query", *shape)
+            shape = (streams.num_ahead, streams.parent_rank)
+            self.parent_gate = self.param("parent_gate", nn.initializers.ones, shape)
+            shape = (table_dim, streams.parent_rank)
+            self.parent_up = self.param("parent_up", nn.initializers.zeros, shape)
         if streams.medusa_heads:
             heads, zeros = streams.medusa_heads, nn.initializers.zeros
             self.medusa_weight = self.param("medusa_weight", zeros, (heads, table_dim, table_dim))

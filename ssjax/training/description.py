@@ -9,7 +9,8 @@ from ssjax.models.transformer import Transformer
 def parameter_line(model: Transformer, trainable: Params, frozen: Params) -> str:
     """How many parameters are the base's, how many the method adds, how many LoRA."""
     leaves = flatten(merge(trainable, frozen))
-    sizes = {"base": 0, "embedding": 0, "init": 0, "exit": 0, "medusa": 0, "LoRA": 0}
+    added = ("embedding", "init", "parent", "exit")
+    sizes = dict.fromkeys(("base", *added, "medusa", "LoRA"), 0)
     for name, leaf in leaves.items():
         path = tuple(name.split("/"))
         kind = "base"
@@ -20,18 +21,21 @@ def parameter_line(model: Transformer, trainable: Params, frozen: Params) -> str
         sizes[kind] += leaf.size
     streams = model.streams
     if streams.medusa_heads:
+        told = f", correction by the parent {sizes['parent']:,}" if streams.parent_rank else ""
         return (
             f"parameters: base {sizes['base']:,}; {streams.medusa_heads} Medusa heads "
-            f"{sizes['medusa']:,}; LoRA {sizes['LoRA']:,}; trained {count(trainable):,}"
+            f"{sizes['medusa']:,}{told}; LoRA {sizes['LoRA']:,}; trained {count(trainable):,}"
         )
     told_apart = "stream embeddings" if streams.variation == "embedding" else "rotated streams"
     parts = [f"{streams.num_streams} {told_apart} {sizes['embedding']:,}"]
     if streams.init_rank:
         parts.append(f"map to their start {sizes['init']:,}")
+    if streams.knows_parents:
+        parts.append(f"correction by the parent {sizes['parent']:,}")
     parts.append(f"early-exit adapter {sizes['exit']:,}")
     return (
         f"parameters: base {sizes['base']:,}; Speculative Streaming "
-        f"{sizes['embedding'] + sizes['init'] + sizes['exit']:,} ({', '.join(parts)}); "
+        f"{sum(sizes[kind] for kind in added):,} ({', '.join(parts)}); "
         f"LoRA {sizes['LoRA']:,}; trained {count(trainable):,}; "
         f"streams in the top {streams.num_stream_layers} of {model.config.num_layers} layers"
     )

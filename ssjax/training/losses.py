@@ -13,6 +13,9 @@ there is one, is trained on the main targets:
     stream 2            y3 .  .
     early exit          y1 y2 y3
 
+Where streams are corrected by their parents (`models.parent`), each has a second output with the
+same targets, in which it knows the target before its own, the true parent.
+
 Sums leave this module together with their weights; means are taken once, by the caller.
 """
 
@@ -21,6 +24,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from ssjax.config import LossConfig, StreamsConfig
+from ssjax.models import parent
 from ssjax.models.attention import Causal
 from ssjax.models.execution import Execution
 from ssjax.models.head import Head, head_logits, make_head, make_medusa_head
@@ -43,9 +47,10 @@ class Batch:
 
 @struct.dataclass
 class LossSums:
-    """Sums over target tokens, one entry an output: main, stream 1..J, early exit if any.
+    """Sums over target tokens, one entry an output.
 
-    With Medusa heads: main, head 1..K.
+    Main, stream 1..J, the same with their parents, early exit, as far as there are any. With
+    Medusa heads: main, head 1..K, the same with their parents.
     """
 
     cross_entropy: jax.Array  # [Q] float32, nats
@@ -55,15 +60,17 @@ class LossSums:
 
 def output_offsets(streams: StreamsConfig) -> tuple[int, ...]:
     """By output, how many tokens after the next one it predicts; Q entries."""
-    ahead = streams.num_streams or streams.medusa_heads
-    return (*range(1 + ahead), *([0] if streams.exit_rank else []))
+    ahead = tuple(range(1, 1 + streams.num_ahead))
+    with_parents = ahead if streams.knows_parents else ()
+    return (0, *ahead, *with_parents, *([0] if streams.exit_rank else []))
 
 
 def output_names(streams: StreamsConfig) -> tuple[str, ...]:
     """What the outputs are called in records, in the order of `output_offsets`."""
-    names = ["main", *(f"stream_{j}" for j in range(1, 1 + streams.num_streams))]
-    names += [f"head_{k}" for k in range(1, 1 + streams.medusa_heads)]
-    return (*names, *(["exit"] if streams.exit_rank else []))
+    kind = "stream" if streams.num_streams else "head"
+    ahead = [f"{kind}_{j}" for j in range(1, 1 + streams.num_ahead)]
+    with_parents = [f"{name}_with_parent" for name in ahead] if streams.knows_parents else []
+    return ("main", *ahead, *with_parents, *(["exit"] if streams.exit_rank else []))
 
 
 def anchor_targets(batch: Batch, num_anchors: int, offsets: tuple[int, ...]):
@@ -155,9 +162,16 @@ def loss_sums(
     def at_anchors(x):
         return jnp.take_along_axis(x, anchors[:, :, None], axis=1)
 
+    def with_parents(ahead):
+        """The same with the true parents: stream j follows the token t + j."""
+        parents = targets[:, :, : streams.num_ahead]
+        return parent.with_parents(parent.make_correction(params), ahead, parents)
+
     hidden = [at_anchors(output.hidden)[:, :, None]]
     if streams.num_streams:
         hidden.append(output.stream_hidden)
+        if streams.knows_parents:
+            hidden.append(with_parents(output.stream_hidden))
     if streams.exit_rank:
         trunk_hidden = at_anchors(output.trunk_hidden)
         exit_hidden = model.apply({"params": params}, trunk_hidden, method="early_exit")
@@ -172,8 +186,11 @@ def loss_sums(
     if not streams.medusa_heads:
         return sums
     heads_hidden = model.apply({"params": params}, hidden[:, :, 0], method="medusa")
-    heads_sums = sums_of(heads_hidden, make_medusa_head(params), slice(1, None))
-    return jax.tree.map(lambda *x: jnp.concatenate(x), sums, heads_sums)
+    own = slice(1, 1 + streams.medusa_heads)
+    parts = [sums, sums_of(heads_hidden, make_medusa_head(params), own)]
+    if streams.knows_parents:
+        parts.append(sums_of(with_parents(heads_hidden), make_medusa_head(params), own))
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
 
 def chunked_cross_entropy(
@@ -235,9 +252,8 @@ def chunked_cross_entropy(
 
 def loss_weights(config: LossConfig, streams: StreamsConfig) -> jax.Array:
     """The alphas of Eq. 5 and the weight of the early exit, [Q] float32."""
-    ahead = streams.num_streams or streams.medusa_heads
-    alphas = [config.main_weight]
-    alphas += [config.stream_weight * config.stream_decay**j for j in range(ahead)]
+    ahead = [config.stream_weight * config.stream_decay**j for j in range(streams.num_ahead)]
+    alphas = [config.main_weight, *ahead, *(ahead if streams.knows_parents else [])]
     return jnp.array(alphas + [config.exit_weight] * (streams.exit_rank > 0), jnp.float32)
 
 

@@ -76,7 +76,7 @@ class ScriptDrafter(Memoryless):
     parents: tuple[int, ...]
     offsets: tuple[int, ...]
     right: np.ndarray | None = None  # [B, capacity + 1]
-    record: list | None = None  # gets (stream log probs, length) of every call
+    record: list | None = None  # gets (candidates, length) of every call
     num_streams: int = 0
     vocab_size: int = VOCAB
 
@@ -98,7 +98,7 @@ class ScriptDrafter(Memoryless):
     def propose(self, context):
         length = context.length
         if self.record is not None:
-            jax.debug.callback(self._store, context.log_probs, length, ordered=True)
+            jax.debug.callback(self._store, context.candidates, length, ordered=True)
         script, depths = jnp.asarray(self.script), jnp.array(self.depths, jnp.int32)
         position = jnp.minimum(length[:, None] - 1 + depths, script.shape[1] - 1)
         proposed = jnp.take_along_axis(script, position, axis=1)
@@ -114,8 +114,12 @@ class ScriptDrafter(Memoryless):
         )
         return tree, ()
 
-    def _store(self, stream_log_probs, length):
-        self.record.append((np.asarray(stream_log_probs), np.asarray(length)))
+    @property
+    def num_candidates(self):
+        return self.vocab_size
+
+    def _store(self, candidates, length):
+        self.record.append((jax.tree.map(np.asarray, candidates), np.asarray(length)))
 
 
 def chain(script, depth, offset=0, **options):

@@ -10,6 +10,7 @@ import pytest
 from oracles import generate
 
 from ssjax.config import DecodeConfig, StreamsConfig
+from ssjax.decoding.candidates import independent
 from ssjax.decoding.draft_model import ModelDrafter
 from ssjax.decoding.drafters import (
     BestFirstDrafter,
@@ -76,7 +77,7 @@ def paths_of(tree, row):
 def test_merged_tree_is_the_union_of_paths():
     rng = np.random.default_rng(0)
     log_probs = jax.nn.log_softmax(jnp.asarray(rng.normal(size=(64, 3, 4)), jnp.float32))
-    tree = best_first_tree(jnp.zeros(64, jnp.int32), log_probs, 7)
+    tree = best_first_tree(jnp.zeros(64, jnp.int32), independent(log_probs, 4), 7)
     chain = rng.integers(0, 4, (64, 5)).astype(np.int32)
     count = rng.integers(0, 6, 64)
     merged = merge_chain(tree, jnp.asarray(chain), jnp.asarray(count))

@@ -50,6 +50,7 @@ SIZES = {
     "num_kv_heads": 1,
     "mlp_dim": 32,
     "num_stream_layers": 1,
+    "parent_rank": 4,
 }
 SAMPLING = {"greedy": Sampling(), "sampled": Sampling(temperature=1.5, top_k=9, top_p=0.95)}
 LIMITS = np.array([NEW, 4, 0, NEW, 7, 1, NEW, NEW] * (ROWS // 8), np.int32)
@@ -282,7 +283,7 @@ def test_tokens_are_those_of_plain_decoding(weights, plain, name, order, tokens,
 def test_a_drafter_that_is_not_finite_changes_no_token(weights, plain, name, order, tokens, batch):
     """Streams, the early exit, Medusa heads and draft model of NaN, or of inf."""
     some = weights["trained"]
-    own = ("stream_embedding", "exit_up", "medusa_weight", "medusa_head")
+    own = ("stream_embedding", "parent_up", "exit_up", "medusa_weight", "medusa_head")
     for bad in (jnp.nan, jnp.inf):
         params = {k: jnp.full_like(v, bad) if k in own else v for k, v in some.params.items()}
         draft = jax.tree.map(lambda x, bad=bad: jnp.full_like(x, bad), some.draft_params)

@@ -169,14 +169,14 @@ def test_the_token_that_pads_need_not_be_finite(params):
 
 def test_draft_scores_that_are_not_numbers_make_a_tree_like_any_other():
     """Some streams NaN, some not: parents come first, stand one level higher and are not unused."""
+    from ssjax.decoding.candidates import independent
     from ssjax.decoding.tree import best_first_tree
 
     rng = np.random.default_rng(0)
     scores = jax.nn.log_softmax(jnp.asarray(rng.normal(size=(8, 3, 13)), jnp.float32))
     spoilt = np.array([[row >> stream & 1 for stream in range(3)] for row in range(8)], bool)
-    tree = best_first_tree(
-        jnp.zeros(8, jnp.int32), jnp.where(spoilt[:, :, None], jnp.nan, scores), 7
-    )
+    candidates = independent(jnp.where(spoilt[:, :, None], jnp.nan, scores), 7)
+    tree = best_first_tree(jnp.zeros(8, jnp.int32), candidates, 7)
     tokens, parent, depth = (np.asarray(x) for x in (tree.tokens, tree.parent, tree.depth))
     assert ((tokens >= 0) & (tokens < 13)).all()
     for row in range(8):

@@ -4,8 +4,9 @@ Training: scanned form, one call over the whole sequence, streams beside all anc
 unrolled form, a prefill and then passes over draft trees with a cache. Row i of the batch is
 prompt i // 4; i % 4 says how many of its drafted tokens are right: 0, 1, a mixture, 3.
 
-All of it again with streams that are told apart by rotation and start after a map. Their
-sequences are those of the other model: the main rows are the same.
+All of it again with streams that are told apart by rotation and start after a map, and with streams
+that are corrected by their parents. Their sequences are those of the other model: the main rows are
+the same.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.state import DecodeSpec, Rows
 from ssjax.models.attention import Causal
 from ssjax.models.cache import KVCache
+from ssjax.models.parent import make_correction, with_parents
 from ssjax.models.transformer import Anchors
 from ssjax.training.losses import anchor_targets
 
@@ -32,6 +34,8 @@ pytestmark = pytest.mark.parametrize(
         ("embedding", "fused"),
         ("embedding", "deferred"),
         ("rotation", "fused"),
+        ("parents", "fused"),
+        pytest.param("parents", "deferred", marks=pytest.mark.stress),
         pytest.param("rotation", "deferred", marks=pytest.mark.stress),
     ],
     indirect=True,
@@ -86,12 +90,21 @@ def streaming(request, model, params, decoder, kit):
     """(model, params, decoder) of a kind of stream."""
     if request.param == "embedding":
         return model, params, decoder
+    rng = np.random.default_rng(0)
+    width = model.config.embed_dim
+    if request.param == "parents":
+        streams = dataclasses.replace(model.streams, parent_rank=4)
+        shapes = {"down": (4, width), "query": (4, width), "gate": (3, 4), "up": (width, 4)}
+        params = params | {
+            f"parent_{name}": jnp.asarray(rng.standard_normal(shape) / 2, jnp.float32)
+            for name, shape in shapes.items()
+        }
+        model = model.clone(streams=streams)
+        return model, params, kit.make_decoder(model, params)
     streams = dataclasses.replace(
         model.streams, variation="rotation", rotation_length=1, init_rank=2
     )
     model = model.clone(streams=streams)
-    rng = np.random.default_rng(0)
-    width = model.config.embed_dim
     params = {key: leaf for key, leaf in params.items() if key != "stream_embedding"} | {
         "stream_init_down": jnp.asarray(rng.standard_normal((2, width)) / 6, jnp.float32),
         "stream_init_up": jnp.asarray(rng.standard_normal((width, 2)), jnp.float32),
@@ -181,17 +194,58 @@ def test_target_is_walked_with_the_scheduled_acceptance(walk, rows, right):
         assert int(states[-1].calls[row]) == calls
 
 
-def test_streams_that_reach_the_drafter(walk, trained):
+@pytest.fixture(scope="module")
+def told(streaming, rows):
+    """As `trained`, [B, A, J, V] of streams that know the true token before theirs; or None."""
+    model, params, _ = streaming
+    if not model.streams.knows_parents:
+        return None
+    script = jnp.asarray(rows[1])
+    anchors = jnp.asarray(LENGTHS)[:, None] - 1 + jnp.arange(NUM_NEW)
+    positions = jnp.broadcast_to(jnp.arange(script.shape[1]), script.shape)
+    output = model.apply(
+        {"params": params},
+        script,
+        positions,
+        Causal(),
+        anchors=anchors,
+        num_streams=NUM_STREAMS,
+    )
+    before = anchors[:, :, None] + 1 + jnp.arange(NUM_STREAMS)  # stream j follows the token t + j
+    place = jnp.minimum(before, CAPACITY - 1).reshape(NUM_ROWS, -1)
+    parents = jnp.take_along_axis(script, place, axis=1).reshape(before.shape)
+    hidden = with_parents(make_correction(params), output.stream_hidden, parents)
+    logits = model.apply({"params": params}, hidden, method="logits")
+    return np.asarray(jax.nn.log_softmax(logits)), np.asarray(parents)
+
+
+def assert_table(candidates, streams, told):
+    """What one row of candidates says of every token, by stream, and after the true parents."""
+    tokens, scores = candidates
+    vocab_size = streams.shape[-1]
+    np.testing.assert_array_equal(np.sort(tokens), np.tile(np.arange(vocab_size), (len(tokens), 1)))
+    for stream, ids in enumerate(tokens):
+        expected, parent = streams[stream], 0
+        if told is not None:
+            expected = told[0][stream]
+            if stream:
+                parent = int(np.flatnonzero(tokens[stream - 1] == told[1][stream])[0])
+        np.testing.assert_allclose(
+            scores[stream, parent], expected[ids], atol=TOLERANCE, rtol=TOLERANCE
+        )
+
+
+def test_streams_that_reach_the_drafter(walk, trained, told):
     states, drafter = walk
     assert len(drafter.record) == len(states)
     seen = {schedule: set() for schedule in range(SCHEDULES)}
-    for state, (log_probs, length) in zip(states, drafter.record, strict=True):
+    for state, (candidates, length) in zip(states, drafter.record, strict=True):
         np.testing.assert_array_equal(length, state.length)
         for row in np.flatnonzero(~np.asarray(state.done)):
             anchor = int(length[row] - 1 - LENGTHS[row])
-            np.testing.assert_allclose(
-                log_probs[row], trained[row, anchor, 1:], atol=TOLERANCE, rtol=TOLERANCE
-            )
+            found = candidates.tokens[row], candidates.scores[row]
+            own = told and tuple(values[row, anchor] for values in told)
+            assert_table(found, trained[row, anchor, 1:], own)
             seen[row % SCHEDULES].add((int(row), anchor))
     for schedule, step in ((0, 1), (1, 2), (3, 4)):
         anchors = range(0, NUM_NEW - 1, step)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssjax.decoding.candidates import independent
 from ssjax.decoding.tree import (
     NO_PARENT,
     DraftTree,
@@ -126,7 +127,7 @@ def test_from_branching(branching, nodes):
 def test_static_tree_holds_the_ranked_tokens():
     shape = StaticTree((-1, 0, 0, 1, 3, 2), (0, 2, 0, 1, 0, 3))
     log_probs = log_probs_of(0, 3, 4, 11)
-    tree = static_tree(shape, jnp.array([7, 8, 9]), jnp.asarray(log_probs))
+    tree = static_tree(shape, jnp.array([7, 8, 9]), independent(jnp.asarray(log_probs), 4))
     order = np.argsort(-log_probs, axis=-1, kind="stable")
     for row in range(3):
         assert tree.tokens[row, 0] == 7 + row
@@ -141,14 +142,18 @@ def test_static_tree_holds_the_ranked_tokens():
 def test_static_tree_ranks_past_the_vocabulary_are_unused():
     """Rank 3 of 3 tokens does not exist; neither do the nodes below it."""
     shape = StaticTree((-1, 0, 0, 2, 1, 3), (0, 2, 3, 0, 1, 0))
-    tree = static_tree(shape, jnp.array([1]), jnp.asarray(log_probs_of(1, 1, 3, 3)))
+    tree = static_tree(shape, jnp.array([1]), independent(jnp.asarray(log_probs_of(1, 1, 3, 3)), 3))
     assert tree.parent.tolist() == [[-1, 0, -1, -1, 1, -1]]
     assert tree.depth.tolist() == [[0, 1, 0, 0, 2, 0]]
 
 
 def test_static_tree_deeper_than_streams_is_refused():
     with pytest.raises(ValueError, match="3 deep but there are 2 streams"):
-        static_tree(StaticTree.from_branching((1, 1, 1)), jnp.array([1]), jnp.zeros((1, 2, 5)))
+        static_tree(
+            StaticTree.from_branching((1, 1, 1)),
+            jnp.array([1]),
+            independent(jnp.zeros((1, 2, 5)), 1),
+        )
 
 
 def paths_of(tree, row):
@@ -174,7 +179,8 @@ def test_best_first_equals_all_paths_sorted(vocab_size, num_streams, budget):
     batch = 4
     log_probs = log_probs_of(budget, batch, num_streams, vocab_size)
     root = np.arange(batch, dtype=np.int32) + 1
-    tree = jax.jit(functools.partial(best_first_tree, num_draft_nodes=budget))(root, log_probs)
+    grow = functools.partial(best_first_tree, num_draft_nodes=budget)
+    tree = jax.jit(grow)(root, independent(log_probs, min(budget, vocab_size)))
     assert tree.tokens.shape == tree.parent.shape == tree.depth.shape == (batch, 1 + budget)
     candidates = [
         path
@@ -204,7 +210,8 @@ def test_best_first_with_ties_is_a_tree_of_best_scores():
     certain[:, 2] = 0.0
     log_probs = np.stack([flat, certain])
     for budget in (1, 3, 6, 30):
-        tree = best_first_tree(jnp.array([0, 0], jnp.int32), jnp.asarray(log_probs), budget)
+        scores = independent(jnp.asarray(log_probs), min(budget, vocab_size))
+        tree = best_first_tree(jnp.array([0, 0], jnp.int32), scores, budget)
         candidates = [
             path
             for d in range(1, num_streams + 1)

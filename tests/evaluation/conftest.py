@@ -1,4 +1,5 @@
-"""Decoders of models that draft badly, well, and with streams that the main stream reads."""
+"""Decoders of models that draft badly, well, with streams that the main stream reads or that know
+their parents."""
 
 import oracles
 import pytest
@@ -14,7 +15,13 @@ def reading():
 
 
 @pytest.fixture(scope="session")
-def decoders(tiny, counting, reading):
-    """Drafts mostly fail, mostly hold, and the form in which streams run in every pass."""
-    models = {"random": tiny, "trained": counting[:2], "reading": reading}
+def told():
+    """A model whose streams are corrected by their parents."""
+    return oracles.train_to_count(steps=60, parent_rank=4)[:2]
+
+
+@pytest.fixture(scope="session")
+def decoders(tiny, counting, reading, told):
+    """Drafts mostly fail, mostly hold, run in every pass, and know their parents."""
+    models = {"random": tiny, "trained": counting[:2], "reading": reading, "told": told}
     return {name: oracles.make_decoder(*m, eos_ids=EOS) for name, m in models.items()}

@@ -92,6 +92,7 @@ def test_acceptance_leaves_out_what_is_unknown():
         *itertools.product(["random", "trained"], range(len(DRAFTERS))),
         ("reading", 1),
         ("reading", 4),
+        *itertools.product(["told"], range(1, len(DRAFTERS))),
     ],
 )
 def test_predicted_passes_are_the_decoders(name, index, decoders, outputs, traces):

@@ -119,6 +119,16 @@ def test_training_does_not_depend_on_the_mesh(on_one_device, mode, sizes, change
     )
 
 
+@pytest.mark.stress  # two more programs; what the mesh divides is the same
+def test_training_with_parents_does_not_depend_on_the_mesh():
+    one, many = (
+        meshes.train(meshes.make_model(parent_rank=2), meshes.make_mesh(sizes))
+        for sizes in ((1, 1, 1), (2, 2, 2))
+    )
+    np.testing.assert_allclose(many[0]["means"], one[0]["means"], rtol=0, atol=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5), many[1], one[1])
+
+
 BAD = 48  # in some prompts, in some outputs, in neither
 DRAFTERS = {
     "plain": PlainDrafter(),
@@ -179,6 +189,15 @@ def test_decoded_tokens_do_not_depend_on_the_mesh(plain_tokens, sizes, monkeypat
 @pytest.mark.parametrize("name", ["plain", "static"])
 def test_other_drafters_on_a_mesh(plain_tokens, name):
     assert oracles.tokens_of(decode((2, 2, 2), DRAFTERS[name])) == plain_tokens
+
+
+def test_drafts_that_know_their_parents_do_not_depend_on_the_mesh(plain_tokens):
+    """Tokens, and what every pass kept: parents are looked up in tables that the mesh divides."""
+    one, many = (
+        decode(sizes, DRAFTERS["best first"], parent_rank=4) for sizes in ((1, 1, 1), (2, 2, 2))
+    )
+    assert oracles.tokens_of(many) == oracles.tokens_of(one) == plain_tokens
+    assert [c.runs for c in many] == [c.runs for c in one]
 
 
 def test_a_batch_and_heads_that_the_mesh_does_not_divide(plain_tokens):

@@ -1,6 +1,7 @@
 """Losses against NumPy, and what they must not depend on."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -140,6 +141,39 @@ def test_rows_without_targets_weigh_nothing(sums_of):
     assert float(weighted_loss(sums, jnp.ones(4), target_weight(empty, tuple(range(1 + J))))) == 0.0
 
 
+def test_streams_are_scored_with_their_true_parents_too():
+    """Stream j at t with the token t + j, by NumPy; the plain scores stand as they were."""
+    model = oracles.make_model(parent_rank=5)
+    params = oracles.random_params(model, seed=7)
+    batch = make_batch()
+    sums = loss_sums(model, params, batch, 5, 1024)
+    own, told = np.zeros((2, J)), np.zeros((2, J))  # cross-entropy and hits, stream by stream
+    correction = {k: np.asarray(v, np.float64) for k, v in params.items() if k[:7] == "parent_"}
+    table = np.asarray(params["embedder"], np.float64)
+    for prompt, target in zip(PROMPTS, TARGETS, strict=True):
+        whole = prompt + target
+        anchors = np.arange(len(prompt) - 1, len(whole) - 1)
+        if not target:
+            continue
+        output = oracles.run_model(model, params, [whole], anchors=anchors[None], num_streams=J)
+        for (place, t), j in itertools.product(enumerate(anchors), range(1, 1 + J)):
+            if t + 1 + j >= len(whole):
+                continue
+            z = np.asarray(output.stream_hidden[0, place, j - 1], np.float64)
+            row = table[whole[t + j]] / np.sqrt((table[whole[t + j]] ** 2).mean() + 1e-6)
+            gate = correction["parent_gate"][j - 1] + correction["parent_query"] @ z / 24**0.5
+            moved = z + correction["parent_up"] @ ((correction["parent_down"] @ row) * gate)
+            for kept, hidden in ((own, z), (told, moved)):
+                scores, right = oracles.log_softmax(table @ hidden), whole[t + 1 + j]
+                kept[:, j - 1] += -scores[right], scores.argmax() == right
+    assert sums.cross_entropy.shape == (1 + 2 * J,)
+    found = np.asarray(sums.cross_entropy[1:]), np.asarray(sums.correct[1:])
+    np.testing.assert_allclose(found[0], [*own[0], *told[0]], rtol=LOGIT_TOLERANCE)
+    np.testing.assert_array_equal(found[1], [*own[1], *told[1]])
+    np.testing.assert_array_equal(sums.weight[1 : 1 + J], sums.weight[1 + J :])
+    assert np.abs(own[0] - told[0]).min() > 0.1
+
+
 def test_weighted_loss_by_hand():
     """Three main targets and two of stream 1, each at log 7 nats."""
     batch = oracles.batch_of(np.zeros((1, 4)), [1], [4])
@@ -161,8 +195,10 @@ def test_weighted_loss_by_hand():
         (StreamsConfig(2, exit_rank=1), [2.0, 0.5, 0.4, 0.7]),
         (StreamsConfig(0, medusa_heads=4), [2.0, 0.5, 0.4, 0.32, 0.256]),
         (StreamsConfig(0), [2.0]),
+        (StreamsConfig(2, parent_rank=5, exit_rank=1), [2.0, 0.5, 0.4, 0.5, 0.4, 0.7]),
+        (StreamsConfig(0, parent_rank=5, medusa_heads=2), [2.0, 0.5, 0.4, 0.5, 0.4]),
     ],
-    ids=["streams", "early-exit", "medusa", "plain"],
+    ids=["streams", "early-exit", "medusa", "plain", "parents", "medusa-parents"],
 )
 def test_weights_that_fall_with_the_depth(streams, expected):
     """The main output and the early exit keep theirs; without decay all streams weigh the same."""
