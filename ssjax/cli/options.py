@@ -106,6 +106,7 @@ class ModelFlags:
     _checkpoint: flags.FlagHolder
     _base: flags.FlagHolder
     _adapter: flags.FlagHolder | None
+    _task_file: flags.FlagHolder
 
     @property
     def workdir(self) -> str:
@@ -119,11 +120,17 @@ class ModelFlags:
 
     def open(self, mesh: Mesh | None = None) -> Run:
         """The model, ready to decode. Raises: UserError, as `ssjax.load`."""
+        self._register_task()
         return load(self.workdir, self._checkpoint.value, **self._parts, mesh=mesh)
 
     def read(self) -> Trained:
         """Its weights as they were trained. Raises: UserError, as `ssjax.load`."""
+        self._register_task()
         return load_trained(self.workdir, self._checkpoint.value, **self._parts)
+
+    def _register_task(self):
+        if self._task_file.value:
+            experiment_lib.run(self._task_file.value)
 
     @property
     def _parts(self) -> dict[str, str | None]:
@@ -144,6 +151,11 @@ def define_model_flags(*, adapter: bool = True) -> ModelFlags:
         flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step."),
         flags.DEFINE_string("base", None, "Where the base weights are now; default: as trained."),
         flags.DEFINE_string("adapter", None, help_text) if adapter else None,
+        flags.DEFINE_string(
+            "task_file",
+            None,
+            "Python file that registers the task of the run, such as its experiment.",
+        ),
     )
 
 

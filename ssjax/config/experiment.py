@@ -7,11 +7,13 @@ config_flags, read here because a key that does not exist, a value of the wrong 
 the file each deserve one line that names the place.
 """
 
+import contextlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
@@ -35,10 +37,7 @@ def load(name: str, overrides: Mapping[str, str]) -> Config:
     }
     path, colon, variant = name.partition(":")
     path = Path(path)
-    if not path.is_file():
-        problem = "is a directory" if path.is_dir() else "does not exist"
-        raise UserError(f"cannot read the experiment {path}: it {problem}; see experiments/")
-    try:
+    with _file_of_user(path):
         config = _get_config(path, variant if colon else None)
         for key, value in changes.items():  # before what the file derives from them is computed
             *groups, last = key.split(".")
@@ -47,11 +46,35 @@ def load(name: str, overrides: Mapping[str, str]) -> Config:
                 group = group[each]
             group[last] = value
         values = config.to_dict()
+    return config_lib.from_dict(values)
+
+
+def run(name: str) -> None:
+    """Runs a file for what it does when it is read, such as `ssjax.register_task`.
+
+    Args:
+      name: a path; an experiment, with its :VARIANT or without, is one.
+
+    Raises:
+      UserError: no such file, or an error in it.
+    """
+    path = Path(name.partition(":")[0])
+    with _file_of_user(path):
+        _module_of(path)
+
+
+@contextlib.contextmanager
+def _file_of_user(path: Path) -> Iterator[None]:
+    """What is wrong with a file, or with the code in it, as one line. Raises: UserError."""
+    if not path.is_file():
+        problem = "is a directory" if path.is_dir() else "does not exist"
+        raise UserError(f"cannot read the experiment {path}: it {problem}; see experiments/")
+    try:
+        yield
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # a file of the user may raise anything
+    except (Exception, SystemExit) as error:  # it may raise anything
         raise UserError(f"the experiment {_place(path, error)}: {_reason(error)}") from error
-    return config_lib.from_dict(values)
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -91,13 +114,8 @@ def _is_switch(key: str, following: list[str]) -> bool:
 
 
 def _get_config(path: Path, variant: str | None) -> ConfigDict:
-    """Runs the file. Raises: UserError, or what the file raises."""
-    spec = importlib.util.spec_from_file_location("ssjax_experiment", path.absolute())
-    if spec is None or spec.loader is None:
-        raise UserError(f"the experiment {path} is no Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses of the file look for themselves
-    spec.loader.exec_module(module)
+    """The config that a file states. Raises: UserError, or what the file raises."""
+    module = _module_of(path)
     if not callable(getattr(module, "get_config", None)):
         raise UserError(f"the experiment {path} defines no function get_config")
     config = module.get_config() if variant is None else module.get_config(variant)
@@ -113,6 +131,17 @@ def _get_config(path: Path, variant: str | None) -> ConfigDict:
             "ssjax.config.default_config()"
         )
     return config
+
+
+def _module_of(path: Path) -> ModuleType:
+    """Runs a file. Raises: UserError, or what the file raises."""
+    spec = importlib.util.spec_from_file_location("ssjax_experiment", path.absolute())
+    if spec is None or spec.loader is None:
+        raise UserError(f"the experiment {path} is no Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses of the file look for themselves
+    spec.loader.exec_module(module)
+    return module
 
 
 def _keys(config: ConfigDict, group: str = "") -> list[str]:

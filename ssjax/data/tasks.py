@@ -219,7 +219,7 @@ def task_of_run(name: str, directory: str | os.PathLike) -> Task:
     if name not in _TASKS | _OWN:
         raise UserError(
             f"task {name!r} of {directory} is not registered here; call ssjax.register_task before "
-            "ssjax.load"
+            "ssjax.load, or name the file that does with --task_file"
         )
     return get_task(name)
 

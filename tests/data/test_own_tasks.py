@@ -254,7 +254,7 @@ def test_a_run_names_its_task_alone():
     with pytest.raises(
         UserError,
         match="^task 'shop' of runs/shop is not registered here; call ssjax.register_task before "
-        "ssjax.load$",
+        "ssjax.load, or name the file that does with --task_file$",
     ):
         task_of_run("shop", "runs/shop")
     task = register()

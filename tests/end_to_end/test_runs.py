@@ -246,6 +246,26 @@ def test_generate_with_no_room_prints_an_empty_line(run):
     assert (finished.returncode, finished.stdout) == (0, "\n")
 
 
+def test_a_run_of_a_task_of_ones_own_is_opened_with_its_file(run, tmp_path):
+    """Without the file one line says what is missing; a file with an error is one line as well."""
+    own = shutil.copytree(run, tmp_path / "own")
+    values = json.loads((own / "config.json").read_text())
+    values["data"]["task"] = "shop"
+    (own / "config.json").write_text(json.dumps(values))
+    file = tmp_path / "shop.py"
+    file.write_text(
+        "import ssjax\n"
+        "ssjax.register_task('shop', prompt='{product}: {question} Answer:', answer='answer')\n"
+    )
+    arguments = ("generate", "--workdir", own, "--prompt", "Lamp: which bulb?")
+    arguments += ("--max_new_tokens", 0)
+    assert_one_line_error(call(*arguments), "task 'shop'", "not registered", "--task_file")
+    finished = call(*arguments, "--task_file", file)
+    assert (finished.returncode, finished.stdout) == (0, "\n"), finished.stderr
+    file.write_text("import ssjax\nssjax.register_task('shop')\n")
+    assert_one_line_error(call(*arguments, "--task_file", file), "shop.py, line 2: TypeError")
+
+
 def test_evaluate_writes_json_and_accepts_changes(run, tmp_path):
     out = tmp_path / "evaluation.json"
     finished = call(
