@@ -176,10 +176,12 @@ def weights():
     """Of one model with streams, an early exit and Medusa heads: random, and trained to count."""
     model = oracles.make_model(exit_rank=2, medusa_heads=3, **SIZES)
     params = oracles.random_params(model, seed=0)
-    trained = params | oracles.train_to_count(150, **SIZES)[1]
+    # Trained without the correction by the parent, which is silent there: drafts of every length.
+    trained = params | oracles.train_to_count(150, **(SIZES | {"parent_rank": 0}))[1]
     # Head k knows the token k + 1 after the next: the same logits, counted on.
     heads = [jnp.roll(trained["embedder"], 1 + k, axis=0) for k in range(3)]
-    nothing = {n: jnp.zeros_like(trained[n]) for n in ("medusa_weight", "medusa_bias", "exit_up")}
+    silent = ("medusa_weight", "medusa_bias", "exit_up", "parent_up")
+    nothing = {name: jnp.zeros_like(trained[name]) for name in silent}
     trained |= {"medusa_head": jnp.stack(heads), **nothing}
     return {"random": Weights.of(model, params), "trained": Weights.of(model, trained)}
 
