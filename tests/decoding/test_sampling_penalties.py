@@ -55,6 +55,10 @@ class MixedDrafter(Memoryless):
     def max_depth(self):
         return max(part.max_depth for part in self.parts)
 
+    @property
+    def num_candidates(self):
+        return max(part.num_candidates for part in self.parts)
+
     def propose(self, context):
         padded = []
         for part in self.parts:
