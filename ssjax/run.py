@@ -11,7 +11,7 @@ from ssjax.config import AdaptationConfig, Config, DecodeConfig, ranges
 from ssjax.config.arguments import read_changes, read_count, read_numbers, read_path, read_seeds
 from ssjax.config.checks import validate_decode
 from ssjax.data import pipeline
-from ssjax.data.prompts import Prompt, is_chat, read_chat, read_prompts
+from ssjax.data.prompts import Prompt, check_filled, is_chat, read_chat, read_prompts
 from ssjax.data.tasks import ChatTask, Task, task_of_run
 from ssjax.data.tokenizers.tokenizer import Tokenizer, same_tokens
 from ssjax.decoding import ways
@@ -118,7 +118,8 @@ class Run:
         """
         changes = read_changes(changes)
         decode = self.decode_config(**changes)
-        inputs = self.read_prompts(inputs, "inputs")
+        inputs = read_prompts(inputs, self.decoder.model.config.vocab_size, "inputs")
+        check_filled(inputs)
         seeds, numbers = read_seeds(seeds, len(inputs)), read_numbers(numbers, len(inputs))
         batch_size = min(decode.batch_size, max(len(inputs), 1))
         way = self.way(changes, batch_size, calibration=calibration)
@@ -209,13 +210,12 @@ class Run:
         """
         changes = read_changes(changes)
         decode = self.decode_config(**changes)
-        prompts = self.read_prompts(prompt, "prompt")
+        prompts = read_prompts(prompt, self.decoder.model.config.vocab_size, "prompt")
+        check_filled(prompts)
         if len(prompts) != 1:
             raise UserError(f"prompt holds {len(prompts)} prompts; stream decodes one at a time")
-        number, passes = (
-            read_count(number, "number", least=0),
-            read_count(passes, "passes", least=1),
-        )
+        number = read_count(number, "number", least=0)
+        passes = read_count(passes, "passes", least=1)
         way = self.way(changes, 1, calibration=calibration)
         encoded = self._encoded(prompts, [number], raw)
         request = make_request(decode, encoded, batch_size=1, numbers=[number])
@@ -297,22 +297,6 @@ class Run:
             num_streams=self.config.streams.num_streams,
         )
 
-    def read_prompts(self, inputs, name: str) -> list[Prompt]:
-        """Prompts in one form, none of them empty.
-
-        Args:
-          inputs: as in `generate`.
-          name: of the argument, for messages.
-
-        Raises:
-          UserError: no prompts of any form, or an empty one.
-        """
-        prompts = read_prompts(inputs, self.decoder.model.config.vocab_size, name)
-        for number, prompt in enumerate(prompts, start=1):
-            if not (prompt.strip() if isinstance(prompt, str) else prompt):
-                raise UserError(f"prompt {number} is empty; give at least one word")
-        return prompts
-
     def _encoded(self, prompts, numbers, raw) -> list[list[int]]:
         encoded = []
         for number, prompt in zip(numbers, prompts, strict=True):
@@ -362,7 +346,7 @@ def load(
     """Opens a run, an exported or converted model, or a Hugging Face directory for decoding.
 
     Args:
-      workdir: of `python -m ssjax.train`, or another directory that `trained` knows.
+      workdir: of `python -m ssjax.train`, or another directory that `weights.load` knows.
       checkpoint_name: "latest", "best" (lowest validation loss), or a step.
       adapter: of `python -m ssjax.export --format adapter`, put on the base of workdir.
       base: where the base weights are now; None: where they were in training.

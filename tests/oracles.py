@@ -37,6 +37,9 @@ MODEL = ModelConfig(
     head_dim=8,
     mlp_dim=40,
 )
+SMALL = ModelConfig(  # for tests of text in and text out; vocab_size is the tokenizer's
+    embed_dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16
+)
 STREAMS = StreamsConfig(num_streams=3, num_stream_layers=2)
 GREEDY = Sampling()
 NEVER = (10**6,)  # an end-of-sequence id that no model has

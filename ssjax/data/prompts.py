@@ -35,6 +35,13 @@ def read_prompts(inputs: Any, vocab_size: int, name: str = "inputs") -> list[Pro
     return [_prompt(each, vocab_size, f"{name}[{i}]") for i, each in enumerate(inputs)]
 
 
+def check_filled(prompts: Sequence[Prompt]) -> None:
+    """Raises: UserError: a prompt without a word or an id, by its number."""
+    for number, prompt in enumerate(prompts, start=1):
+        if not (prompt.strip() if isinstance(prompt, str) else prompt):
+            raise UserError(f"prompt {number} is empty; give at least one word")
+
+
 def read_chat(messages: Any, name: str) -> Chat:
     """The messages of a chat. name: of the argument or the place in a file. Raises: UserError."""
     if not isinstance(messages, Sequence) or not is_chat(messages):

@@ -97,12 +97,14 @@ class Transformer(nn.Module):
         def matrix(name, *shape):
             return self.param(name, nn.initializers.normal(0.02), shape, jnp.float32)
 
+        def zeros(name, *shape):
+            return self.param(name, nn.initializers.zeros, shape)
+
         self.embedder = matrix("embedder", config.vocab_size, table_dim)
         if not config.tie_embeddings:
             self.lm_head = matrix("lm_head", config.vocab_size, table_dim)
         if config.head_bias:
-            shape = (config.vocab_size,)
-            self.lm_head_bias = self.param("lm_head_bias", nn.initializers.zeros, shape)
+            self.lm_head_bias = zeros("lm_head_bias", config.vocab_size)
         if config.positions == "learned":
             num_places = config.max_positions + config.position_offset
             self.position_table = matrix("position_table", num_places, config.embed_dim)
@@ -114,24 +116,20 @@ class Transformer(nn.Module):
             self.stream_embedding = matrix("stream_embedding", *shape)
         if streams.init_rank:
             self.stream_init_down = matrix("stream_init_down", streams.init_rank, config.embed_dim)
-            shape = (config.embed_dim, streams.init_rank)
-            self.stream_init_up = self.param("stream_init_up", nn.initializers.zeros, shape)
+            self.stream_init_up = zeros("stream_init_up", config.embed_dim, streams.init_rank)
         if streams.exit_rank:
             self.exit_down = matrix("exit_down", streams.exit_rank, config.embed_dim)
-            shape = (config.embed_dim, streams.exit_rank)
-            self.exit_up = self.param("exit_up", nn.initializers.zeros, shape)
+            self.exit_up = zeros("exit_up", config.embed_dim, streams.exit_rank)
         if streams.knows_parents:
-            shape = (streams.parent_rank, table_dim)
-            self.parent_down = matrix("parent_down", *shape)
-            self.parent_query = matrix("parent_query", *shape)
-            shape = (streams.num_ahead, streams.parent_rank)
-            self.parent_gate = self.param("parent_gate", nn.initializers.ones, shape)
-            shape = (table_dim, streams.parent_rank)
-            self.parent_up = self.param("parent_up", nn.initializers.zeros, shape)
+            rank, gates = streams.parent_rank, (streams.num_ahead, streams.parent_rank)
+            self.parent_down = matrix("parent_down", rank, table_dim)
+            self.parent_query = matrix("parent_query", rank, table_dim)
+            self.parent_gate = self.param("parent_gate", nn.initializers.ones, gates)
+            self.parent_up = zeros("parent_up", table_dim, rank)
         if streams.medusa_heads:
-            heads, zeros = streams.medusa_heads, nn.initializers.zeros
-            self.medusa_weight = self.param("medusa_weight", zeros, (heads, table_dim, table_dim))
-            self.medusa_bias = self.param("medusa_bias", zeros, (heads, table_dim))
+            heads = streams.medusa_heads
+            self.medusa_weight = zeros("medusa_weight", heads, table_dim, table_dim)
+            self.medusa_bias = zeros("medusa_bias", heads, table_dim)
             self.medusa_head = matrix("medusa_head", heads, config.vocab_size, table_dim)
 
         num_trunk = config.num_layers - streams.num_stream_layers

@@ -121,25 +121,35 @@ def right():
 
 
 @pytest.fixture(scope="module")
-def forward(streaming):
-    """Log-probabilities [B, A, 1 + J, V] of whole sequences at anchors, as the loss has them."""
-
+def whole(streaming):
+    """whole(tokens, anchors) -> `ModelOutput` of sequences in one call, as the loss runs them."""
     model, params, _ = streaming
 
     @jax.jit
     def run(tokens, anchors):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        output = model.apply(
-            {"params": params},
-            tokens,
-            positions,
-            Causal(),
-            anchors=anchors,
-            num_streams=NUM_STREAMS,
-        )
+        kwargs = {"anchors": anchors, "num_streams": NUM_STREAMS}
+        return model.apply({"params": params}, tokens, positions, Causal(), **kwargs)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def log_probs_of(streaming):
+    """Hidden states [..., D] -> log-probabilities [..., V]."""
+    model, params, _ = streaming
+    logits = jax.jit(lambda hidden: model.apply({"params": params}, hidden, method="logits"))
+    return lambda hidden: jax.nn.log_softmax(logits(hidden))
+
+
+@pytest.fixture(scope="module")
+def forward(whole, log_probs_of):
+    """Log-probabilities [B, A, 1 + J, V] of whole sequences at anchors, as the loss has them."""
+
+    def run(tokens, anchors):
+        output = whole(tokens, anchors)
         main = jnp.take_along_axis(output.hidden, anchors[:, :, None], axis=1)[:, :, None]
-        hidden = jnp.concatenate([main, output.stream_hidden], axis=2)
-        return jax.nn.log_softmax(model.apply({"params": params}, hidden, method="logits"))
+        return log_probs_of(jnp.concatenate([main, output.stream_hidden], axis=2))
 
     return run
 
@@ -195,28 +205,19 @@ def test_target_is_walked_with_the_scheduled_acceptance(walk, rows, right):
 
 
 @pytest.fixture(scope="module")
-def told(streaming, rows):
+def told(streaming, rows, whole, log_probs_of):
     """As `trained`, [B, A, J, V] of streams that know the true token before theirs; or None."""
     model, params, _ = streaming
     if not model.streams.knows_parents:
         return None
     script = jnp.asarray(rows[1])
     anchors = jnp.asarray(LENGTHS)[:, None] - 1 + jnp.arange(NUM_NEW)
-    positions = jnp.broadcast_to(jnp.arange(script.shape[1]), script.shape)
-    output = model.apply(
-        {"params": params},
-        script,
-        positions,
-        Causal(),
-        anchors=anchors,
-        num_streams=NUM_STREAMS,
-    )
     before = anchors[:, :, None] + 1 + jnp.arange(NUM_STREAMS)  # stream j follows the token t + j
     place = jnp.minimum(before, CAPACITY - 1).reshape(NUM_ROWS, -1)
     parents = jnp.take_along_axis(script, place, axis=1).reshape(before.shape)
-    hidden = with_parents(make_correction(params), output.stream_hidden, parents)
-    logits = model.apply({"params": params}, hidden, method="logits")
-    return np.asarray(jax.nn.log_softmax(logits)), np.asarray(parents)
+    hidden = whole(script, anchors).stream_hidden
+    hidden = with_parents(make_correction(params), hidden, parents)
+    return np.asarray(log_probs_of(hidden)), np.asarray(parents)
 
 
 def assert_table(candidates, streams, told):

@@ -3,10 +3,11 @@
 import dataclasses
 
 import jax
+import oracles
 import pytest
 import small_tokenizers
 
-from ssjax.config import Config, DataConfig, DecodeConfig, ModelConfig, StreamsConfig, checks
+from ssjax.config import Config, DataConfig, DecodeConfig, StreamsConfig, checks
 from ssjax.data.tokenizers.tokenizer import tokenizer_from_files
 from ssjax.decoding.completion import Completion
 from ssjax.errors import UserError
@@ -22,15 +23,7 @@ SAMPLED = {"max_new_tokens": 24, "temperature": 1.5, "seed": 7}
 def run(tmp_path_factory):
     """A random model with streams that answers chats."""
     tokenizer = tokenizer_from_files(small_tokenizers.byte_level(), "tests")
-    model = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        embed_dim=16,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        mlp_dim=16,
-    )
+    model = dataclasses.replace(oracles.SMALL, vocab_size=tokenizer.vocab_size)
     config = Config(
         model=model,
         streams=StreamsConfig(num_streams=2, num_stream_layers=1),

@@ -1,5 +1,6 @@
 """A model opened for decoding, and the verb on it: places, chats, lengths, outputs that fail."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -7,11 +8,12 @@ import sys
 from pathlib import Path
 
 import jax
+import oracles
 import pytest
 import small_tokenizers
 
 import ssjax
-from ssjax.config import ModelConfig, StreamsConfig
+from ssjax.config import StreamsConfig
 from ssjax.data.tokenizers.tokenizer import tokenizer_from_files
 from ssjax.decoding.request import make_request
 from ssjax.models.transformer import Transformer, init_params
@@ -25,15 +27,8 @@ SETTINGS = {"max_new_tokens": 6, "temperature": 1.0, "seed": 3}
 def write_model(directory, last_norm=1.0):
     """A random Llama with a chat template. last_norm: weight of the norm before its head."""
     tokenizer = tokenizer_from_files(small_tokenizers.byte_level(), "tests")
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        embed_dim=16,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        mlp_dim=16,
-        max_positions=POSITIONS,
+    config = dataclasses.replace(
+        oracles.SMALL, vocab_size=tokenizer.vocab_size, max_positions=POSITIONS
     )
     streams = StreamsConfig(num_streams=0, num_stream_layers=1)
     params = jax.jit(lambda: init_params(Transformer(config, streams, scan=True), 0))()

@@ -25,16 +25,7 @@ from ssjax.parallel import partitioning
 from ssjax.weights import adapter, checkpoint, huggingface, slices, tensor_files
 from ssjax.weights.base import open_base
 
-CONFIG = ModelConfig(
-    vocab_size=13,
-    embed_dim=24,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    mlp_dim=40,
-    tie_embeddings=False,
-)
+CONFIG = dataclasses.replace(oracles.MODEL, tie_embeddings=False)
 
 
 @pytest.fixture(scope="module")
