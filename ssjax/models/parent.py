@@ -1,9 +1,9 @@
 """The parent correction: what a stream says once the token before its own is known.
 
 Stream j at position t speaks of token t + 1 + j and has not seen token t + j, which the draft tree
-puts before it. Of all that may follow it gives the average over those tokens: on E2E the second
-stream is right in 30 % of places, and in 57 % once it is told the token. The correction tells it,
-after the pass, for a few candidates at a time:
+puts before it. Of all that may follow it gives the average over those tokens: on the sample
+data the second stream is right in 62 % of places, and in 80 % once it is told the token (see
+docs/method.md). The correction tells it, after the pass, for a few candidates at a time:
 
     s_j(b | a) = O_b . (z_j + B ((A n(E_a)) * (d_j + Q z_j / sqrt(D))))
 

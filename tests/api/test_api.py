@@ -64,6 +64,11 @@ def test_a_config_that_cannot_be_is_one_error():
             ssjax.train(config)
 
 
+def test_the_name_of_load_in_older_scripts(capsys):
+    assert ssjax.load_run is ssjax.load and "load_run" not in dir(ssjax)
+    assert "is called ssjax.load now" in capsys.readouterr().err
+
+
 def test_import_is_light():
     """`ssjax.train` stays the function when the verb of that name runs."""
     code = (
