@@ -58,6 +58,9 @@ def make_model(scan=True, num_streams=3, **changes) -> Transformer:
     )
 
 
+_APART = ("stream_init_", "stream_root_", "parent_")
+
+
 def random_params(model: Transformer, seed: int, table_scale=1.0):
     """Scanned parameters from NumPy, matrices 2-3 times wider than at initialisation.
 
@@ -69,14 +72,14 @@ def random_params(model: Transformer, seed: int, table_scale=1.0):
 
     def fill(path, leaf):
         names = [part.key for part in path]
-        # Apart, so that the others do not depend on whether there are such maps.
-        own = map_rng if names[-1].startswith(("stream_init_", "parent_")) else rng
+        # So that the others do not depend on whether there are such maps.
+        own = map_rng if names[-1].startswith(_APART) else rng
         noise = own.standard_normal(leaf.shape)
         if names[-1] in ("embedder", "lm_head"):
             return noise * table_scale
         if names[-1] == "stream_embedding":
             return noise
-        if names[-1].startswith(("lora_", "exit_", "stream_init_", "medusa_", "parent_")):
+        if names[-1].startswith(("lora_", "exit_", "medusa_", *_APART)):
             return noise / np.sqrt(leaf.shape[-1])
         if names[-1] == "lm_head_bias":
             return noise
@@ -149,6 +152,10 @@ def forward(
         start = x[t]
         if "stream_init_up" in params:
             start = start + params["stream_init_up"] @ (params["stream_init_down"] @ x[t])
+        if "stream_root_up" in params:
+            root = params["embedder"][tokens[t + 1]]
+            root = root / np.sqrt((root**2).mean() + 1e-6)
+            start = start + params["stream_root_up"] @ (params["stream_root_down"] @ root)
         for j in range(1, num_streams + 1):
             rows.append(start + params["stream_embedding"][j - 1] if angle == 0 else start)
             row_positions.append(positions[t] + j)

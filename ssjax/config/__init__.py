@@ -83,6 +83,7 @@ def from_dict(values: dict[str, Any]) -> Config:
             num_streams=0,
             main_reads_streams=False,
             init_rank=0,
+            root_rank=0,
             parent_rank=config.drafter.parent_rank,
             exit_rank=0,
             medusa_heads=config.drafter.num_heads,

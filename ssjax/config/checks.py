@@ -12,11 +12,16 @@ def validate(config: Config) -> None:
     streams, data = config.streams, config.data
     train, decode = config.train, config.decode
     _validate_model(config.model)
-    for key in ("main_reads_streams", "init_rank"):
+    for key in ("main_reads_streams", "init_rank", "root_rank"):
         _check(
             streams.num_streams > 0 or not getattr(streams, key),
             f"streams.{key} needs streams, and streams.num_streams is 0",
         )
+    _check(
+        not (streams.main_reads_streams and streams.root_rank),
+        "streams.root_rank cannot hold with streams.main_reads_streams: streams that the main "
+        "stream reads run before the root is drawn; give streams.root_rank=0",
+    )
     _check(
         streams.medusa_heads == 0 or config.drafter.kind == "medusa",
         "streams.medusa_heads is set by drafter.kind=medusa; give drafter.num_heads instead",
@@ -80,6 +85,11 @@ def validate_decode(decode: DecodeConfig, streams: StreamsConfig) -> None:
             f"decode.{key} {getattr(decode, key)} needs the early exit that prunes, and "
             "streams.exit_rank is 0",
         )
+    _check(
+        decode.deferred or not streams.knows_root,
+        "decode.deferred=False runs streams before the root is drawn, and these start from it "
+        f"(streams.root_rank {streams.root_rank}); leave decode.deferred at True",
+    )
     trained = max(streams.num_streams, streams.medusa_heads)
     _check(
         decode.num_streams <= trained,

@@ -94,6 +94,9 @@ class StreamsConfig:
     # Rank of the correction of every stream by the token of the parent node, see models/parent.py;
     # 0: streams do not know what was drafted before them.
     parent_rank: Count = 0
+    # Rank of what the token just emitted, the root of the draft, adds to the start of the streams.
+    # The streams then run after verification (decode.deferred); 0: they do not know the root.
+    root_rank: Count = 0
     exit_rank: Count = 0  # rank of the early-exit adapter that prunes drafts; 0: none, paper: 8
     medusa_heads: Few = 0  # extra heads in place of streams; set by drafter.kind=medusa
 
@@ -106,6 +109,18 @@ class StreamsConfig:
     def knows_parents(self) -> bool:
         """Whether what it drafts is corrected by the parent's token."""
         return self.parent_rank > 0 and self.num_ahead > 0
+
+    @property
+    def knows_root(self) -> bool:
+        """Whether streams start from the token that follows their anchor, too."""
+        return self.root_rank > 0 and self.num_streams > 0
+
+    @property
+    def orders(self) -> tuple[bool, ...]:
+        """Values of `DecodeConfig.deferred` that the streams can run in."""
+        if self.main_reads_streams:
+            return (False,)
+        return (True,) if self.knows_root else (True, False)
 
 
 @dataclasses.dataclass(frozen=True)

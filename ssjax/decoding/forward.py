@@ -14,8 +14,9 @@ from ssjax.decoding.sampling import adjust, draw, position_noise
 from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
 from ssjax.decoding.tree import DraftTree, ancestor_mask, without_drafts
 from ssjax.models.attention import Causal
+from ssjax.models.outputs import Anchors, ModelOutput
 from ssjax.models.parameters import Params
-from ssjax.models.transformer import Anchors, ModelOutput, Transformer
+from ssjax.models.transformer import Transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +47,38 @@ class Forward:
         return self.apply(hidden, method="logits")
 
     def read(self, rows: Rows) -> ModelOutput:
-        """The model over prompts; streams run at the last token of each alone."""
+        """The model over prompts; streams run at the last token of each alone, if they can yet."""
         needed, streams = self.drafter.num_streams, self.model.streams
+        if streams.main_reads_streams:
+            needed = streams.num_streams
         return self.apply(
             rows.prompts,
-            jnp.broadcast_to(jnp.arange(rows.prompts.shape[1]), rows.prompts.shape),
+            _places(rows.prompts),
             Causal(),
             anchors=rows.prompt_length[:, None] - 1,
-            num_streams=streams.num_streams if streams.main_reads_streams else needed,
+            num_streams=0 if streams.knows_root else needed,
         )
+
+    def streams_after(self, rows: Rows, output: ModelOutput, root: jax.Array) -> jax.Array | None:
+        """As `streams_at`, after the prompts.
+
+        Args:
+          rows: the prompts.
+          output: what `read` made of them.
+          root: [B] int32, the token that was drawn after each.
+        """
+        if not self.drafter.num_streams:
+            return None
+        if output.stream_hidden is not None:
+            return output.stream_hidden[:, 0, : self.drafter.num_streams]
+        last = rows.prompt_length[:, None] - 1
+        anchors = Anchors(
+            hidden=jnp.take_along_axis(output.trunk_hidden, last[:, :, None], axis=1),
+            positions=last,
+            mask=Causal().rows(last, rows.prompts.shape[1]),
+            roots=root[:, None],
+        )
+        return self._speculate(anchors, output.block, _places(rows.prompts), None, None)
 
     def run_draft(self, state: DecodeState) -> DraftOutput:
         """The model over the draft of a state, pruned between trunk and stream layers if asked."""
@@ -100,7 +124,7 @@ class Forward:
         return draw(adjusted, logits, state.draft.depth, noise, self.spec.sampling)
 
     def streams_at(
-        self, state: DecodeState, draft: DraftOutput, acceptance: Acceptance
+        self, state: DecodeState, draft: DraftOutput, acceptance: Acceptance, root: jax.Array
     ) -> jax.Array | None:
         """Stream hidden states at the last accepted node, [B, J, D]; None: the drafter needs none.
 
@@ -108,6 +132,7 @@ class Forward:
           state: that the pass began with; its draft is draft.tree.
           draft: of this pass.
           acceptance: of this pass.
+          root: [B] int32, the last token that it emitted.
         """
         if not self.drafter.num_streams:
             return None
@@ -120,16 +145,10 @@ class Forward:
             hidden=jnp.take_along_axis(output.trunk_hidden, node[:, :, None], axis=1),
             positions=cached[:, None] + jnp.take_along_axis(state.draft.depth, node, axis=1),
             mask=jnp.take_along_axis(draft.mask, node[:, :, None], axis=1),
+            roots=root[:, None],
         )
-        return self.apply(
-            anchors,
-            output.block,
-            cached[:, None] + state.draft.depth,
-            state.cache,
-            cached,
-            self.drafter.num_streams,
-            method="speculate",
-        )[:, 0]
+        positions = cached[:, None] + state.draft.depth
+        return self._speculate(anchors, output.block, positions, state.cache, cached)
 
     def propose(
         self,
@@ -146,7 +165,7 @@ class Forward:
           hidden: [B, D] main hidden state there.
           broken: [B] bool, rows that get no draft.
         """
-        root = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)[:, 0]
+        root = state.last_tokens
         drafter, candidates = self.drafter, None
         ahead, of_heads = stream_hidden, drafter.num_heads > 0
         if of_heads:
@@ -161,8 +180,20 @@ class Forward:
         draft, memory = self.drafter.propose(context)
         return state.replace(draft=without_drafts(draft, broken), memory=memory)
 
+    def _speculate(self, anchors, block, block_positions, cache, length) -> jax.Array:
+        """Deferred streams of the drafter at one anchor of each row, [B, J, D]."""
+        needed = self.drafter.num_streams
+        return self.apply(
+            anchors, block, block_positions, cache, length, needed, method="speculate"
+        )[:, 0]
+
     def _streams_in_pass(self) -> int:
         """How many streams run beside every node of a pass."""
         if self.model.streams.main_reads_streams:
             return self.model.streams.num_streams
         return 0 if self.spec.deferred else self.drafter.num_streams
+
+
+def _places(tokens: jax.Array) -> jax.Array:
+    """The place of every token of prompts [B, T], [B, T] int32."""
+    return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)

@@ -59,7 +59,7 @@ def prefill(
     if spec.log_probs:
         emission = with_log_probs(emission, nothing_drafted, logits)
     state = state.append(emission, kept=nothing, failed=emission.broken)
-    streams = output.stream_hidden[:, 0, : drafter.num_streams] if drafter.num_streams else None
+    streams = forward.streams_after(rows, output, state.last_tokens)
     return forward.propose(state, streams, hidden[:, 0], emission.broken)
 
 
@@ -181,7 +181,7 @@ def decode_step(
         following = state.replace(cache=cache, calls=state.calls + ~state.done)
         following = following.append(emission, kept, failed=emission.broken & undrafted)
     with jax.named_scope("draft"):
-        streams = forward.streams_at(state, draft, acceptance)
+        streams = forward.streams_at(state, draft, acceptance, following.last_tokens)
         node = acceptance.path[:, -1:, None]
         hidden = jnp.take_along_axis(draft.output.hidden, node, axis=1)[:, 0]
         return forward.propose(following, streams, hidden, emission.broken)

@@ -60,6 +60,11 @@ class DecodeState:
     history: History  # of tokens[b, :length[b]], for penalties and bans
     log_probs: jax.Array | None  # [B, capacity] float32 of output tokens, 0 elsewhere
 
+    @property
+    def last_tokens(self) -> jax.Array:
+        """[B] int32, the last token of each row: the root of its draft."""
+        return jnp.take_along_axis(self.tokens, self.length[:, None] - 1, axis=1)[:, 0]
+
     def append(self, emission: Emission, kept: jax.Array, failed: jax.Array) -> "DecodeState":
         """The state with the tokens of a pass after each row; the draft is left for the caller.
 

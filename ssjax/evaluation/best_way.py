@@ -208,7 +208,7 @@ def worth_timing(tokens_per_call: Mapping[Drafter, float]) -> list[Drafter]:
 
 def candidate_ways(model: Transformer, drafters: Sequence[Drafter]) -> list[Way]:
     """Plain decoding first, then every drafter in every execution order that the model has."""
-    orders = (False,) if model.streams.main_reads_streams else (True, False)
+    orders = model.streams.orders
     ways = [Way(drafter, deferred) for drafter in drafters for deferred in orders]
     return [Way(PlainDrafter(), orders[0]), *ways]
 

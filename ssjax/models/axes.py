@@ -32,6 +32,8 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "stream_embedding": ("streams", "features"),
     "stream_init_down": ("rank", "embed"),
     "stream_init_up": ("embed", "rank"),
+    "stream_root_down": ("rank", "embed"),
+    "stream_root_up": ("embed", "rank"),
     "parent_down": ("rank", "embed"),
     "parent_query": ("rank", "embed"),
     "parent_gate": ("streams", "rank"),

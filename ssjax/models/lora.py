@@ -21,6 +21,8 @@ _NEW_LEAVES = (
     "stream_embedding",
     "stream_init_down",
     "stream_init_up",
+    "stream_root_down",
+    "stream_root_up",
     "parent_down",
     "parent_query",
     "parent_gate",

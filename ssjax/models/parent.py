@@ -96,12 +96,17 @@ def candidate_logits(
     return capped(alone[..., None, :] + change, head.softcap)
 
 
+def normed_rows(embedder: jax.Array, tokens: jax.Array, dtype) -> jax.Array:
+    """n(E_a): embedding rows of tokens [...], over their root mean square, [..., D] in dtype."""
+    rows = jnp.take(embedder, tokens, axis=0).astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(rows), axis=-1, keepdims=True)
+    return (rows * jax.lax.rsqrt(mean_square + _EPSILON)).astype(dtype)
+
+
 def _inner(correction: ParentCorrection, hidden: jax.Array, parents: jax.Array) -> jax.Array:
     """(A n(E_a)) * (d_j + Q z_j / sqrt(D)): [..., J, D] and [..., J, P] -> [..., J, P, rho]."""
     dtype, precision = hidden.dtype, matmul_precision(hidden.dtype)
-    rows = jnp.take(correction.embedder, parents, axis=0).astype(jnp.float32)
-    mean_square = jnp.mean(jnp.square(rows), axis=-1, keepdims=True)
-    rows = (rows * jax.lax.rsqrt(mean_square + _EPSILON)).astype(dtype)
+    rows = normed_rows(correction.embedder, parents, dtype)
     low = jnp.einsum("...d,rd->...r", rows, correction.down.astype(dtype), precision=precision)
     query = jnp.einsum("...d,rd->...r", hidden, correction.query.astype(dtype), precision=precision)
     gate = correction.gate[: hidden.shape[-2]].astype(dtype)

@@ -13,7 +13,8 @@ the PMLR version) the main row of an anchor also reads all of its own streams; t
 every call, all J of them. In layers with a window, a stream sees what its anchor sees.
 
 f is the identity, or with streams.init_rank f(h) = h + B A h, one map for all streams; that the
-map is added to the identity, with B zero at first, is our choice. With streams.variation=rotation
+map is added to the identity, with B zero at first, is our choice, as is the token after the anchor
+that streams.root_rank adds (`stream_start`). With streams.variation=rotation
 there is no stream embedding: all streams of an anchor start alike, and their values are turned,
 see `attention.rotate_stream_values`. Of the angle the paper gives the upper bound; it is used here.
 """
@@ -23,53 +24,22 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from ssjax.config import AdaptationConfig, ModelConfig, StreamsConfig
 from ssjax.models import lora
-from ssjax.models.attention import KV, Causal, matmul_precision
+from ssjax.models.attention import Causal, matmul_precision
 from ssjax.models.axes import gathered
-from ssjax.models.cache import KVCache, block_at, valid_slots
+from ssjax.models.cache import KVCache, valid_slots
 from ssjax.models.execution import Execution
 from ssjax.models.fused_attention import is_fused
 from ssjax.models.head import Head, head_logits
 from ssjax.models.layers import Norm, Stack
 from ssjax.models.layout import Keys, MainRows, StreamRows, make_layouts, rows_of_mask
+from ssjax.models.outputs import Anchors, ModelOutput, TrunkOutput
 from ssjax.models.parameters import Params
 from ssjax.models.projection import project
+from ssjax.models.stream_start import LowRank, StreamStart, start_streams
 from ssjax.parallel.partitioning import constrain
-
-
-@struct.dataclass
-class ModelOutput:
-    """What one pass computed. Hidden states are after the final norm, ready for `logits`."""
-
-    hidden: jax.Array  # [B, T, D] main rows (table_dim wide where the table has its own width)
-    stream_hidden: jax.Array | None  # [B, A, J, D], None without streams
-    trunk_hidden: jax.Array  # [B, T, D] main rows where streams would start
-    block: KVCache  # main keys and values of the T positions
-
-
-@struct.dataclass
-class TrunkOutput:
-    """Main rows below the stream layers."""
-
-    hidden: jax.Array  # [B, T, D]
-    block: KV | tuple[KV, ...]  # their keys and values in the trunk, see `KVCache.trunk`
-
-    def at_positions(self, index: jax.Array) -> "TrunkOutput":
-        """The rows at some of the T places alone. index: [B, P] int32."""
-        kept = jnp.take_along_axis(self.hidden, index[:, :, None], axis=1)
-        return TrunkOutput(kept, block_at(self.block, index))
-
-
-@struct.dataclass
-class Anchors:
-    """Main rows of an earlier call that streams start from."""
-
-    hidden: jax.Array  # [B, A, D], of `ModelOutput.trunk_hidden`
-    positions: jax.Array  # [B, A] int32
-    mask: jax.Array  # [B, A, T] bool, which of the T tokens of that call each of them sees
 
 
 class Transformer(nn.Module):
@@ -117,6 +87,9 @@ class Transformer(nn.Module):
         if streams.init_rank:
             self.stream_init_down = matrix("stream_init_down", streams.init_rank, config.embed_dim)
             self.stream_init_up = zeros("stream_init_up", config.embed_dim, streams.init_rank)
+        if streams.knows_root:
+            self.stream_root_down = matrix("stream_root_down", streams.root_rank, table_dim)
+            self.stream_root_up = zeros("stream_root_up", config.embed_dim, streams.root_rank)
         if streams.exit_rank:
             self.exit_down = matrix("exit_down", streams.exit_rank, config.embed_dim)
             self.exit_up = zeros("exit_up", config.embed_dim, streams.exit_rank)
@@ -186,13 +159,13 @@ class Transformer(nn.Module):
         with jax.named_scope("embed"):
             x = self._embed(tokens, positions)
         if self.trunk is None:
-            return TrunkOutput(x, ())
+            return TrunkOutput(x, (), tokens)
         main = self._main_rows(positions, mask, cache)
         keys = Keys(positions, valid_slots(cache, length))
         layouts = make_layouts(self.config, main, None, keys, self.has_rng("dropout"))
         with jax.named_scope("trunk"):
             prefix = None if cache is None else cache.trunk
-            return TrunkOutput(*self.trunk(x, prefix, None, layouts))
+            return TrunkOutput(*self.trunk(x, prefix, None, layouts), tokens)
 
     def run_stream_layers(
         self,
@@ -208,10 +181,12 @@ class Transformer(nn.Module):
 
         Args:
           trunk: what `run_trunk` returned, or its `at_positions`; T rows.
-          the others: of those T rows, as in a whole call.
+          the others: of those T rows, as in a whole call. Streams that know their root are run
+            over sequences alone: the root of an anchor is the token after it.
 
         Raises:
-          ValueError: main rows read streams and not all of those run.
+          ValueError: main rows read streams and not all of those run; or streams know their root,
+            and this is a draft, whose next token is not drawn yet.
         """
         self._check_streams(num_streams)
         x, num_tokens = trunk.hidden, trunk.hidden.shape[1]
@@ -222,8 +197,9 @@ class Transformer(nn.Module):
                 hidden=jnp.take_along_axis(x, anchors[:, :, None], axis=1),
                 positions=jnp.take_along_axis(positions, anchors, axis=1),
                 mask=rows_of_mask(mask, anchors, num_tokens),
+                roots=_tokens_after(trunk.tokens, anchors) if isinstance(mask, Causal) else None,
             )
-            x = jnp.concatenate([x, self._insert_streams(at_anchors.hidden, num_streams)], axis=1)
+            x = jnp.concatenate([x, self._start_streams(at_anchors, num_streams)], axis=1)
             read = anchors if self.streams.main_reads_streams else None
             streams = self._stream_rows(at_anchors, num_streams, read)
         layouts = make_layouts(self.config, main, streams, keys, self.has_rng("dropout"))
@@ -263,11 +239,12 @@ class Transformer(nn.Module):
           [B, A, J, D], equal to `ModelOutput.stream_hidden` of a call with these anchors.
 
         Raises:
-          ValueError: main rows read streams, which therefore cannot come later.
+          ValueError: main rows read streams, which therefore cannot come later; or these start
+            from roots, and the anchors have none.
         """
         if self.streams.main_reads_streams:
             raise ValueError("streams that the main stream reads cannot be deferred")
-        rows = self._insert_streams(anchors.hidden, num_streams)
+        rows = self._start_streams(anchors, num_streams)
         streams = self._stream_rows(anchors, num_streams)
         keys = Keys(block_positions, valid_slots(cache, length))
         layouts = make_layouts(self.config, None, streams, keys, dropout=False)
@@ -364,20 +341,20 @@ class Transformer(nn.Module):
             x = self.final_norm(x)
         return self._project(x, self.table_out) if self.config.table_dim else x
 
-    def _insert_streams(self, hidden_BAD, num_streams):
-        """Returns stream rows [B, A*J, D]."""
-        start_BAD = hidden_BAD
-        if self.streams.init_rank:
-            down = self.stream_init_down.astype(hidden_BAD.dtype)
-            up = self.stream_init_up.astype(hidden_BAD.dtype)
-            low = self._project(hidden_BAD, gathered(down, "rank", "embed"))
-            start_BAD = hidden_BAD + self._project(low, gathered(up, "embed", "rank"))
-        if self.streams.variation == "rotation":
-            rows = jnp.repeat(start_BAD, num_streams, axis=1)
-        else:
-            embedding_JD = self.stream_embedding[:num_streams].astype(hidden_BAD.dtype)
-            rows = start_BAD[:, :, None] + embedding_JD
-        return rows.reshape(hidden_BAD.shape[0], -1, hidden_BAD.shape[-1])
+    def _start_streams(self, anchors: Anchors, num_streams: int) -> jax.Array:
+        streams = self.streams
+        start = StreamStart(
+            embedding=self.stream_embedding if streams.variation == "embedding" else None,
+            map=LowRank(self.stream_init_down, self.stream_init_up) if streams.init_rank else None,
+            root=LowRank(self.stream_root_down, self.stream_root_up) if streams.root_rank else None,
+            embedder=self.embedder,
+        )
+        return start_streams(start, anchors.hidden, anchors.roots, num_streams, self.execution)
+
+
+def _tokens_after(tokens: jax.Array, index: jax.Array) -> jax.Array:
+    """[B, A] int32, the token after each of these places of [B, T]; after the last itself."""
+    return jnp.take_along_axis(tokens, jnp.minimum(index + 1, tokens.shape[1] - 1), axis=1)
 
 
 def init_params(model: Transformer, seed: int) -> Params:

@@ -9,7 +9,7 @@ from ssjax.models.transformer import Transformer
 def parameter_line(model: Transformer, trainable: Params, frozen: Params) -> str:
     """How many parameters are the base's, how many the method adds, how many LoRA."""
     leaves = flatten(merge(trainable, frozen))
-    added = ("embedding", "init", "parent", "exit")
+    added = ("embedding", "init", "root", "parent", "exit")
     sizes = dict.fromkeys(("base", *added, "medusa", "LoRA"), 0)
     for name, leaf in leaves.items():
         path = tuple(name.split("/"))
@@ -30,6 +30,8 @@ def parameter_line(model: Transformer, trainable: Params, frozen: Params) -> str
     parts = [f"{streams.num_streams} {told_apart} {sizes['embedding']:,}"]
     if streams.init_rank:
         parts.append(f"map to their start {sizes['init']:,}")
+    if streams.knows_root:
+        parts.append(f"root at their start {sizes['root']:,}")
     if streams.knows_parents:
         parts.append(f"correction by the parent {sizes['parent']:,}")
     parts.append(f"early-exit adapter {sizes['exit']:,}")

@@ -246,13 +246,26 @@ def test_unknown_keys_name_the_closest(key, named):
         ranges.hint_of(Config, key)
 
 
-def test_a_map_to_the_start_of_streams_needs_streams():
+@pytest.mark.parametrize("key", ["init_rank", "root_rank"])
+def test_a_map_to_the_start_of_streams_needs_streams(key):
     values = config_lib.to_dict(Config())
-    values["streams"] |= {"num_streams": 0, "init_rank": 2}
-    with pytest.raises(UserError, match="streams.init_rank needs streams"):
+    values["streams"] |= {"num_streams": 0, key: 2}
+    with pytest.raises(UserError, match=f"streams.{key} needs streams"):
         config_lib.from_dict(values)
     values["drafter"]["kind"] = "medusa"  # heads take the place of all that belongs to streams
-    assert config_lib.from_dict(values).streams.init_rank == 0
+    assert getattr(config_lib.from_dict(values).streams, key) == 0
+
+
+@pytest.mark.parametrize(
+    ("group", "change"), [("streams", "main_reads_streams"), ("decode", "deferred")]
+)
+def test_orders_that_cannot_know_the_root_are_refused(group, change):
+    values = config_lib.to_dict(Config())
+    values["streams"]["root_rank"] = 2
+    config_lib.from_dict(values)
+    values[group][change] = not values[group][change]
+    with pytest.raises(UserError, match=f"{group}.{change}.*before the root is drawn"):
+        config_lib.from_dict(values)
 
 
 def test_unknown_keys_are_named():

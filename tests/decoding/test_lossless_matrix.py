@@ -51,7 +51,9 @@ SIZES = {
     "mlp_dim": 32,
     "num_stream_layers": 1,
     "parent_rank": 4,
+    "root_rank": 4,  # where streams are deferred, see `model_of`
 }
+PLAIN_STREAMS = {"parent_rank": 0, "root_rank": 0}
 SAMPLING = {"greedy": Sampling(), "sampled": Sampling(temperature=1.5, top_k=9, top_p=0.95)}
 LIMITS = np.array([NEW, 4, 0, NEW, 7, 1, NEW, NEW] * (ROWS // 8), np.int32)
 
@@ -176,14 +178,22 @@ def weights():
     """Of one model with streams, an early exit and Medusa heads: random, and trained to count."""
     model = oracles.make_model(exit_rank=2, medusa_heads=3, **SIZES)
     params = oracles.random_params(model, seed=0)
-    # Trained without the correction by the parent, which is silent there: drafts of every length.
-    trained = params | oracles.train_to_count(150, **(SIZES | {"parent_rank": 0}))[1]
+    # Trained without root and parent, which are silent there: drafts of every length.
+    trained = params | oracles.train_to_count(150, **(SIZES | PLAIN_STREAMS))[1]
     # Head k knows the token k + 1 after the next: the same logits, counted on.
     heads = [jnp.roll(trained["embedder"], 1 + k, axis=0) for k in range(3)]
-    silent = ("medusa_weight", "medusa_bias", "exit_up", "parent_up")
+    silent = ("medusa_weight", "medusa_bias", "exit_up", "parent_up", "stream_root_up")
     nothing = {name: jnp.zeros_like(trained[name]) for name in silent}
     trained |= {"medusa_head": jnp.stack(heads), **nothing}
     return {"random": Weights.of(model, params), "trained": Weights.of(model, trained)}
+
+
+def model_of(weights, spec):
+    """Streams beside every node cannot know the root."""
+    model = weights.model
+    if spec.deferred:
+        return model
+    return model.clone(streams=dataclasses.replace(model.streams, root_rank=0))
 
 
 def start(weights, drafter, spec, rows=slice(None), padded=PADDED):
@@ -192,13 +202,13 @@ def start(weights, drafter, spec, rows=slice(None), padded=PADDED):
     keys = decoder_module._row_keys(np.full(ROWS, 5, np.int32), numbers)
     chosen = Rows(padded[rows], LENGTHS[rows], LIMITS[rows], keys[rows])
     return decoder_module.prefill_program(
-        weights.model, weights.params, drafter, spec, chosen, weights.draft_params
+        model_of(weights, spec), weights.params, drafter, spec, chosen, weights.draft_params
     )
 
 
 def finish(weights, drafter, spec, state):
     return decoder_module.decode_program(
-        weights.model, weights.params, drafter, spec, state, weights.draft_params
+        model_of(weights, spec), weights.params, drafter, spec, state, weights.draft_params
     )
 
 

@@ -24,8 +24,8 @@ from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.state import DecodeSpec, Rows
 from ssjax.models.attention import Causal
 from ssjax.models.cache import KVCache
+from ssjax.models.outputs import Anchors
 from ssjax.models.parent import make_correction, with_parents
-from ssjax.models.transformer import Anchors
 from ssjax.training.losses import anchor_targets
 
 pytestmark = pytest.mark.parametrize(
@@ -35,6 +35,7 @@ pytestmark = pytest.mark.parametrize(
         ("embedding", "deferred"),
         ("rotation", "fused"),
         ("parents", "fused"),
+        ("roots", "deferred"),
         pytest.param("parents", "deferred", marks=pytest.mark.stress),
         pytest.param("rotation", "deferred", marks=pytest.mark.stress),
     ],
@@ -92,11 +93,15 @@ def streaming(request, model, params, decoder, kit):
         return model, params, decoder
     rng = np.random.default_rng(0)
     width = model.config.embed_dim
-    if request.param == "parents":
+    if request.param in ("parents", "roots"):
         streams = dataclasses.replace(model.streams, parent_rank=4)
         shapes = {"down": (4, width), "query": (4, width), "gate": (3, 4), "up": (width, 4)}
+        shapes = {f"parent_{name}": shape for name, shape in shapes.items()}
+        if request.param == "roots":
+            streams = dataclasses.replace(streams, root_rank=4)
+            shapes |= {"stream_root_down": (4, width), "stream_root_up": (width, 4)}
         params = params | {
-            f"parent_{name}": jnp.asarray(rng.standard_normal(shape) / 2, jnp.float32)
+            name: jnp.asarray(rng.standard_normal(shape) / 2, jnp.float32)
             for name, shape in shapes.items()
         }
         model = model.clone(streams=streams)
@@ -258,23 +263,25 @@ def test_streams_that_reach_the_drafter(walk, trained, told):
 def node_log_probs(streaming):
     """Log-probabilities [B, M, 1 + J, V] at every node of a state's tree, and deferred streams.
 
-    The mask and the depths are the test's own.
+    The mask and the depths are the test's own. Roots [B, M] follow the nodes; streams that start
+    from them cannot run beside the nodes.
     """
     _, _, decoder = streaming
     model, params = decoder.model, {"params": decoder.params}
+    beside_nodes = 0 if model.streams.knows_root else NUM_STREAMS
 
     @jax.jit
-    def run(tokens, cache, length):
+    def run(tokens, cache, length, roots):
         shape, cached = tokens.shape, length - 1
         positions = cached[:, None] + jnp.array(DEPTHS)
         mask = jnp.broadcast_to(NODE_MASK, (*shape, NUM_NODES))
         nodes = jnp.broadcast_to(jnp.arange(NUM_NODES), shape)
         output = model.apply(
-            params, tokens, positions, mask, cache, cached, anchors=nodes, num_streams=NUM_STREAMS
+            params, tokens, positions, mask, cache, cached, anchors=nodes, num_streams=beside_nodes
         )
         later = model.apply(
             params,
-            Anchors(output.trunk_hidden, positions, mask),
+            Anchors(output.trunk_hidden, positions, mask, roots),
             output.block,
             positions,
             cache,
@@ -286,20 +293,26 @@ def node_log_probs(streaming):
         def log_probs(hidden):
             return jax.nn.log_softmax(model.apply(params, hidden, method="logits"))
 
-        main = log_probs(output.hidden)[:, :, None]
-        beside = jnp.concatenate([main, log_probs(output.stream_hidden)], axis=2)
-        return beside, log_probs(later)
+        main, later = log_probs(output.hidden)[:, :, None], log_probs(later)
+        streams = log_probs(output.stream_hidden) if beside_nodes else later
+        return jnp.concatenate([main, streams], axis=2), later
 
-    return lambda state, cache: [
-        np.asarray(x) for x in run(state.draft.tokens, cache, state.length)
-    ]
+    def log_probs_at_nodes(state, cache, roots=None):
+        tokens = state.draft.tokens
+        roots = jnp.zeros_like(tokens) if roots is None else roots
+        return [np.asarray(x) for x in run(tokens, cache, state.length, roots)]
+
+    return log_probs_at_nodes
 
 
-def test_every_node_on_the_true_path(walk, node_log_probs, trained, right):
+def test_every_node_on_the_true_path(walk, node_log_probs, trained, right, rows):
     states, _ = walk
+    script = np.pad(rows[1], [(0, 0), (0, NUM_NODES)])
     main_seen, stream_seen = set(), set()
     for state in states[:-1]:
-        beside, later = node_log_probs(state, state.cache)
+        following = np.asarray(state.length)[:, None] + np.array(DEPTHS)
+        roots = np.take_along_axis(script, following, axis=1)
+        beside, later = node_log_probs(state, state.cache, jnp.asarray(roots))
         for row in np.flatnonzero(~np.asarray(state.done)):
             length = int(state.length[row])
             for node in (0, 2, 4, 6)[: 1 + right[row, length]]:
@@ -330,7 +343,7 @@ def test_every_branch_equals_its_path_as_a_plain_sequence(walk, node_log_probs, 
         for row in range(NUM_ROWS):
             length = int(state.length[row])
             for node in range(1, NUM_NODES - 1):
-                sequence = np.zeros(CAPACITY + 3, np.int32)
+                sequence = np.zeros(CAPACITY + 1 + NUM_STREAMS, np.int32)
                 sequence[:length] = tokens[row, :length]
                 for at in PATHS[node][1:]:
                     sequence[length - 1 + DEPTHS[at]] = drafted[row, at]

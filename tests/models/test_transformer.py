@@ -9,8 +9,8 @@ from oracles import HIDDEN_TOLERANCE, LOGIT_TOLERANCE
 
 from ssjax.models.attention import Causal, rotate_stream_values
 from ssjax.models.cache import cache_from_block
+from ssjax.models.outputs import Anchors
 from ssjax.models.parameters import cast, count, merge, stack_layers, unstack_layers
-from ssjax.models.transformer import Anchors
 
 LENGTHS = (3, 7, 1, 6)
 WIDTH, J = 7, 3
@@ -309,12 +309,18 @@ def test_causality_by_gradients(tiny, batch):
 # Angles of 22.5 degrees and more: J is 3.
 ROTATED = {"variation": "rotation", "rotation_length": 1}
 MAPPED = {"init_rank": 2}
+ROOTED = {"root_rank": 2}
 
 
 @pytest.mark.parametrize(
     "changes",
-    [ROTATED, MAPPED, ROTATED | MAPPED | {"main_reads_streams": True, "num_kv_heads": 4}],
-    ids=["rotation", "map", "both-read-by-main"],
+    [
+        ROTATED,
+        MAPPED,
+        ROOTED,
+        ROTATED | MAPPED | {"main_reads_streams": True, "num_kv_heads": 4},
+    ],
+    ids=["rotation", "map", "root", "both-read-by-main"],
 )
 def test_variants_equal_numpy(batch, run, changes):
     model = oracles.make_model(**changes)
@@ -351,8 +357,8 @@ def test_rotation_turns_channels_as_rotary_positions_do():
 
 @pytest.fixture(scope="module")
 def variant(tiny):
-    """The tiny model with rotated streams that start after a map; the same base weights."""
-    model = oracles.make_model(**ROTATED, **MAPPED)
+    """The tiny model with rotated streams that start after maps; the same base weights."""
+    model = oracles.make_model(**ROTATED, **MAPPED, **ROOTED)
     params = oracles.random_params(model, seed=3)
     base = {k: v for k, v in tiny[1].items() if k != "stream_embedding"}
     return model, params | base
@@ -371,6 +377,16 @@ def test_variants_may_lose_streams_at_the_end(variant, batch, run):
     whole = run(*variant, batch[1], batch[2], J).stream_hidden
     cut = run(*variant, batch[1], batch[2], 2).stream_hidden
     np.testing.assert_allclose(cut, whole[:, :, :2], atol=HIDDEN_TOLERANCE, rtol=0)
+
+
+def test_streams_that_start_from_the_root_cannot_run_beside_a_draft():
+    """Nobody has drawn the token after its nodes yet; deferred, the caller says which it is."""
+    model = oracles.make_model(**ROOTED)
+    params = oracles.random_params(model, seed=2)
+    tree, nodes = np.zeros((1, 2), np.int32), np.arange(2)[None]
+    mask = np.tril(np.ones((1, 2, 2), bool))
+    with pytest.raises(ValueError, match="start from their roots"):
+        model.apply({"params": params}, tree, nodes, mask, anchors=nodes, num_streams=J)
 
 
 def test_an_untrained_map_is_the_identity(tiny, batch, output, run):
