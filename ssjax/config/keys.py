@@ -174,6 +174,11 @@ class LossConfig:
     stream_weight: Weight = 0.1  # alpha_1, of the first stream or Medusa head
     # alpha_j is stream_weight * stream_decay ** (j - 1). 1: the same for all (paper); Medusa: 0.8.
     stream_decay: Annotated[float, Range(above=0, high=1)] = 1.0
+    # Share of the divergence from the main stream's own distribution in what a stream or Medusa
+    # head minimises; the rest is cross-entropy. 0: none.
+    distillation: Annotated[float, Range(0, 1)] = 0.0
+    # Which divergence, see training/distillation.py.
+    divergence: Literal["kl", "total_variation", "mixed"] = "kl"
     exit_weight: Weight = 0.1  # of the early-exit adapter, if there is one
     chunk_size: Size = 1024  # rows projected onto the vocabulary at a time
 

@@ -30,6 +30,7 @@ from ssjax.models.execution import Execution
 from ssjax.models.head import Head, head_logits, make_head, make_medusa_head
 from ssjax.models.transformer import Transformer
 from ssjax.parallel.partitioning import constrain, num_batch_shards
+from ssjax.training.distillation import Teacher, objective
 
 
 @struct.dataclass
@@ -56,6 +57,12 @@ class LossSums:
     cross_entropy: jax.Array  # [Q] float32, nats
     correct: jax.Array  # [Q] float32, top-1 hits; a tie with the target is one
     weight: jax.Array  # [Q] float32, number of target tokens
+    objective: jax.Array  # [Q] float32, what is minimised, see `distillation`
+
+    @classmethod
+    def zeros(cls, num_outputs: int) -> "LossSums":
+        zero = jnp.zeros(num_outputs, jnp.float32)
+        return cls(zero, zero, zero, zero)
 
 
 def output_offsets(streams: StreamsConfig) -> tuple[int, ...]:
@@ -134,7 +141,7 @@ def loss_sums(
     params,
     batch: Batch,
     num_anchors: int,
-    chunk_size: int,
+    config: LossConfig,
     dropout_key: jax.Array | None = None,
 ) -> LossSums:
     """Runs the model over a batch and sums the losses.
@@ -144,11 +151,12 @@ def loss_sums(
       params: the model's parameters, frozen and trainable together.
       batch: sequences of T tokens.
       num_anchors: A, at least the number of target tokens of any row.
-      chunk_size: rows projected onto the vocabulary at a time; [B, A, Q, V] is never made.
+      config: of the loss; [B, A, Q, V] is never made.
       dropout_key: of LoRA dropout; None: nothing is dropped.
     """
     streams = model.streams
-    anchors, targets, weights = anchor_targets(batch, num_anchors, output_offsets(streams))
+    offsets = output_offsets(streams)
+    anchors, targets, weights = anchor_targets(batch, num_anchors, offsets)
     output = model.apply(
         {"params": params},
         batch.tokens,
@@ -178,11 +186,18 @@ def loss_sums(
         hidden.append(exit_hidden[:, :, None])
     hidden = hidden[0] if len(hidden) == 1 else jnp.concatenate(hidden, axis=2)
 
-    def sums_of(hidden, head, outputs):
-        chosen = targets[:, :, outputs], weights[:, :, outputs]
-        return chunked_cross_entropy(hidden, head, *chosen, chunk_size, model.execution)
+    main_head = make_head(params, model.config)
+    main = jax.lax.stop_gradient(hidden[:, :, 0])
 
-    sums = sums_of(hidden, make_head(params, model.config), slice(0, hidden.shape[2]))
+    def sums_of(hidden, head, outputs):
+        scored = Scored(hidden, head, targets[:, :, outputs], weights[:, :, outputs])
+        teacher = None
+        if config.distillation and streams.num_ahead:
+            taught = offsets[outputs]
+            teacher = Teacher(main, jax.lax.stop_gradient(main_head), anchors, taught, config)
+        return chunked_cross_entropy(scored, config.chunk_size, model.execution, teacher)
+
+    sums = sums_of(hidden, main_head, slice(0, hidden.shape[2]))
     if not streams.medusa_heads:
         return sums
     heads_hidden = model.apply({"params": params}, hidden[:, :, 0], method="medusa")
@@ -193,21 +208,30 @@ def loss_sums(
     return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
 
+@struct.dataclass
+class Scored:
+    """Hidden states of Q outputs at A anchors, and what they are to say."""
+
+    hidden: jax.Array  # [B, A, Q, D] float32 or bfloat16
+    head: Head  # the LM head, or one for each output
+    targets: jax.Array  # [B, A, Q] int32
+    weights: jax.Array  # [B, A, Q] float32
+
+
 def chunked_cross_entropy(
-    hidden, head: Head, targets, weights, chunk_size: int, execution: Execution
+    scored: Scored, chunk_size: int, execution: Execution, teacher: Teacher | None = None
 ) -> LossSums:
     """Cross-entropy and top-1 hits of hidden states, a chunk of rows at a time.
 
     Args:
-      hidden: [B, A, Q, D] float32 or bfloat16; sums are kept apart along Q.
-      head: the LM head.
-      targets: [B, A, Q] int32.
-      weights: [B, A, Q] float32.
+      scored: sums are kept apart along Q.
       chunk_size: rows of B*A*Q per chunk, on each part of a batch that a mesh divides; logits
         of one chunk exist at a time, in the backward pass too (they are computed again
         there). A chunk of padding alone costs nothing.
       execution: of the model.
+      teacher: of the same anchors; None: cross-entropy is minimised.
     """
+    head, targets, weights = scored.head, scored.targets, scored.weights
     # Z parts of the batch, one a device: rows change places within their part only.
     num_parts, width = num_batch_shards(targets.shape[0]), targets.shape[2]
     num_rows = targets.shape[0] * targets.shape[1] // num_parts
@@ -218,35 +242,50 @@ def chunked_cross_entropy(
     counts = weights.max(axis=2).reshape(num_parts, num_rows)
     order = jnp.argsort(-counts, axis=1, stable=True)
 
-    def cut(x):
+    def cut(x, more=0):
+        """[chunks, Z, rows, ...], with so many rows more that begin the next chunk."""
         x = x.reshape(num_parts, num_rows, *x.shape[2:])
         x = jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
-        x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-        x = x.reshape(num_parts, num_chunks, rows_per_chunk, *x.shape[2:])
+        x = jnp.pad(x, [(0, 0), (0, padding + more)] + [(0, 0)] * (x.ndim - 2))
+        if not more:
+            x = x.reshape(num_parts, num_chunks, rows_per_chunk, *x.shape[2:])
+        else:
+            first = rows_per_chunk * jnp.arange(num_chunks)[:, None]
+            x = x[:, first + jnp.arange(rows_per_chunk + more)]
         return jnp.swapaxes(x, 0, 1)
 
     @jax.checkpoint
-    def sum_chunk(hidden, targets, weights):
+    def sum_chunk(hidden, targets, weights, taught=None):
         logits = head_logits(hidden, head, execution)  # [Z, rows, Q, V] float32
         logits = constrain(logits, "batch", "length", "streams", "vocab")
         target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        cross_entropy = jax.nn.logsumexp(logits, axis=-1) - target_logit
+        total = jax.nn.logsumexp(logits, axis=-1)
+        cross_entropy = minimised = total - target_logit
         hits = (target_logit >= logits.max(axis=-1)).astype(jnp.float32)
+        if taught is not None:
+            main, stands = taught  # [Z, rows + J, D], [Z, rows, Q]
+            main = constrain(head_logits(main, teacher.head, execution), "batch", "length", "vocab")
+            log_p, log_q = jax.nn.log_softmax(main), logits - total[..., None]
+            minimised = objective(cross_entropy, log_q, log_p, stands, teacher)
         return LossSums(
             cross_entropy=(cross_entropy * weights).sum(axis=(0, 1)),
             correct=(hits * weights).sum(axis=(0, 1)),
             weight=weights.sum(axis=(0, 1)),
+            objective=(minimised * weights).sum(axis=(0, 1)),
         )
 
-    zero = jnp.zeros(width, jnp.float32)
-    zeros = LossSums(zero, zero, zero)
+    zeros = LossSums.zeros(width)
 
     def add_chunk(sums, chunk):
         counts = chunk[2].max() > 0
         added = jax.lax.cond(counts, sum_chunk, lambda *_: zeros, *chunk)
         return jax.tree.map(jnp.add, sums, added), None
 
-    chunks = (cut(hidden), cut(targets), cut(weights))
+    chunks = (cut(scored.hidden), cut(targets), cut(weights))
+    if teacher is not None:
+        # Rows that count follow each other as in the sequence: row + j is the anchor + j.
+        later = max(teacher.offsets)
+        chunks = (*chunks, (cut(teacher.hidden, later), cut(teacher.stands())))
     return jax.lax.scan(add_chunk, zeros, chunks)[0]
 
 
@@ -258,7 +297,7 @@ def loss_weights(config: LossConfig, streams: StreamsConfig) -> jax.Array:
 
 
 def weighted_loss(sums: LossSums, alphas: jax.Array, weight: jax.Array) -> jax.Array:
-    """Sum over outputs of alpha times mean cross-entropy, a float32 scalar.
+    """Sum over outputs of alpha times the mean of what is minimised, a float32 scalar.
 
     Args:
       sums: of the whole batch or of one micro-batch.
@@ -266,4 +305,4 @@ def weighted_loss(sums: LossSums, alphas: jax.Array, weight: jax.Array) -> jax.A
       weight: [Q], target tokens of the *whole* batch, so that micro-batches add up to
         the loss of the batch whatever their own lengths are.
     """
-    return jnp.sum(alphas * sums.cross_entropy / jnp.maximum(weight, 1.0))
+    return jnp.sum(alphas * sums.objective / jnp.maximum(weight, 1.0))

@@ -150,7 +150,7 @@ class Reporter:
             self.stop_requested = True
 
     def _restart(self):
-        self._sums = [np.float64(0.0)] * 3
+        self._sums = [np.float64(0.0)] * 4
         self._losses = []
         self._num_tokens = 0
         self._since = time.perf_counter()
@@ -169,7 +169,7 @@ def make_reporter(config: Config, callbacks: Sequence[Callback]) -> Reporter:
 
 
 def _fields(sums: LossSums):
-    return sums.cross_entropy, sums.correct, sums.weight
+    return sums.cross_entropy, sums.correct, sums.weight, sums.objective
 
 
 def _cannot_begin(found: str) -> str:

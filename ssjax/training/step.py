@@ -71,7 +71,7 @@ def make_train_step(
 
     def loss(trainable, frozen, batch, weight, key):
         params = merge(trainable, frozen)
-        sums = loss_sums(model, params, batch, num_anchors, config.chunk_size, key)
+        sums = loss_sums(model, params, batch, num_anchors, config, key)
         return weighted_loss(sums, alphas, weight), sums
 
     def step(state: TrainState, frozen: Params, batch: Batch):
@@ -89,8 +89,8 @@ def make_train_step(
                 added = gradient(state.params, frozen, micro_batch, weight, own_key)
                 return jax.tree.map(jnp.add, totals, added), None
 
-            zero = jnp.zeros(len(offsets), jnp.float32)
-            zeros = (jax.tree.map(jnp.zeros_like, state.params), LossSums(zero, zero, zero))
+            nothing = LossSums.zeros(len(offsets))
+            zeros = (jax.tree.map(jnp.zeros_like, state.params), nothing)
             numbered = (jnp.arange(accumulation), micro_batches)
             (grads, sums), _ = jax.lax.scan(add, zeros, numbered)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -112,6 +112,6 @@ def make_eval_step(
     """Returns step(params, frozen, batch) -> sums, to be added up over batches."""
 
     def step(params: Params, frozen: Params, batch: Batch) -> LossSums:
-        return loss_sums(model, merge(params, frozen), batch, num_anchors, config.chunk_size)
+        return loss_sums(model, merge(params, frozen), batch, num_anchors, config)
 
     return step

@@ -42,7 +42,7 @@ def test_losses_are_those_of_the_heads(medusa):
     tokens, lengths = oracles.pad(oracles.ragged_prompts(2, 5, shortest=6, longest=10), 10)
     prompt_lengths = np.array([1, 2, 3, 4, 5])
     batch = oracles.batch_of(tokens, prompt_lengths, lengths)
-    sums = loss_sums(model, params, batch, num_anchors=9, chunk_size=8)
+    sums = loss_sums(model, params, batch, 9, LossConfig(chunk_size=8))
     assert output_names(model.streams) == ("main", "head_1", "head_2", "head_3")
     output = oracles.run_model(model, params, tokens)
     heads = model.apply({"params": params}, output.hidden, method="medusa")

@@ -14,6 +14,7 @@ from ssjax.config import LossConfig, StreamsConfig
 from ssjax.models.execution import Execution
 from ssjax.models.head import Head
 from ssjax.training.losses import (
+    Scored,
     anchor_targets,
     chunked_cross_entropy,
     loss_sums,
@@ -42,13 +43,13 @@ def make_batch(width=9):
 
 @pytest.fixture(scope="module")
 def sums_of(tiny):
-    """(batch, num_anchors, chunk_size) -> LossSums of the tiny model."""
+    """(batch, num_anchors, fields of LossConfig) -> LossSums of the tiny model."""
     model, params = tiny
     jitted = jax.jit(
-        lambda batch, anchors, chunk: loss_sums(model, params, batch, anchors, chunk),
+        lambda batch, anchors, config: loss_sums(model, params, batch, anchors, config),
         static_argnums=(1, 2),
     )
-    return lambda batch, num_anchors=5, chunk_size=1024: jitted(batch, num_anchors, chunk_size)
+    return lambda batch, num_anchors=5, **config: jitted(batch, num_anchors, LossConfig(**config))
 
 
 def assert_same(a, b):
@@ -107,7 +108,8 @@ def test_top_1_hits_are_counted():
     hidden = jnp.eye(4)[jnp.array([[[0, 1], [2, 3]]])]  # [1, 2, 2, 4]
     targets = jnp.array([[[0, 2], [2, 3]]])
     weights = jnp.array([[[1.0, 1.0], [1.0, 0.0]]])
-    sums = chunked_cross_entropy(hidden, head(5 * jnp.eye(4)), targets, weights, 8, Execution())
+    scored = Scored(hidden, head(5 * jnp.eye(4)), targets, weights)
+    sums = chunked_cross_entropy(scored, 8, Execution())
     right = np.log(np.exp(5) + 3) - 5
     np.testing.assert_array_equal(sums.correct, [2, 0])
     np.testing.assert_array_equal(sums.weight, [2, 1])
@@ -146,7 +148,7 @@ def test_streams_are_scored_with_their_true_parents_too():
     model = oracles.make_model(parent_rank=5)
     params = oracles.random_params(model, seed=7)
     batch = make_batch()
-    sums = loss_sums(model, params, batch, 5, 1024)
+    sums = loss_sums(model, params, batch, 5, LossConfig())
     own, told = np.zeros((2, J)), np.zeros((2, J))  # cross-entropy and hits, stream by stream
     correction = {k: np.asarray(v, np.float64) for k, v in params.items() if k[:7] == "parent_"}
     table = np.asarray(params["embedder"], np.float64)
@@ -174,12 +176,73 @@ def test_streams_are_scored_with_their_true_parents_too():
     assert np.abs(own[0] - told[0]).min() > 0.1
 
 
+@pytest.mark.parametrize("divergence", ["kl", "total_variation", "mixed"])
+def test_streams_learn_from_what_the_main_stream_says_there(tiny, sums_of, divergence):
+    """By NumPy: stream j at t from the main stream at t + j, whatever the chunks."""
+    model, params = tiny
+    expected, cross_entropy = np.zeros((2, 1 + J))
+    for prompt, target in zip(PROMPTS, TARGETS, strict=True):
+        whole = prompt + target
+        main, streams = oracles.forward(params, model.config, whole, range(len(whole)), J)
+        for j, t in itertools.product(range(1 + J), range(len(prompt) - 1, len(whole) - 1)):
+            if t + 1 + j >= len(whole):
+                continue
+            log_q = oracles.log_softmax(main[t] if j == 0 else streams[t, j - 1])
+            cross_entropy[j] -= log_q[whole[t + 1 + j]]
+            if j == 0:  # learns from the data alone
+                expected[j] -= log_q[whole[t + 1]]
+                continue
+            p, q = np.exp(oracles.log_softmax(main[t + j])), np.exp(log_q)
+            kl, alpha = (p * np.log(p / q)).sum(), np.minimum(p, q).sum()
+            share = {"kl": 1.0, "total_variation": 0.0, "mixed": np.exp(-3 * alpha)}[divergence]
+            apart = share * kl + (1 - share) * (1 - alpha)
+            expected[j] += 0.3 * -log_q[whole[t + 1 + j]] + 0.7 * apart
+    for chunk_size in (1, 12, 1024):
+        config = {"distillation": 0.7, "divergence": divergence, "chunk_size": chunk_size}
+        sums = sums_of(make_batch(), **config)
+        np.testing.assert_allclose(sums.objective, expected, rtol=LOGIT_TOLERANCE)
+        np.testing.assert_allclose(sums.cross_entropy, cross_entropy, rtol=LOGIT_TOLERANCE)
+    plain = sums_of(make_batch())
+    np.testing.assert_array_equal(plain.objective, plain.cross_entropy)
+
+
+def test_the_teacher_gets_no_gradient():
+    """Of the head: (q - p) times the stream's hidden state at each target, and nothing for p."""
+    model = oracles.make_model(tie_embeddings=False)
+    params = oracles.random_params(model, seed=7)
+
+    def objective(table):
+        changed = params | {"lm_head": table}
+        config = LossConfig(distillation=1.0, chunk_size=12)
+        return loss_sums(model, changed, make_batch(), 5, config).objective[1:].sum()
+
+    expected = np.zeros(params["lm_head"].shape)
+    for prompt, target in zip(PROMPTS, TARGETS, strict=True):
+        whole, anchors = prompt + target, range(len(prompt) - 1, len(prompt + target) - 1)
+        if not target:
+            continue
+        output = oracles.run_model(
+            model, params, np.array([whole]), anchors=np.array([anchors]), num_streams=J
+        )
+        main = np.exp(oracles.log_softmax(oracles.logits_of(model, params, output.hidden)[0]))
+        streams = np.exp(
+            oracles.log_softmax(oracles.logits_of(model, params, output.stream_hidden)[0])
+        )
+        for a, j in itertools.product(range(len(anchors)), range(1, 1 + J)):
+            if a + j < len(anchors):
+                apart = streams[a, j - 1] - main[anchors[a] + j]
+                expected += np.outer(apart, output.stream_hidden[0, a, j - 1])
+    found = jax.grad(objective)(params["lm_head"])
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-3)
+
+
 def test_weighted_loss_by_hand():
     """Three main targets and two of stream 1, each at log 7 nats."""
     batch = oracles.batch_of(np.zeros((1, 4)), [1], [4])
     weights = jnp.array([[[1, 1], [1, 1], [1, 0]]], jnp.float32)
     hidden, targets = jnp.zeros((1, 3, 2, 5)), jnp.zeros((1, 3, 2), int)
-    sums = chunked_cross_entropy(hidden, head(jnp.ones((7, 5))), targets, weights, 4, Execution())
+    scored = Scored(hidden, head(jnp.ones((7, 5))), targets, weights)
+    sums = chunked_cross_entropy(scored, 4, Execution())
     alphas = loss_weights(LossConfig(main_weight=2.0, stream_weight=0.5), StreamsConfig(1))
     np.testing.assert_allclose(
         weighted_loss(sums, alphas, target_weight(batch, (0, 1))),
@@ -239,9 +302,8 @@ def test_gradient_of_chunks_equals_plain_autodiff(tiny):
     weights = jnp.asarray(rng.random((2, 5, 2)) < 0.4, jnp.float32)
 
     def chunked(hidden, table):
-        return chunked_cross_entropy(
-            hidden, head(table), targets, weights, 4, Execution()
-        ).cross_entropy.sum()
+        scored = Scored(hidden, head(table), targets, weights)
+        return chunked_cross_entropy(scored, 4, Execution()).cross_entropy.sum()
 
     def plain(hidden, table):
         log_probs = jax.nn.log_softmax(hidden @ table.T)

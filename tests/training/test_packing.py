@@ -6,6 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
+from ssjax.config import LossConfig
 from ssjax.training.losses import Batch, loss_sums, output_offsets, target_weight, token_positions
 
 SEQUENCES = [([5, 1, 2], [8, 9, 2]), ([7], [4, 0, 6, 1, 2]), ([3, 3, 0, 4], [1]), ([1, 2], [2, 2])]
@@ -44,7 +45,7 @@ def test_sums_and_gradients_equal_those_of_single_rows(main_reads_streams):
     alphas = jnp.linspace(1.0, 0.4, len(output_offsets(model.streams)))
 
     def total(params, batch, num_anchors):
-        sums = loss_sums(model, params, batch, num_anchors, 4)
+        sums = loss_sums(model, params, batch, num_anchors, LossConfig(chunk_size=4))
         return jnp.sum(alphas * sums.cross_entropy), sums
 
     measure = jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=2)

@@ -17,9 +17,8 @@ from ssjax.training.step import StepMetrics
 
 
 def metrics(loss, weight=2.0):
-    sums = LossSums(
-        np.array([loss, 2 * loss]) * weight, np.array([weight, 0.0]), np.array([weight, weight])
-    )
+    losses = np.array([loss, 2 * loss]) * weight
+    sums = LossSums(losses, np.array([weight, 0.0]), np.array([weight, weight]), losses)
     return StepMetrics(sums, np.float32(loss), np.float32(1.0))
 
 
@@ -57,8 +56,7 @@ def test_means_are_weighted_over_steps(tmp_path):
 
 
 def test_no_targets_is_zero_not_nan():
-    zero = np.zeros(2)
-    assert set(loss_record(LossSums(zero, zero, zero), ("main", "stream_1")).values()) == {0.0}
+    assert set(loss_record(LossSums.zeros(2), ("main", "stream_1")).values()) == {0.0}
 
 
 def test_records_after_the_restored_step_go(tmp_path):
