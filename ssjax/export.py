@@ -3,8 +3,9 @@
     python -m ssjax.export --workdir RUN --format hf --target DIR
         safetensors, config.json and tokenizer for transformers, vLLM and others, with all that
         they need to begin a prompt and to end an output as the run does: tokenizer.json is made
-        where there was none, and ids stand in config.json and generation_config.json. LoRA of the
-        shared mode is folded into the weights; lossless runs keep the base weights as they are.
+        where there was none, and ids stand in config.json and generation_config.json. LoRA of
+        main rows (modes shared and detached) is folded into the weights; lossless runs keep the
+        base weights as they are.
         What only ssjax can run (streams) lies beside it in streams.safetensors.
     python -m ssjax.export --workdir RUN --format orbax --target DIR
         config.json, tokenizer and params/, an Orbax directory with nothing but the parameters.

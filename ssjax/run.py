@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from ssjax.config import AdaptationConfig, Config, DecodeConfig, ranges
+from ssjax.config import Config, DecodeConfig, ranges
 from ssjax.config.arguments import read_changes, read_count, read_numbers, read_path, read_seeds
 from ssjax.config.checks import validate_decode
 from ssjax.data import pipeline
@@ -25,7 +25,7 @@ from ssjax.decoding.stop_strings import cut_at_stop, settled
 from ssjax.decoding.ways import Situation
 from ssjax.errors import UserError
 from ssjax.messages import say, say_once
-from ssjax.models.lora import merge_lora
+from ssjax.models.lora import merge_lora, merged_adaptation
 from ssjax.models.parameters import count as count_parameters
 from ssjax.parallel import partitioning
 from ssjax.weights.load import Trained, load_trained, make_model
@@ -364,16 +364,14 @@ def load(
 def open_run(trained: Trained, mesh: Mesh | None = None) -> Run:
     """A `Run` from weights that are in memory, divided over `mesh` (None: on the first device).
 
-    Adapters of the shared mode are folded into the weights: decoding costs no more than the
-    base model.
+    Adapters of main rows are folded into the weights: decoding costs no more than the base model.
     """
     config, tokenizer = trained.config, trained.tokenizer
     if mesh is not None:
         partitioning.check_model(config.model, mesh)
-    model, params = make_model(config, tokenizer), trained.params
-    if config.adaptation.mode == "shared":
-        params = merge_lora(params, config.adaptation)
-        model = model.clone(adaptation=AdaptationConfig())
+    params = merge_lora(trained.params, config.adaptation)
+    model = make_model(config, tokenizer)
+    model = model.clone(adaptation=merged_adaptation(config.adaptation))
     decoder = Decoder(
         model,
         params,

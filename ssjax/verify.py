@@ -6,14 +6,16 @@
 Checked:
     float32     speculative output equals plain output token for token, for the run's drafter with
                 streams deferred and beside every node
-    lossless    the float32 output equals that of the untouched base model, read anew
+    lossless    the float32 output equals that of the untouched base model, read anew; of an export
+                that holds weights, that of these weights, unless --base names the base
+    detached    the float32 output equals that of the base with the adapter of the fine-tune alone
     bfloat16    (runs that compute in it) outputs may differ where rounding swaps two tokens: both
                 are replayed in float32, and at each first difference the margin between the best
                 two logits must be within twice the rounding noise of that replay
     sampling    tokens sampled with drafts fit the model's own distribution (chi-square)
 
-A shared or full run is a new model: it is certified against its own plain decoding, never
-against the base. Exit status 0: every promise holds; 1: one does not; 2: bad input.
+A shared, full or detached run is a new model: it is certified against its own plain decoding,
+never against the base. Exit status 0: every promise holds; 1: one does not; 2: bad input.
 """
 
 from absl import flags

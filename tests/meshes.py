@@ -19,6 +19,7 @@ ADAPTATIONS = {
     "full": AdaptationConfig(),
     "shared": AdaptationConfig("shared", rank=3, alpha=6.0),
     "lossless": AdaptationConfig("lossless", rank=3, alpha=6.0),
+    "detached": AdaptationConfig("detached", rank=3, alpha=6.0),
 }
 SIZES = dict(vocab_size=64, embed_dim=64, num_layers=3, mlp_dim=96)
 SIZES |= dict(num_heads=8, num_kv_heads=8, head_dim=8)

@@ -58,7 +58,7 @@ def make_model(scan=True, num_streams=3, **changes) -> Transformer:
     )
 
 
-_APART = ("stream_init_", "stream_root_", "parent_")
+_APART = ("stream_init_", "stream_root_", "stream_lora_", "parent_")
 
 
 def random_params(model: Transformer, seed: int, table_scale=1.0):

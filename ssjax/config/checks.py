@@ -164,15 +164,22 @@ def _validate_adaptation(config: Config) -> None:
     adaptation = config.adaptation
     if adaptation.mode == "full":
         return
+    beside = adaptation.mode != "shared"  # what drafts is trained beside the model
     _check(
-        adaptation.mode != "lossless" or not config.streams.main_reads_streams,
-        "adaptation.mode lossless cannot hold with streams.main_reads_streams: streams would "
-        "change the main output; choose shared, or main_reads_streams=False",
+        not (beside and config.streams.main_reads_streams),
+        f"adaptation.mode {adaptation.mode} cannot hold with streams.main_reads_streams: streams "
+        "would change the main output; choose shared, or main_reads_streams=False",
+    )
+    alone = {"lossless": "alone", "detached": "beside a fine-tune (without streams choose shared)"}
+    _check(
+        not beside or config.streams.num_streams + config.streams.medusa_heads > 0,
+        f"adaptation.mode {adaptation.mode} trains streams {alone.get(adaptation.mode)}, and "
+        "streams.num_streams is 0",
     )
     _check(
-        adaptation.mode != "lossless"
-        or config.streams.num_streams + config.streams.medusa_heads > 0,
-        "adaptation.mode lossless trains streams alone, and streams.num_streams is 0",
+        adaptation.mode != "detached" or config.loss.main_weight > 0,
+        "adaptation.mode detached trains a fine-tune by the main loss, and loss.main_weight is 0; "
+        "choose lossless to train streams alone",
     )
     _check(bool(adaptation.targets), "adaptation.targets is empty; name some projections")
 

@@ -79,7 +79,7 @@ class StreamsConfig:
     num_streams: Few = 4  # J; 0 trains an ordinary language model
     num_stream_layers: Size = 2  # N_s top layers that run the streams
     # The form of the PMLR paper: the main stream also reads its own streams. J is then part of
-    # the model, which cannot be decoded without its streams. False: arXiv v1 and lossless.
+    # the model, which cannot be decoded without its streams. False: arXiv v1, lossless, detached.
     main_reads_streams: bool = False
     # What tells streams apart beside their positions: embedding (a learned vector each, paper
     # Eq. 3) or rotation of their values by an angle each, without parameters (v1 Eq. 7).
@@ -130,7 +130,8 @@ class DrafterConfig:
     streams   speculative streams, see `StreamsConfig`
     medusa    Medusa heads (Cai et al. 2024): a residual block and a vocabulary projection for each
               token ahead, on the last hidden state. With adaptation.mode=lossless the base is
-              frozen (Medusa-1), else trained along (Medusa-2).
+              frozen (Medusa-1), with detached the heads are trained beside the fine-tune on
+              stopped gradients, else along with it (Medusa-2).
     """
 
     kind: Literal["streams", "medusa"] = "streams"  # see above
@@ -149,9 +150,13 @@ class AdaptationConfig:
     full      all weights
     shared    LoRA on all layers, used by main and stream rows: a new model
     lossless  LoRA on the stream layers for stream rows only: outputs are the base model's
+    detached  both at once: LoRA on all layers by the main loss alone, and LoRA of their own for
+              stream rows by the stream losses, whose gradients stop there. The fine-tune is that
+              of a run without streams. The weights of the losses then hardly matter: each part
+              has its own, and Adam does not see their scale
     """
 
-    mode: Literal["full", "shared", "lossless"] = "full"
+    mode: Literal["full", "shared", "lossless", "detached"] = "full"
     rank: Size = 32  # of LoRA, as the rest of this group
     alpha: Positive = 64.0  # the update is multiplied by alpha / rank
     dropout: Annotated[float, Range(0, below=1)] = 0.0  # on the input of LoRA, in training
@@ -194,7 +199,9 @@ class OptimizerConfig:
     weight_decay: Weight = 0.01  # projection matrices only, not LoRA
     beta1: Annotated[float, Range(0, below=1)] = 0.9  # decay of the mean of gradients
     beta2: Annotated[float, Range(0, below=1)] = 0.98  # decay of the mean of their squares
-    clip_norm: Weight = 1.0  # global gradient norm; 0: off
+    # Global gradient norm; 0: off. With adaptation.mode=detached, that of the model and that of
+    # what drafts are each held to it.
+    clip_norm: Weight = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The losslessness certificate: what is checked for each mode, and how it is shown."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -16,14 +17,17 @@ from ssjax.errors import UserError
 from ssjax.evaluation import evidence
 from ssjax.evaluation.evidence import Difference
 from ssjax.messages import say
-from ssjax.models.parameters import cast
+from ssjax.models.lora import is_of_main_rows, merge_lora
+from ssjax.models.parameters import Params, cast, merge, split
 from ssjax.models.transformer import Transformer
 from ssjax.run import open_run
 from ssjax.weights.base import open_base
-from ssjax.weights.load import Trained, base_only, make_model
+from ssjax.weights.load import Trained, base_only, holds_weights, make_model
 
 # A right decoder fails the test of sampling once in this many certificates.
 _P_VALUE = 1e-4
+# By mode, the name of the check against a model that has no streams.
+_COMPARED_WITH = {"lossless": "equals_base", "detached": "equals_fine_tune"}
 
 
 def certify(
@@ -64,8 +68,8 @@ def certify(
     exact = in_float32(trained)
     subject = _Subject(open_run(exact).decoder, drafter, prompts, decode, temperature)
     checks = _drafts_change_nothing(subject)
-    if mode == "lossless":
-        checks["equals_base"] = _equals_base(subject, exact, base_name)
+    if mode in _COMPARED_WITH:
+        checks[_COMPARED_WITH[mode]] = _equals_base(subject, exact, base_name)
     if config.model.dtype == "bfloat16":
         rounded = dataclasses.replace(subject, decoder=open_run(trained).decoder)
         checks["bfloat16"] = _differs_by_rounding(subject, rounded)
@@ -146,7 +150,7 @@ def _drafts_change_nothing(subject: _Subject) -> dict[str, dict]:
 
 
 def _equals_base(subject: _Subject, exact: Trained, base_name: str | None) -> dict:
-    """Outputs equal those of the base model, decoded plainly."""
+    """Outputs equal those of the base model or its fine-tune without streams, decoded plainly."""
     decoder, source = _base_decoder(exact, base_name)
     base = dataclasses.replace(subject, decoder=decoder)
     return _equality(evidence.first_differences(base.plain, subject.plain), base) | {"base": source}
@@ -211,6 +215,11 @@ def _detail(check: dict) -> str:
 def _promise(mode: str) -> str:
     if mode == "lossless":
         return "outputs are the base model's, token for token"
+    if mode == "detached":
+        return (
+            "outputs are the fine-tuned model's, token for token: no stream took part in its "
+            "training, and drafts do not change what it says"
+        )
     return "a new model, not compared with its base; drafts do not change what it says"
 
 
@@ -232,14 +241,15 @@ def in_float32(trained: Trained) -> Trained:
 
 
 def _base_decoder(trained: Trained, name: str | None) -> tuple[Decoder, str]:
-    """A decoder of the untouched base model, and where its weights came from."""
+    """A decoder without streams, and where its weights came from.
+
+    Of the untouched base model; in the detached mode with the adapter of main rows.
+    """
     config = trained.config
-    try:
-        base = open_base(name or config.model.pretrained, "float32")
-        params = base.read_params(config.streams.num_stream_layers, jnp.float32)
-        source = base.name
-    except UserError:
-        params, source = base_only(trained), "the frozen weights in this directory"
+    params, source = _base_params(trained, name)
+    if config.adaptation.mode == "detached":
+        adapter, _ = split(trained.trainable, is_of_main_rows)
+        params = merge_lora(merge(adapter, params), config.adaptation)
     streams = dataclasses.replace(
         config.streams, num_streams=0, init_rank=0, exit_rank=0, medusa_heads=0
     )
@@ -253,3 +263,13 @@ def _base_decoder(trained: Trained, name: str | None) -> tuple[Decoder, str]:
         prompt_buckets=config.decode.prompt_buckets,
     )
     return decoder, source
+
+
+def _base_params(trained: Trained, name: str | None) -> tuple[Params, str]:
+    """Base weights in float32, and where they came from: an export with weights is its own base."""
+    config = trained.config
+    with contextlib.suppress(UserError):
+        if name is not None or not holds_weights(trained.directory):
+            base = open_base(name or config.model.pretrained, "float32")
+            return base.read_params(config.streams.num_stream_layers, jnp.float32), base.name
+    return base_only(trained), "the frozen weights in this directory"

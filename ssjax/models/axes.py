@@ -66,6 +66,8 @@ def param_axes(path: tuple[str, ...]) -> tuple[str, ...]:
             "bias": (out,),
             "lora_a": ("rank", into),
             "lora_b": (out, "rank"),
+            "stream_lora_a": ("rank", into),
+            "stream_lora_b": (out, "rank"),
         }
         if leaf in own:
             return (*stacked, *own[leaf])

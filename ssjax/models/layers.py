@@ -1,7 +1,7 @@
 """The parts of one decoder layer, and layers one after another: norms, MLP, attention, blocks.
 
-Everything but attention is row-wise; only LoRA of the lossless mode and `Attention` tell main rows
-from stream rows, by the `Layout`.
+Everything but attention is row-wise; only LoRA and `Attention` tell main rows from stream rows, by
+the `Layout`.
 
 Blocks, f attention or MLP, n a norm:
 
@@ -181,6 +181,8 @@ class Attention(nn.Module):
             queries = jnp.concatenate([self._grouped(at_anchors, 1), queries], axis=2)
             mask = jnp.concatenate([jnp.ones_like(own.mask[:1]), own.mask])
             own = own.replace(mask=mask)
+        if self.lora is not None and self.lora.detached:
+            seen = seen.detached()
         shared = seen.segments(layout.stream_prefix, layout.stream_mask)
         attended = self._attend(queries, [*shared, own])
         at_anchors = None
@@ -211,6 +213,10 @@ class _Seen:
     def segments(self, prefix_mask, block_mask) -> list[SharedSegment]:
         cached = [] if self.prefix is None else [SharedSegment(self.prefix, prefix_mask)]
         return [*cached, SharedSegment(self.block, block_mask)]
+
+    def detached(self) -> "_Seen":
+        """The same, and no gradient flows into it."""
+        return _Seen(*jax.lax.stop_gradient((self.prefix, self.block)))
 
 
 def _own_streams(k_BXKH, v_BXKH, layout) -> LocalSegment:

@@ -46,20 +46,40 @@ class Projection(nn.Module):
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)
-        if self.lora is None or self.name not in self.lora.targets:
+        lora = self.lora
+        if lora is None or self.name not in lora.targets:
             return y
-        rank = self.lora.rank
-        lora_a = self.param("lora_a", init, (rank, width), jnp.float32)
-        lora_b = self.param("lora_b", nn.initializers.zeros, (self.features, rank), jnp.float32)
-        num_plain = layout.num_main if self.lora.stream_rows_only else 0
-        if num_plain == x.shape[1]:
-            return y
-        low = nn.Dropout(self.lora.dropout, deterministic=not layout.dropout)(x[:, num_plain:])
-        low = product(low, lora_a, "rank", in_axis) * jnp.asarray(self.lora.scale, self.dtype)
-        update = product(low, lora_b, out_axis, "rank")
-        if num_plain == 0:
-            return y + update
-        return jnp.concatenate([y[:, :num_plain], y[:, num_plain:] + update], axis=1)
+        adapters = {
+            name: (
+                self.param(f"{name}_a", init, (lora.rank, width), jnp.float32),
+                self.param(
+                    f"{name}_b", nn.initializers.zeros, (self.features, lora.rank), jnp.float32
+                ),
+            )
+            for name in lora.streams
+        }
+
+        def updated(rows, names, stopped=()):
+            total = y[:, rows]
+            for name in names:
+                a, b = adapters[name]
+                low = x[:, rows]
+                if name in stopped:  # a part of the weights here, so nothing is dropped either
+                    a, b = jax.lax.stop_gradient((a, b))
+                else:
+                    low = nn.Dropout(lora.dropout, deterministic=not layout.dropout)(low)
+                low = product(low, a, "rank", in_axis) * jnp.asarray(lora.scale, self.dtype)
+                total = total + product(low, b, out_axis, "rank")
+            return total
+
+        num_main = layout.num_main
+        if lora.main == lora.streams:
+            return updated(slice(None), lora.main)
+        # Main rows apart: then what is dropped of them, too, does not depend on streams.
+        parts = [updated(slice(num_main), lora.main)] if num_main else []
+        if num_main < x.shape[1]:
+            parts.append(updated(slice(num_main, None), lora.streams, stopped=lora.main))
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
 # Above this many rows both ways of `project` take about the same time.

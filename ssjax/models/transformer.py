@@ -193,8 +193,9 @@ class Transformer(nn.Module):
         main, streams = self._main_rows(positions, mask, cache), None
         keys = Keys(positions, valid_slots(cache, length))
         if num_streams:
+            start = lora.for_drafts(x, self.adaptation)
             at_anchors = Anchors(
-                hidden=jnp.take_along_axis(x, anchors[:, :, None], axis=1),
+                hidden=jnp.take_along_axis(start, anchors[:, :, None], axis=1),
                 positions=jnp.take_along_axis(positions, anchors, axis=1),
                 mask=rows_of_mask(mask, anchors, num_tokens),
                 roots=_tokens_after(trunk.tokens, anchors) if isinstance(mask, Causal) else None,
@@ -277,6 +278,7 @@ class Transformer(nn.Module):
           [..., Q, D] for the Q heads, each with a vocabulary projection of its own:
           `make_medusa_head`.
         """
+        hidden = lora.for_drafts(hidden, self.adaptation)
         weight = gathered(self.medusa_weight.astype(hidden.dtype), "streams", "features", "embed")
         precision = matmul_precision(hidden.dtype)
         inner = jnp.einsum("...d,qfd->...qf", hidden, weight, precision=precision)
@@ -293,12 +295,10 @@ class Transformer(nn.Module):
         return constrain(logits, "batch", *between, "vocab")
 
     def _check_streams(self, num_streams):
-        streams = self.streams
-        if streams.main_reads_streams and num_streams != streams.num_streams:
-            raise ValueError(
-                f"the main stream reads its {streams.num_streams} streams: they run in every "
-                f"call, not {num_streams}"
-            )
+        own = self.streams.num_streams
+        if self.streams.main_reads_streams and num_streams != own:
+            told = f"the main stream reads its {own} streams: they run in every call"
+            raise ValueError(f"{told}, not {num_streams}")
 
     def _main_rows(self, positions, mask, cache) -> MainRows:
         if not isinstance(mask, Causal):

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from ssjax.config import AdaptationConfig, Config
+from ssjax.config import Config
 from ssjax.decoding import decoder
 from ssjax.decoding.drafters import make_drafter
 from ssjax.decoding.sampling import make_sampling
 from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
 from ssjax.models.axes import placed
 from ssjax.models.execution import Execution
+from ssjax.models.lora import merged_adaptation
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.parallel import partitioning
 from ssjax.planning.compiled_cost import program_cost
@@ -74,8 +75,8 @@ def plan_training(config: Config, model: Transformer, mesh: Mesh, hbm: int) -> P
 def plan_decoding(config: Config, model: Transformer, mesh: Mesh, hbm: int) -> ProgramPlan:
     """Compiles the decode loop with the config's drafter, as `ssjax.evaluate` would run it."""
     decode, data = config.decode, config.data
-    if config.adaptation.mode == "shared":  # its adapters are folded into the weights
-        model = model.clone(adaptation=AdaptationConfig())
+    # As decoders have it, with the adapters of main rows folded into the weights.
+    model = model.clone(adaptation=merged_adaptation(config.adaptation))
     model = model.clone(scan=True, execution=Execution(platform_of(mesh)))
     drafter = make_drafter(decode, config.streams)
     dtype = jnp.dtype(config.model.dtype)

@@ -10,12 +10,12 @@ def parameter_line(model: Transformer, trainable: Params, frozen: Params) -> str
     """How many parameters are the base's, how many the method adds, how many LoRA."""
     leaves = flatten(merge(trainable, frozen))
     added = ("embedding", "init", "root", "parent", "exit")
-    sizes = dict.fromkeys(("base", *added, "medusa", "LoRA"), 0)
+    sizes = dict.fromkeys(("base", *added, "medusa", "LoRA", "LoRA of the streams"), 0)
     for name, leaf in leaves.items():
         path = tuple(name.split("/"))
         kind = "base"
         if lora.is_lora(path):
-            kind = "LoRA"
+            kind = "LoRA of the streams" if path[-1].startswith("stream_") else "LoRA"
         elif lora.is_new(path):
             kind = name.removeprefix("stream_").split("_")[0]
         sizes[kind] += leaf.size
@@ -35,10 +35,12 @@ def parameter_line(model: Transformer, trainable: Params, frozen: Params) -> str
     if streams.knows_parents:
         parts.append(f"correction by the parent {sizes['parent']:,}")
     parts.append(f"early-exit adapter {sizes['exit']:,}")
+    own = sizes["LoRA of the streams"]
     return (
         f"parameters: base {sizes['base']:,}; Speculative Streaming "
         f"{sum(sizes[kind] for kind in added):,} ({', '.join(parts)}); "
-        f"LoRA {sizes['LoRA']:,}; trained {count(trainable):,}; "
+        f"LoRA {sizes['LoRA']:,}{f', of the streams alone {own:,}' if own else ''}; "
+        f"trained {count(trainable):,}; "
         f"streams in the top {streams.num_stream_layers} of {model.config.num_layers} layers"
     )
 

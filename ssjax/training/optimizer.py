@@ -3,7 +3,9 @@
 import jax
 import optax
 
-from ssjax.config import OptimizerConfig
+from ssjax.config import AdaptationConfig, OptimizerConfig
+from ssjax.models import lora
+from ssjax.models.parameters import merge, split
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -27,11 +29,20 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     )
 
 
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """The optimizer of a run of `num_steps` steps."""
+def make_optimizer(
+    config: OptimizerConfig, num_steps: int, adaptation: AdaptationConfig | None = None
+) -> optax.GradientTransformation:
+    """The optimizer of a run of `num_steps` steps.
+
+    Args:
+      config: its settings.
+      num_steps: of the run, for the schedule.
+      adaptation: in the detached mode the gradient of the model and that of what drafts are
+        clipped by their own norms, so that neither changes the other's update. None: full.
+    """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(
-        clip,
+        _apart(clip) if adaptation is not None and lora.is_detached(adaptation) else clip,
         optax.adamw(
             make_schedule(config, num_steps),
             b1=config.beta1,
@@ -40,6 +51,16 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             mask=is_decayed,
         ),
     )
+
+
+def _apart(clip):
+    """A transformation without state for the adapter of main rows, and for all other leaves."""
+
+    def update(gradient, state, params=None):
+        parts = split(gradient, lora.is_of_main_rows)
+        return merge(*(clip.update(part, state)[0] for part in parts)), state
+
+    return optax.GradientTransformation(clip.init, update)
 
 
 def is_decayed(params):

@@ -52,7 +52,7 @@ def make_train_programs(config: Config, model: Transformer, mesh: Mesh) -> Train
     """
     train, num_anchors = config.train, config.data.max_target_length
     model = model.clone(execution=Execution(platform_of(mesh), train.fused_attention, train.remat))
-    adamw = optimizer.make_optimizer(config.optimizer, train.num_steps)
+    adamw = optimizer.make_optimizer(config.optimizer, train.num_steps, model.adaptation)
 
     def init(params):
         return step.init_state(params, adamw)

@@ -1,5 +1,6 @@
 """The weights that training starts from: the base's, and new ones beside them."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -23,9 +24,8 @@ def starting_params(
 ) -> tuple[Params, Params]:
     """Trainable (float32) and frozen (compute dtype) parameters before the first step."""
 
-    def new_leaves():  # the compiler leaves out what is not returned
-        params = init_params(model, config.seed)
-        return params if base is None else split(params, lora.is_new)[0]
+    def new_leaves():
+        return initial_params(model, config.seed, only_new=base is not None)
 
     shardings = param_shardings(jax.eval_shape(new_leaves), model.config, mesh)
     new_leaves = jax.jit(new_leaves, out_shardings=shardings)
@@ -41,6 +41,21 @@ def starting_params(
         return merge(begun_heads(new_leaves(), weights), weights), {}
     frozen, _ = load.read_base(workdir, config, mesh=mesh)
     return begun_heads(new_leaves(), frozen), frozen
+
+
+def initial_params(model: Transformer, seed: int, *, only_new: bool) -> Params:
+    """Random parameters, all or those that a base does not have; pure, to be jitted by the caller.
+
+    In the detached mode the adapters of main rows begin as those of a run without streams.
+    """
+    params = init_params(model, seed)  # the compiler leaves out what is not returned
+    if lora.is_detached(model.adaptation):
+        # Not so by themselves: the keys of a scanned layer depend on how many leaves it has.
+        adaptation = dataclasses.replace(model.adaptation, mode="shared")
+        alone = init_params(model.clone(adaptation=adaptation), seed)
+        of_main_rows, _ = split(alone, lora.is_of_main_rows)
+        params = merge(of_main_rows, split(params, lora.is_of_main_rows)[1])
+    return split(params, lora.is_new)[0] if only_new else params
 
 
 def begun_heads(new: Params, base: Params) -> Params:

@@ -2,11 +2,11 @@
 
     ssjax.json                  our config, and the digest of the base weights
     streams.safetensors         stream embeddings and all that nobody else can run
-    adapter_config.json         LoRA of the shared mode in PEFT's form,
-    adapter_model.safetensors   where the family keeps its projections apart
+    adapter_config.json         LoRA of main rows in PEFT's form, where the family keeps its
+    adapter_model.safetensors   projections apart
 
-LoRA of the lossless mode acts on stream rows alone. It stays in streams.safetensors, because a
-PEFT reader would apply it to every row.
+LoRA of stream rows alone, all of the lossless mode and the streams' own of the detached one, stays
+in streams.safetensors, because a PEFT reader would apply it to every row.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from ssjax.errors import UserError
 from ssjax.files.objects import Fields
 from ssjax.files.reading import read_json_object, to_json
 from ssjax.files.writing import write_atomic
-from ssjax.models.lora import is_lora
+from ssjax.models.lora import is_of_main_rows, trunk_lora
 from ssjax.models.parameters import Params, flatten, unflatten
 from ssjax.weights.families import Family
 from ssjax.weights.huggingface import save_tensors
@@ -61,8 +61,9 @@ def write_addition(directory: Path, addition: Addition, family: Family | None) -
     leaves = {name: np.asarray(leaf) for name, leaf in flatten(addition.leaves).items()}
     config = addition.config
     in_peft = {}
-    if config.adaptation.mode == "shared" and family is not None and _has_peft_form(family):
-        in_peft = {name: leaf for name, leaf in leaves.items() if is_lora(tuple(name.split("/")))}
+    of_main_rows = trunk_lora(config.adaptation) is not None
+    if of_main_rows and family is not None and _has_peft_form(family):
+        in_peft = {k: leaf for k, leaf in leaves.items() if is_of_main_rows(tuple(k.split("/")))}
         tensors = _to_peft(in_peft, family, config)
         save_tensors(directory / "adapter_model.safetensors", tensors)
         described = _peft_config(config.adaptation, config.model.pretrained, tensors)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ssjax import config as config_lib
 from ssjax import messages
-from ssjax.config import AdaptationConfig, Config, DecodeConfig
+from ssjax.config import Config, DecodeConfig
 from ssjax.data.tokenizers import for_transformers
 from ssjax.data.tokenizers.settings import GENERATION
 from ssjax.errors import UserError
@@ -81,15 +81,17 @@ def write_orbax(directory: Path, trained: Trained, dtype: str) -> None:
 
 
 def merged(trained: Trained) -> tuple[Config, Params]:
-    """The model with LoRA of the shared mode folded in; it then counts as fully trained."""
+    """The model with LoRA of main rows folded in.
+
+    Of the shared mode it then counts as fully trained, of the detached mode as streams that were
+    trained in the lossless mode over the fine-tuned weights.
+    """
     config, params = trained.config, trained.params
     vocab_size = make_model(config, trained.tokenizer).config.vocab_size
     model = dataclasses.replace(config.model, vocab_size=vocab_size)
     config = dataclasses.replace(config, model=model)
-    if config.adaptation.mode != "shared":
-        return config, params
     params = lora.merge_lora(params, config.adaptation)
-    return dataclasses.replace(config, adaptation=AdaptationConfig()), params
+    return dataclasses.replace(config, adaptation=lora.merged_adaptation(config.adaptation)), params
 
 
 def write_adapter(directory: Path, trained: Trained, dtype: str) -> None:

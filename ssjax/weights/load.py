@@ -273,6 +273,11 @@ def _base_of(path: Path) -> str | Path:
     return config.model.pretrained
 
 
+def holds_weights(directory: Path) -> bool:
+    """Whether a directory has all weights of a model, not what a fine-tune adds to its base."""
+    return (directory / "params").is_dir() or huggingface.is_model_directory(directory)
+
+
 def base_only(trained: Trained) -> Params:
     """The leaves of a model that its base has too."""
     return split(trained.params, lambda path: not lora.is_new(path))[0]

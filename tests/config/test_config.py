@@ -297,11 +297,27 @@ def test_shrink_keeps_every_key():
     assert {f.name for f in dataclasses.fields(small)} == set(config_lib.to_dict(Config()))
 
 
-def test_lossless_refuses_a_main_stream_that_reads_streams():
+@pytest.mark.parametrize("mode", ["lossless", "detached"])
+def test_a_mode_that_keeps_streams_apart_refuses_a_main_stream_that_reads_them(mode):
     values = config_lib.to_dict(Config())
-    values["adaptation"]["mode"] = "lossless"
+    values["adaptation"]["mode"] = mode
     values["streams"]["main_reads_streams"] = True
-    with pytest.raises(UserError, match="lossless cannot hold with streams.main_reads_streams"):
+    with pytest.raises(UserError, match=f"{mode} cannot hold with streams.main_reads_streams"):
+        config_lib.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "message"),
+    [
+        ("streams", "num_streams", "trains streams beside a fine-tune .without streams choose sha"),
+        ("loss", "main_weight", "loss.main_weight is 0; choose lossless"),
+    ],
+)
+def test_detached_refuses_what_another_mode_is_for(group, key, message):
+    values = config_lib.to_dict(Config())
+    values["adaptation"]["mode"] = "detached"
+    values[group][key] = 0
+    with pytest.raises(UserError, match=f"config: adaptation.mode detached .*{message}"):
         config_lib.from_dict(values)
 
 

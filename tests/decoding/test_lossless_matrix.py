@@ -37,6 +37,7 @@ from ssjax.decoding.drafters import (
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.state import DecodeSpec, Rows
 from ssjax.decoding.tree import StaticTree
+from ssjax.models.lora import merge_lora, merged_adaptation
 from ssjax.models.parameters import unstack_layers
 
 VOCAB, BUCKET, NEW, ROWS, ALONE = 16, 8, 12, 200, 5
@@ -302,6 +303,34 @@ def test_a_drafter_that_is_not_finite_changes_no_token(weights, plain, name, ord
         spoilt = dataclasses.replace(some, params=params, draft_params=draft)
         found = run(spoilt, DRAFTERS[name], make_spec(tokens, order), batch)
         assert_lossless(found, plain("trained", tokens))
+
+
+@pytest.fixture(scope="module")
+def fine_tuned():
+    """Of the detached mode, folded as for decoding: random streams over random adapters."""
+    adaptation = AdaptationConfig("detached", rank=2, alpha=4.0)
+    model = oracles.make_model(exit_rank=2, adaptation=adaptation, **SIZES)
+    params = merge_lora(oracles.random_params(model, seed=0), adaptation)
+    return Weights.of(model.clone(adaptation=merged_adaptation(adaptation)), params)
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "tokens", "batch"),
+    [
+        cell
+        if cell[1:3] == ("deferred", "sampled")
+        else pytest.param(*cell, marks=pytest.mark.stress)
+        for cell in sorted(DIAGONAL)
+        if cell[0].startswith(("streams", "merged"))
+    ],
+)
+def test_tokens_of_a_detached_fine_tune(fine_tuned, name, order, tokens, batch):
+    spec = make_spec(tokens, order)
+    expected = run(fine_tuned, PlainDrafter(), spec)
+    for row in range(ALONE):
+        assert expected[0][row].tokens == by_hand(fine_tuned, tokens, row)
+    runs = assert_lossless(run(fine_tuned, DRAFTERS[name], spec, batch), expected)
+    assert runs >= {1, 2}
 
 
 EDGES = {

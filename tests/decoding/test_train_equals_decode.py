@@ -5,8 +5,9 @@ unrolled form, a prefill and then passes over draft trees with a cache. Row i of
 prompt i // 4; i % 4 says how many of its drafted tokens are right: 0, 1, a mixture, 3.
 
 All of it again with streams that are told apart by rotation and start after a map, and with streams
-that are corrected by their parents. Their sequences are those of the other model: the main rows are
-the same.
+that are corrected by their parents, and with those of the detached mode, where the decoder has the
+adapter of the fine-tune folded into the weights. Their sequences are those of the other model: the
+main rows are the same.
 """
 
 import dataclasses
@@ -18,14 +19,18 @@ import numpy as np
 import oracles
 import pytest
 
+from ssjax.config import AdaptationConfig
 from ssjax.decoding import loop
 from ssjax.decoding.drafters import PlainDrafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.state import DecodeSpec, Rows
 from ssjax.models.attention import Causal
 from ssjax.models.cache import KVCache
+from ssjax.models.lora import merge_lora, merged_adaptation
 from ssjax.models.outputs import Anchors
+from ssjax.models.parameters import flatten, unflatten
 from ssjax.models.parent import make_correction, with_parents
+from ssjax.models.transformer import abstract_params
 from ssjax.training.losses import anchor_targets
 
 pytestmark = pytest.mark.parametrize(
@@ -36,6 +41,8 @@ pytestmark = pytest.mark.parametrize(
         ("rotation", "fused"),
         ("parents", "fused"),
         ("roots", "deferred"),
+        pytest.param("detached", "fused", marks=pytest.mark.stress),
+        ("detached", "deferred"),
         pytest.param("parents", "deferred", marks=pytest.mark.stress),
         pytest.param("rotation", "deferred", marks=pytest.mark.stress),
     ],
@@ -93,6 +100,10 @@ def streaming(request, model, params, decoder, kit):
         return model, params, decoder
     rng = np.random.default_rng(0)
     width = model.config.embed_dim
+    if request.param == "detached":
+        model, params = adapted(model, params, rng)
+        merged = model.clone(adaptation=merged_adaptation(model.adaptation))
+        return model, params, kit.make_decoder(merged, merge_lora(params, model.adaptation))
     if request.param in ("parents", "roots"):
         streams = dataclasses.replace(model.streams, parent_rank=4)
         shapes = {"down": (4, width), "query": (4, width), "gate": (3, 4), "up": (width, 4)}
@@ -115,6 +126,21 @@ def streaming(request, model, params, decoder, kit):
         "stream_init_up": jnp.asarray(rng.standard_normal((width, 2)), jnp.float32),
     }
     return model, params, kit.make_decoder(model, params)
+
+
+def adapted(model, params, rng):
+    """A detached model whose main rows are those of the given one: base + adapter = its weights."""
+    adaptation = AdaptationConfig("detached", rank=2, alpha=6.0)
+    model = model.clone(adaptation=adaptation)
+    leaves = flatten(params)
+    for name, leaf in flatten(abstract_params(model)).items():
+        if name not in leaves:
+            leaves[name] = jnp.asarray(rng.standard_normal(leaf.shape) / 8, jnp.float32)
+    for name in [name for name in leaves if name.endswith("/lora_a")]:
+        home = name.removesuffix("lora_a")
+        update = np.einsum("lor,lri->loi", leaves[home + "lora_b"], leaves[name])
+        leaves[home + "weight"] = leaves[home + "weight"] - 3.0 * update
+    return model, unflatten(leaves)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,13 @@ import pytest
 from oracles import LOGIT_TOLERANCE
 
 from ssjax.config import AdaptationConfig, LossConfig
-from ssjax.models.lora import is_lora, is_new, merge_lora, split_trainable
+from ssjax.models.lora import (
+    is_lora,
+    is_new,
+    merge_lora,
+    merged_adaptation,
+    split_trainable,
+)
 from ssjax.models.parameters import fingerprint, flatten, has_fingerprint, merge, split, unflatten
 from ssjax.models.transformer import abstract_params, init_params
 from ssjax.training.description import parameter_line
@@ -20,6 +26,7 @@ from ssjax.training.step import init_state, make_train_step
 
 LOSSLESS = AdaptationConfig(mode="lossless", rank=2, alpha=6.0)
 SHARED = dataclasses.replace(LOSSLESS, mode="shared")
+DETACHED = dataclasses.replace(LOSSLESS, mode="detached")
 FULL = AdaptationConfig()
 TOKENS = np.random.default_rng(3).integers(0, 13, (3, 7))
 ANCHORS = np.tile([2, 4, 5], (3, 1))
@@ -41,15 +48,15 @@ def logits(model, params, num_streams=3):
     return oracles.logits_of(model, params, output.hidden), streams
 
 
-def folded_by_hand(params, adaptation, stacks):
-    """NumPy: the update of every projection added to its weight, in the named stacks."""
+def folded_by_hand(params, adaptation, adapters=("lora", "stream_lora")):
+    """NumPy: the updates of some adapters added to the weights; all adapters are taken out."""
     leaves = {name: np.asarray(leaf, np.float64) for name, leaf in flatten(params).items()}
     scale = adaptation.alpha / adaptation.rank
-    for name in [name for name in leaves if name.endswith("/lora_a")]:
-        home = name.removesuffix("lora_a")
-        a, b = leaves.pop(name), leaves.pop(home + "lora_b")
-        if name.startswith(stacks):
-            leaves[home + "weight"] += scale * np.einsum("lor,lri->loi", b, a)
+    for name in [name for name in leaves if name.endswith("lora_a")]:
+        home, _, adapter = name.removesuffix("_a").rpartition("/")
+        a, b = leaves.pop(name), leaves.pop(f"{home}/{adapter}_b")
+        if adapter in adapters:
+            leaves[f"{home}/weight"] += scale * np.einsum("lor,lri->loi", b, a)
     return unflatten(leaves)
 
 
@@ -57,21 +64,29 @@ def test_shared_is_the_base_with_updated_weights():
     """Main and stream logits against the float64 oracle with the folded weights."""
     model, params, _ = adapted(SHARED)
     main, streams = logits(model, params)
-    whole = folded_by_hand(params, SHARED, ("trunk", "stream_layers"))
+    whole = folded_by_hand(params, SHARED)
     for row in range(3):
         expected = oracles.forward(whole, model.config, TOKENS[row], ANCHORS[row], 3)
         np.testing.assert_allclose(main[row], expected[0], atol=LOGIT_TOLERANCE, rtol=0)
         np.testing.assert_allclose(streams[row], expected[1], atol=LOGIT_TOLERANCE, rtol=0)
 
 
-def test_shared_merged_equals_unmerged():
-    model, params, base = adapted(SHARED)
-    plain = model.clone(adaptation=FULL)
-    merged = merge_lora(params, SHARED)
-    assert flatten(merged).keys() == flatten(base).keys()
+@pytest.mark.parametrize("adaptation", [SHARED, DETACHED], ids=["shared", "detached"])
+@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
+def test_merged_equals_unmerged(adaptation, scan):
+    """Main and stream rows; of the detached mode a lossless model over the fine-tune is left."""
+    model, params, base = adapted(adaptation)
+    if not scan:
+        model = model.clone(scan=False)
+        params, base = oracles.unstack_layers(params), oracles.unstack_layers(base)
+    plain = model.clone(adaptation=merged_adaptation(adaptation))
+    merged = merge_lora(params, adaptation)
+    shapes = jax.tree.map(lambda x: x.shape, flatten(merged))
+    assert shapes == jax.tree.map(lambda x: x.shape, flatten(abstract_params(plain)))
     for ours, expected in zip(logits(plain, merged), logits(model, params), strict=True):
         np.testing.assert_allclose(ours, expected, atol=LOGIT_TOLERANCE, rtol=0)
-    assert np.abs(logits(plain, base)[0] - logits(model, params)[0]).max() > 0.1
+    untouched = logits(model.clone(adaptation=FULL), base)
+    assert np.abs(untouched[0] - logits(model, params)[0]).max() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -100,13 +115,19 @@ def test_lossless_main_is_the_base_bit_for_bit(scan, changes):
     np.testing.assert_array_equal(logits(model.clone(adaptation=FULL), base)[0], main)
 
 
-def test_lossless_streams_run_on_updated_weights():
-    """The first stream layer of a stream row: base keys of main rows, updated everything else."""
-    model, params, base = adapted(LOSSLESS, num_stream_layers=1)
-    whole = folded_by_hand(params, LOSSLESS, ("stream_layers",))
-    _, streams = logits(model, params)
+@pytest.mark.parametrize(
+    ("adaptation", "of_main"), [(LOSSLESS, ()), (DETACHED, ("lora",))], ids=["lossless", "detached"]
+)
+def test_streams_run_on_updated_weights(adaptation, of_main):
+    """A stream row in one stream layer: keys of main rows by their weights, else its own ones."""
+    model, params, _ = adapted(adaptation, num_stream_layers=1)
+    old = folded_by_hand(params, adaptation, of_main)
+    whole = folded_by_hand(params, adaptation)
+    main, streams = logits(model, params)
     for row in range(3):
-        expected = two_weights_forward(base, whole, model.config, TOKENS[row], ANCHORS[row])
+        expected = oracles.forward(old, model.config, TOKENS[row])[0]
+        np.testing.assert_allclose(main[row], expected, atol=LOGIT_TOLERANCE, rtol=0)
+        expected = two_weights_forward(old, whole, model.config, TOKENS[row], ANCHORS[row])
         np.testing.assert_allclose(streams[row], expected, atol=LOGIT_TOLERANCE, rtol=0)
 
 
@@ -183,7 +204,7 @@ def one_step(model, params, adaptation, main_weight):
 
 
 @pytest.mark.parametrize(
-    ("adaptation", "main_weight"), [(SHARED, 1.0), (LOSSLESS, 0.0), (FULL, 1.0)]
+    ("adaptation", "main_weight"), [(SHARED, 1.0), (LOSSLESS, 0.0), (FULL, 1.0), (DETACHED, 1.0)]
 )
 def test_gradients_reach_exactly_the_trainable_leaves(adaptation, main_weight):
     model, params, _ = adapted(adaptation, exit_rank=2, init_rank=2)
@@ -287,6 +308,6 @@ def test_fingerprint_sees_every_bit_and_place():
     assert not has_fingerprint(params | {"a": flipped}, of_the_first_version)
 
 
-def test_lossless_adapters_cannot_be_folded():
-    with pytest.raises(ValueError, match="stream rows alone"):
-        merge_lora({}, LOSSLESS)
+def test_what_acts_on_no_main_row_is_not_folded():
+    params = {"q_proj": {"weight": 1, "lora_a": 2, "lora_b": 3}}
+    assert merge_lora(params, LOSSLESS) is params and merged_adaptation(LOSSLESS) == LOSSLESS

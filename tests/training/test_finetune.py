@@ -35,7 +35,7 @@ from ssjax.weights.load import load_trained, make_model
 ROOT = Path(__file__).parents[2]
 STEPS = 8
 ENVIRONMENT = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
-MODES = ("shared", "lossless")
+MODES = ("shared", "lossless", "detached")
 PROMPTS = [[2, 5, 9], [2, 30, 31, 32]]
 DIALOGUE = "#Person1#: Hi Ben, are you free on Friday?\n#Person2#: Yes, at 7 pm."
 SIZES = dict(vocab_size=520, embed_dim=32, num_layers=3, mlp_dim=48)
@@ -77,7 +77,7 @@ def settings(workdir, prepared, base, mode):
     c.workdir, c.data.prepared_dir, c.model.pretrained = map(str, (workdir, prepared, base))
     c.adaptation.mode, c.adaptation.rank, c.adaptation.alpha = mode, 3, 12.0
     c.streams.exit_rank = c.streams.init_rank = 2
-    c.loss.main_weight = 1.0 if mode == "shared" else 0.0
+    c.loss.main_weight = 0.0 if mode == "lossless" else 1.0
     c.optimizer.learning_rate = 0.01
     c.optimizer.warmup_steps = 2
     c.train.num_steps = STEPS
@@ -168,6 +168,7 @@ def test_counts_are_printed(runs):
     assert f"embeddings {3 * 32:,}, map to their start {4 * 32:,}, early-exit adapter" in said
     assert f"early-exit adapter {4 * 32:,}); LoRA {2 * layer:,};" in said
     assert f"LoRA {3 * layer:,};" in runs["shared"][1]
+    assert f"LoRA {3 * layer:,}, of the streams alone {2 * layer:,};" in runs["detached"][1]
 
 
 def test_checkpoints_hold_what_was_trained_and_no_more(runs, trained):
@@ -225,7 +226,7 @@ def test_what_is_exported_comes_back(trained, exported, base, form):
         again = load_trained(base, adapter=exported[form])
     else:
         again = load_trained(exported[form])
-    merged = trained.config.adaptation.mode == "shared" and form != "adapter"
+    merged = trained.config.adaptation.mode != "lossless" and form != "adapter"
     tolerance = oracles.LOGIT_TOLERANCE if merged else 0.0
     np.testing.assert_allclose(main_logits(again), main_logits(trained), atol=tolerance, rtol=0)
     assert outputs(open_run(again)) == outputs(open_run(trained))
@@ -236,9 +237,12 @@ def test_what_is_exported_comes_back(trained, exported, base, form):
 def test_peft_form_only_where_a_peft_reader_would_be_right(trained, exported):
     files = {path.name for path in exported["adapter"].iterdir()}
     assert {"ssjax.json", "streams.safetensors", "tokenizer.model"} <= files
-    shared = trained.config.adaptation.mode == "shared"
-    assert ("adapter_model.safetensors" in files) == shared
-    assert ("adapter_config.json" in files) == shared
+    of_main_rows = trained.config.adaptation.mode != "lossless"
+    assert ("adapter_model.safetensors" in files) == of_main_rows
+    assert ("adapter_config.json" in files) == of_main_rows
+    own = load_file(exported["adapter"] / "streams.safetensors")
+    is_shared = trained.config.adaptation.mode == "shared"
+    assert any("lora" in name for name in own) != is_shared
 
 
 def test_transformers_loads_the_export(trained, exported, base):
@@ -268,7 +272,7 @@ def test_transformers_loads_the_export(trained, exported, base):
 
 
 def test_adapters_over_one_base(runs, exported, trained):
-    """On the directory of the other run, which names the same base."""
+    """On the directory of another run, which names the same base."""
     other = next(workdir for workdir, _ in runs.values() if workdir != trained.directory)
     swapped = load(other, adapter=exported["adapter"])
     assert outputs(swapped) == outputs(open_run(trained))
@@ -318,6 +322,38 @@ def test_a_shared_certificate(runs):
     float32 = {"float32_deferred", "float32_beside_every_node"}
     assert set(found["checks"]) == {*float32, "bfloat16", "sampling"}
     assert "new model, not compared with its base" in found["promise"]
+
+
+@pytest.mark.parametrize("form", ["run", "hf", "orbax", "adapter"])
+def test_a_detached_certificate(runs, base, tmp_path, form):
+    """Of the run and of what is exported from it, which is its own base where it has weights."""
+    trained = load_trained(runs["detached"][0])
+    if form != "run":
+        with new_directory(tmp_path / "new") as directory:
+            getattr(exported_lib, f"write_{form}")(directory, trained, "float32")
+            trained.tokenizer.save(directory)
+        adapter = tmp_path / "new" if form == "adapter" else None
+        trained = load_trained(base if adapter else tmp_path / "new", adapter=adapter)
+    found = certificates.certify(
+        trained, PROMPTS, open_run(trained).decode_config(max_new_tokens=8)
+    )
+    assert found["holds"], found
+    whole = form in ("hf", "orbax")
+    compared = found["checks"]["equals_base" if whole else "equals_fine_tune"]
+    source = "the frozen weights in this directory" if whole else str(base)
+    assert compared["identical"] == len(PROMPTS) and compared["base"] == source
+    assert found["mode"] == ("lossless" if whole else "detached")
+
+
+def test_a_fine_tune_that_is_not_the_adapters_is_found(runs):
+    """Weights below the adapter that differ by a little in one layer."""
+    trained = load_trained(runs["detached"][0])
+    frozen = jax.tree.map(lambda x: x, trained.frozen)
+    frozen["final_norm"]["weight"] = frozen["final_norm"]["weight"].at[::2].mul(-1.0)
+    broken = dataclasses.replace(trained, frozen=frozen)
+    decode = open_run(trained).decode_config(max_new_tokens=8)
+    result = certificates.certify(broken, PROMPTS, decode)
+    assert not result["holds"] and not result["checks"]["equals_fine_tune"]["holds"]
 
 
 def test_a_lossless_certificate_from_the_command_line(runs, tmp_path):
