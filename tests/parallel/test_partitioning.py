@@ -106,6 +106,7 @@ def on_one_device():
         ("full", (1, 2, 1), {"remat": "products"}),
         ("shared", (2, 2, 2), {}),
         ("lossless", (2, 2, 2), {}),
+        pytest.param("detached", (2, 2, 2), {}, marks=pytest.mark.stress),
     ],
 )
 def test_training_does_not_depend_on_the_mesh(on_one_device, mode, sizes, changes):

@@ -23,7 +23,8 @@ from ssjax.decoding.drafters import PlainDrafter
 from ssjax.errors import UserError
 from ssjax.evaluation import certificates
 from ssjax.files.writing import new_directory
-from ssjax.models.parameters import cast, fingerprint, flatten
+from ssjax.models.lora import is_of_main_rows
+from ssjax.models.parameters import cast, fingerprint, flatten, split
 from ssjax.run import load, open_run
 from ssjax.training import claim, trainer
 from ssjax.training.description import line_of_positions, parameter_line
@@ -463,6 +464,27 @@ def test_medusa_heads_on_a_frozen_base(tmp_path, base, prepared, runs):
         trained, [run.encode_prompt(DIALOGUE, raw=False)] * 4, run.decode_config(max_new_tokens=9)
     )
     assert certificate["holds"]
+
+
+@pytest.mark.parametrize("drafter", ["none", "medusa"])
+def test_a_detached_fine_tune_is_that_of_a_run_without_streams(
+    tmp_path, base, prepared, runs, drafter
+):
+    """Or with Medusa heads, which then say the same tokens."""
+    c = settings(tmp_path / "run", prepared, base, "shared" if drafter == "none" else "detached")
+    if drafter == "none":
+        c.streams.num_streams = c.streams.exit_rank = c.streams.init_rank = 0
+    else:
+        c.drafter.kind, c.drafter.num_heads = "medusa", 2
+    workdir, _ = train_in_process(config_lib.from_config_dict(c))
+    ours, theirs = (
+        flatten(split(load_trained(path).trainable, is_of_main_rows)[0])
+        for path in (runs["detached"][0], workdir)
+    )
+    assert ours.keys() == theirs.keys()
+    for name, leaf in theirs.items():
+        np.testing.assert_allclose(ours[name], leaf, rtol=0, atol=1e-4, err_msg=name)
+    assert outputs(load(workdir)) == outputs(load(runs["detached"][0]))
 
 
 def test_every_other_drafter_of_a_run(tmp_path, base, runs):
