@@ -73,7 +73,7 @@ def load(
       workdir: run directory of a training, directory that `python -m ssjax.export` or `convert`
         wrote, directory of Hugging Face files, or a hub id such as "org/name" or
         "org/name@revision".
-      checkpoint_name: of a run: "latest", "best" (lowest validation loss), or a step.
+      checkpoint_name: of a run: "latest", "best" (by checkpoint.best_by), or a step.
       adapter: directory of `python -m ssjax.export --format adapter`, put on the base weights of
         `workdir`.
       base: where the base weights of a run are now; None: where they were in training.
@@ -132,6 +132,7 @@ def train(config: Config | ConfigDict, callbacks: Sequence[Callback] = ()) -> Ru
     import jax
 
     from ssjax import config as config_lib
+    from ssjax.evaluation.decoded_validation import DecodedValidation
     from ssjax.files.writing import make_directory
     from ssjax.run import open_run
     from ssjax.training import trainer
@@ -143,7 +144,7 @@ def train(config: Config | ConfigDict, callbacks: Sequence[Callback] = ()) -> Ru
         make_directory(config.compilation_cache)
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     with trainer.held(Path(config.workdir)):
-        outcome = trainer.train(config, callbacks)
+        outcome = trainer.train(config, callbacks, decode_validation=DecodedValidation())
     return open_run(outcome.trained, outcome.mesh)
 
 

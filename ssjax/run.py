@@ -347,7 +347,7 @@ def load(
 
     Args:
       workdir: of `python -m ssjax.train`, or another directory that `weights.load` knows.
-      checkpoint_name: "latest", "best" (lowest validation loss), or a step.
+      checkpoint_name: "latest", "best" (by checkpoint.best_by), or a step.
       adapter: of `python -m ssjax.export --format adapter`, put on the base of workdir.
       base: where the base weights are now; None: where they were in training.
       mesh: that the weights are divided over; None: the first device.

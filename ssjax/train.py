@@ -17,7 +17,7 @@ from ssjax import messages
 from ssjax.cli import options, start
 from ssjax.data.tasks import get_task
 from ssjax.errors import EXIT_RESUMABLE
-from ssjax.evaluation import report
+from ssjax.evaluation import report, teacher_forcing
 from ssjax.metrics.quality import require_packages
 from ssjax.parallel import distributed
 
@@ -38,6 +38,11 @@ def main() -> int:
         # The settings of the config, so that evaluations of equal configs can be compared.
         settings = run.config.eval
         evaluation = report.evaluate(run, settings.split, settings.max_records, calibration=False)
+        texts = teacher_forcing.compare_texts(run, config.train.eval_prompts)
+        if texts is not None:
+            evaluation["teacher_forcing"] = texts
+            for line in teacher_forcing.lines(texts):
+                messages.say(line)
         if distributed.is_first():
             options.write_json(str(run.workdir / "evaluation.json"), evaluation)
             options.write_json(_JSON.value, evaluation)

@@ -148,7 +148,12 @@ def define_model_flags(*, adapter: bool = True) -> ModelFlags:
     workdir = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.")
     return ModelFlags(
         command_line.require(workdir),
-        flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step."),
+        flags.DEFINE_string(
+            "checkpoint",
+            "latest",
+            "latest, best (by checkpoint.best_by of the run: the lowest validation loss, or the "
+            "most tokens per call), or a step.",
+        ),
         flags.DEFINE_string("base", None, "Where the base weights are now; default: as trained."),
         flags.DEFINE_string("adapter", None, help_text) if adapter else None,
         flags.DEFINE_string(

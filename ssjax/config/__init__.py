@@ -105,7 +105,7 @@ def shrink(c) -> None:
     c.data.tokenizer_vocab_size, c.data.tokenizer_records = 512, 500
     c.data.batch_size = 4
     c.train.num_steps, c.train.log_every = 24, 4
-    c.train.eval_every, c.train.eval_batches = 12, 2
+    c.train.eval_every, c.train.eval_batches, c.train.eval_prompts = 12, 2, 4
     c.checkpoint.save_every = 6
     c.decode.num_nodes, c.decode.max_new_tokens = 4, 16
     c.eval.max_records = 8

@@ -56,6 +56,26 @@ def validate(config: Config) -> None:
         f"{train.accumulation}",
     )
     validate_decode(decode, streams)
+    _validate_best(config)
+
+
+def _validate_best(config: Config) -> None:
+    """The best checkpoint is judged by what validations measure."""
+    if config.checkpoint.best_by == "loss":
+        return
+    where = "checkpoint.best_by tokens_per_call"
+    _check(
+        config.train.eval_prompts > 0,
+        f"{where} needs prompts that are decoded, and train.eval_prompts is 0",
+    )
+    _check(
+        config.streams.num_ahead > 0,
+        f"{where} needs streams or Medusa heads, and the model has none; choose loss",
+    )
+    _check(
+        config.decode.drafter != "plain",
+        f"{where} needs drafts, and decode.drafter is plain: a pass then emits one token",
+    )
 
 
 def _validate_loss(config: Config) -> None:

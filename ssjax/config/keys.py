@@ -249,6 +249,9 @@ class TrainConfig:
     log_every: Count = 20  # steps; 0: only at the end
     eval_every: Count = 200  # steps between validation losses; 0: only at the end
     eval_batches: Size = 4  # validation batches per validation loss
+    # Validation prompts that are decoded beside each validation loss, as the decode group says,
+    # for tokens per call and acceptance by depth; 0: none. Models that draft for themselves only.
+    eval_prompts: Count = 16
     profile_at: Count = 0  # first step that jax.profiler records, into workdir/profile; 0: none
     profile_steps: Size = 3  # how many
 
@@ -259,7 +262,10 @@ class CheckpointConfig:
 
     save_every: Count = 100  # steps; 0: off; the last step is always saved
     keep_latest: Size = 2  # checkpoints, the newest
-    keep_best: Count = 1  # by validation loss; 0: none beyond the latest
+    keep_best: Count = 1  # by best_by; 0: none beyond the latest
+    # What the best has: the lowest validation loss, or the most tokens per call of the validation
+    # prompts that are decoded (train.eval_prompts).
+    best_by: Literal["loss", "tokens_per_call"] = "loss"
 
 
 @dataclasses.dataclass(frozen=True)

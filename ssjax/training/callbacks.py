@@ -56,11 +56,12 @@ class Callback:
         """
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """After each measurement of the validation loss.
+        """After each validation.
 
         Args:
           step: updates applied.
-          metrics: of a validation record of metrics.jsonl: validation_loss and others.
+          metrics: of a validation record of metrics.jsonl: validation_loss and others; where
+            prompts are decoded also validation_tokens_per_call and validation_acceptance_1, ...
         """
 
     def on_checkpoint(self, step: int) -> None:

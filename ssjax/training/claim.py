@@ -34,6 +34,7 @@ _MAY_CHANGE = (
     "train.log_every",
     "train.eval_every",
     "train.eval_batches",
+    "train.eval_prompts",
     "train.remat",
     "train.fused_attention",
     "train.profile_at",

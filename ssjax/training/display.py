@@ -15,6 +15,7 @@ from rich.progress import (
 
 from ssjax.messages import say
 from ssjax.training.callbacks import Callback
+from ssjax.weights.saved_steps import TOKENS_PER_CALL
 
 
 class Display(Callback):
@@ -61,6 +62,7 @@ class Display(Callback):
         say(
             f"step {step}: validation loss {metrics['validation_loss']:.4f}, top-1 accuracy "
             + _accuracies(metrics, "validation_")
+            + _drafts(metrics)
         )
 
     def on_end(self, complete: bool) -> None:
@@ -75,3 +77,11 @@ def _accuracies(metrics, prefix):
     """Top-1 accuracy of the main stream and of each stream, as in "0.71 | 0.52 0.40"."""
     values = [f"{v:.2f}" for k, v in metrics.items() if k.startswith(f"{prefix}accuracy_")]
     return " | ".join([values[0], " ".join(values[1:])]) if len(values) > 1 else values[0]
+
+
+def _drafts(metrics):
+    """Of the prompts that were decoded, as in ", 2.53 tokens per call, acceptance 0.81 0.46"."""
+    if TOKENS_PER_CALL not in metrics:
+        return ""
+    shares = [f"{v:.2f}" for k, v in metrics.items() if k.startswith("validation_acceptance_")]
+    return f", {metrics[TOKENS_PER_CALL]:.2f} tokens per call, acceptance {' '.join(shares)}"

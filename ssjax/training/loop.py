@@ -8,6 +8,8 @@ stopped and started again ends with the same weights, bit for bit.
 
 import contextlib
 import dataclasses
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -19,6 +21,7 @@ from ssjax.messages import say
 from ssjax.models.parameters import Params
 from ssjax.parallel.partitioning import global_batch
 from ssjax.training.batches import Arrays, Batches
+from ssjax.training.decoded import Decoded
 from ssjax.training.interruption import Interruption, StopVote
 from ssjax.training.losses import Batch, loss_weights, weighted_loss
 from ssjax.training.profiling import Profile
@@ -26,6 +29,7 @@ from ssjax.training.programs import TrainPrograms
 from ssjax.training.reporting import Reporter
 from ssjax.training.step import StepMetrics, TrainState
 from ssjax.weights.checkpoint import Checkpoints
+from ssjax.weights.saved_steps import TOKENS_PER_CALL, VALIDATION_LOSS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Training:
     reporter: Reporter  # told of every step, loss and checkpoint
     profile_directory: Path  # for the trace of config.train.profile_at
     tokenizer: dict[str, bytes]  # its files, stored with every checkpoint
+    # Decodes the validation prompts with the weights of a state, by all processes; None: nothing.
+    decode: Callable[[TrainState], Decoded | None] | None = None
 
 
 def train(
@@ -117,14 +123,14 @@ class _Saving:
         self.step = start if checkpoints.latest_step == start else None
         self._under_way = None
 
-    def save(self, state: TrainState, step: int, validation_loss: float | None) -> None:
+    def save(self, state: TrainState, step: int, measured: dict[str, float] | None) -> None:
         self.finish()
         self._checkpoints.save(
             state,
             data={"seed": self._training.config.seed, "next_batch": step},
             config=self._config_values,
             tokenizer=self._training.tokenizer,
-            validation_loss=validation_loss,
+            measured=measured,
         )
         self.step = self._under_way = step
 
@@ -154,8 +160,12 @@ def _num_tokens(arrays: Arrays, batch_size: int) -> int:
     return int(np.count_nonzero(segments)) * batch_size // len(segments)
 
 
-def _validate(training: Training, state: TrainState, step: int) -> float:
-    """The loss that is minimised, on the validation batches: what the best checkpoint has least."""
+def _validate(training: Training, state: TrainState, step: int) -> dict[str, float]:
+    """What the best checkpoint is judged by: the loss that is minimised, on the validation batches,
+    and tokens per call of the validation prompts, where they are decoded.
+
+    The state is read, not donated: the next step, which donates it, is dispatched later.
+    """
     config, programs = training.config, training.programs
     sums = None
     for arrays in training.batches.validation:
@@ -165,5 +175,9 @@ def _validate(training: Training, state: TrainState, step: int) -> float:
         sums = added if sums is None else jax.tree.map(jax.numpy.add, sums, added)
     alphas = loss_weights(config.loss, config.streams)
     loss = float(weighted_loss(sums, alphas, sums.weight))
-    training.reporter.add_validation(step, loss, jax.device_get(sums))
-    return loss
+    # A loss that is not finite ends the run; nothing can be decoded with such weights.
+    decodes = training.decode is not None and math.isfinite(loss)
+    decoded = training.decode(state) if decodes else None
+    training.reporter.add_validation(step, loss, jax.device_get(sums), decoded)
+    measured = {VALIDATION_LOSS: loss}
+    return measured if decoded is None else measured | {TOKENS_PER_CALL: decoded.tokens_per_call}

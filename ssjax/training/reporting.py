@@ -3,7 +3,9 @@
 A training record holds loss, one loss and accuracy per output (loss_main, accuracy_main,
 loss_stream_1, ...), grad_norm, learning_rate and tokens_per_second; a validation record the
 weighted loss as validation_loss, and the others with the prefix validation_. Losses are nats per
-target token, means over the steps since the record before.
+target token, means over the steps since the record before. Where validation prompts are decoded,
+the record also holds validation_tokens_per_call and validation_acceptance_1, _2, ...: decode passes
+that kept a draft node at that depth, over all decode passes.
 """
 
 import contextlib
@@ -16,6 +18,7 @@ import numpy as np
 from ssjax.config import Config
 from ssjax.errors import DivergedError
 from ssjax.training.callbacks import Callback, StopTraining
+from ssjax.training.decoded import Decoded
 from ssjax.training.losses import LossSums, output_names
 from ssjax.training.optimizer import make_schedule
 from ssjax.training.step import StepMetrics
@@ -122,8 +125,16 @@ class Reporter:
             self._tell(lambda callback: callback.on_step(step, record))
             self._restart()
 
-    def add_validation(self, step: int, loss: float, sums: LossSums) -> None:
+    def add_validation(
+        self, step: int, loss: float, sums: LossSums, decoded: Decoded | None = None
+    ) -> None:
         """Takes the validation loss: the weighted one, and each output's own.
+
+        Args:
+          step: updates applied.
+          loss: that was minimised, on the validation batches.
+          sums: of these batches, on the host.
+          decoded: validation prompts; None: they were not.
 
         Raises:
           DivergedError: the loss is not finite.
@@ -131,6 +142,7 @@ class Reporter:
         if not math.isfinite(loss):  # the step's own loss was: its update is to blame
             raise DivergedError(_diverged(step, f"validation loss {loss}"))
         record = {"validation_loss": loss} | loss_record(sums, self._names, "validation_")
+        record |= {} if decoded is None else decoded.record()
         self._tell(lambda callback: callback.on_evaluation(step, record))
 
     def add_checkpoint(self, step: int) -> None:

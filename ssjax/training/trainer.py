@@ -4,14 +4,15 @@ stopped continued, and the trained model handed over.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from ssjax import messages
-from ssjax.config import Config
+from ssjax.config import CheckpointConfig, Config
 from ssjax.data.choice import choose_tokenizer, open_split
 from ssjax.data.tokenizers.tokenizer import open_tokenizer
 from ssjax.errors import UserError
@@ -20,6 +21,7 @@ from ssjax.training import lock, loop
 from ssjax.training.batches import open_batches
 from ssjax.training.callbacks import Callback
 from ssjax.training.claim import about_run, check_workdir, claim_workdir
+from ssjax.training.decoded import DecodeValidation
 from ssjax.training.description import line_of_positions, parameter_line
 from ssjax.training.display import Display
 from ssjax.training.programs import make_train_programs
@@ -58,6 +60,7 @@ def train(
     config: Config,
     callbacks: Sequence[Callback] = (),
     devices: Sequence[jax.Device] | None = None,
+    decode_validation: DecodeValidation | None = None,
 ) -> Outcome:
     """Trains or continues the run of a config, in a directory that is `held`.
 
@@ -65,6 +68,7 @@ def train(
       config: of the run, which lives in its workdir.
       callbacks: told of steps, losses and checkpoints besides what is written and shown.
       devices: that it runs on; None: all.
+      decode_validation: called at each validation; None: no prompts are decoded.
 
     Raises:
       UserError: settings, base, data or directory do not go together, or the loss diverged.
@@ -85,6 +89,12 @@ def train(
     batches, lengths = open_batches(config, tokenizer, mesh)
     messages.say(f"training data: {lengths}")
     messages.say_once(line_of_positions(config.model, lengths.max_kept))
+    base_config = read_base_config(workdir)
+
+    def trained(state: TrainState) -> Trained:
+        step = int(state.step)
+        return Trained(workdir, step, config, tokenizer, state.params, frozen, base_config)
+
     told = [*keep_records(workdir), Display(), *callbacks] if distributed.is_first() else []
     training = loop.Training(
         config=config,
@@ -94,17 +104,13 @@ def train(
         reporter=make_reporter(config, told),
         profile_directory=workdir / "profile",
         tokenizer=tokenizer.files,
+        decode=decode_validation and (lambda state: decode_validation(trained(state), mesh)),
     )
-    kept, directory = config.checkpoint, workdir / "checkpoints"
-    about = about_run(config, tokenizer)
+    directory, about = workdir / "checkpoints", about_run(config, tokenizer)
     state = _latest(directory, state)
-    with Checkpoints(
-        directory, keep_latest=kept.keep_latest, keep_best=kept.keep_best, about=about
-    ) as checkpoints:
+    with _open_checkpoints(directory, config.checkpoint, about) as checkpoints:
         state, complete = loop.train(training, state, checkpoints)
-    step, base_config = int(state.step), read_base_config(workdir)
-    trained = Trained(workdir, step, config, tokenizer, state.params, frozen, base_config)
-    return Outcome(trained, mesh, complete)
+    return Outcome(trained(state), mesh, complete)
 
 
 def _open_base(config: Config) -> Base | None:
@@ -127,6 +133,18 @@ def _latest(directory: Path, state: TrainState) -> TrainState:
     state, position = restored
     messages.say(f"continuing from step {position['next_batch']}")
     return state
+
+
+def _open_checkpoints(
+    directory: Path, kept: CheckpointConfig, about: Mapping[str, Any]
+) -> Checkpoints:
+    return Checkpoints(
+        directory,
+        keep_latest=kept.keep_latest,
+        keep_best=kept.keep_best,
+        best_by=kept.best_by,
+        about=about,
+    )
 
 
 def prepare(workdir: Path, config: Config, base: Base | None) -> None:

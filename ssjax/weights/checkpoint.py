@@ -34,7 +34,7 @@ from ssjax.messages import say, say_once
 from ssjax.models.parameters import Params, flatten
 from ssjax.parallel import distributed
 from ssjax.weights.orbax_errors import hush, logged, reason
-from ssjax.weights.saved_steps import BEST_METRIC, damage_error, metrics_damage, steps
+from ssjax.weights.saved_steps import damage_error, merit, metrics_damage, steps
 
 Read = TypeVar("Read")
 
@@ -51,7 +51,8 @@ class Checkpoints:
     Args:
       directory: made if missing. Call `restore` first: this class does not look at what is there.
       keep_latest: newest checkpoints that are kept.
-      keep_best: checkpoints with the lowest validation loss that are kept besides.
+      keep_best: the best checkpoints that are kept besides.
+      best_by: what makes them the best: "loss" or "tokens_per_call", see `saved_steps.merit`.
       about: plain values that every checkpoint carries: what `read_about` gives.
 
     Raises:
@@ -60,7 +61,13 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: Path, *, keep_latest: int, keep_best: int, about: Mapping[str, Any]
+        self,
+        directory: Path,
+        *,
+        keep_latest: int,
+        keep_best: int,
+        best_by: str,
+        about: Mapping[str, Any],
     ):
         hush()
         policies = ocp.training.preservation_policies
@@ -77,8 +84,7 @@ class Checkpoints:
             [
                 policies.LatestN(keep_latest),
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[BEST_METRIC],
-                    reverse=True,
+                    get_metric_fn=lambda measured: merit(measured, best_by),
                     n=keep_best,
                     keep_checkpoints_without_metrics=False,
                 ),
@@ -123,7 +129,7 @@ class Checkpoints:
         data: dict[str, int],
         config: dict[str, Any],
         tokenizer: dict[str, bytes],
-        validation_loss: float | None,
+        measured: Mapping[str, float] | None,
     ) -> None:
         """Starts to save in the background; waits for a save that is still under way.
 
@@ -132,7 +138,7 @@ class Checkpoints:
           data: position in the data, plain numbers.
           config: the resolved config, plain values.
           tokenizer: its files by name.
-          validation_loss: at this step, None where it was not measured.
+          measured: by the validation at this step, names as in `saved_steps`; None: there was none.
 
         Raises:
           UserError: this save or the one before failed; what was saved earlier is as it was.
@@ -148,7 +154,7 @@ class Checkpoints:
                     "config": config,
                     "tokenizer": {k: np.frombuffer(v, np.uint8) for k, v in tokenizer.items()},
                 },
-                metrics=None if validation_loss is None else {BEST_METRIC: validation_loss},
+                metrics=None if measured is None else dict(measured),
             )
         except Exception as error:
             raise self._not_saved(error) from None

@@ -72,7 +72,7 @@ def load_trained(
 
     Args:
       directory: where; or a hub id.
-      checkpoint_name: of a run: "latest", "best" (lowest validation loss), or a step.
+      checkpoint_name: of a run: "latest", "best" (by checkpoint.best_by), or a step.
       adapter: a directory of `export --format adapter`; `directory` then gives the base weights.
       base: where the base weights of a run or an adapter are now; None: where they were.
       mesh: that the weights are divided over; None: the first device.
@@ -182,7 +182,7 @@ def _load_run(path, checkpoint_name, base, mesh) -> Trained:
     config = read_config(path)
     tokenizer = open_tokenizer(path)
     directory = path / "checkpoints"
-    step = saved_steps.find_step(directory, checkpoint_name)
+    step = saved_steps.find_step(directory, checkpoint_name, config.checkpoint.best_by)
     check_tokenizer(path, tokenizer, manifest.about(directory / str(step)))
     model = make_model(config, tokenizer)
     wanted, _ = lora.split_trainable(abstract_params(model), config.adaptation)

@@ -1,14 +1,25 @@
-"""Which checkpoints a directory holds, and which of them are as they were written."""
+"""Which checkpoints a directory holds, which of them is the best, and which are as they were
+written.
+
+A checkpoint carries what the validation at its step measured: its loss, and tokens per call where
+prompts were decoded. Which of the two makes the best is a setting of the run, which may change on
+the way: a checkpoint without the value is never the best by it.
+"""
 
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ssjax.errors import DamagedError, UserError
 from ssjax.files import manifest
 
-BEST_METRIC = "validation_loss"
+VALIDATION_LOSS = "validation_loss"
+TOKENS_PER_CALL = "validation_tokens_per_call"
+# By checkpoint.best_by: what is looked at, and the sign that makes more of it better.
+_JUDGED = {"loss": (VALIDATION_LOSS, -1), "tokens_per_call": (TOKENS_PER_CALL, 1)}
 _METRICS_FILE = "metrics/metrics"  # where Orbax writes it
 
 
@@ -23,8 +34,25 @@ def _is_step(name: str) -> bool:
     return re.fullmatch("0|[1-9][0-9]{0,17}", name) is not None
 
 
-def find_step(directory: Path, which: str) -> int:
-    """Resolves "latest", "best" (lowest validation loss) or a number to a saved step.
+def merit(measured: Mapping[str, Any], best_by: str) -> float:
+    """How good a checkpoint is, more is better; -inf where that was not measured.
+
+    Args:
+      measured: by a validation, as the checkpoint carries it.
+      best_by: checkpoint.best_by of the run.
+    """
+    name, sign = _JUDGED[best_by]
+    value = sign * float(measured.get(name, math.nan))
+    return value if math.isfinite(value) else -math.inf
+
+
+def find_step(directory: Path, which: str, best_by: str = "loss") -> int:
+    """Resolves "latest", "best" or a number to a saved step.
+
+    Args:
+      directory: of the checkpoints.
+      which: one of these; the best of those that were measured so.
+      best_by: as in `merit`.
 
     Raises:
       UserError: there is no such checkpoint.
@@ -39,14 +67,14 @@ def find_step(directory: Path, which: str) -> int:
         for step in saved:
             if problem := metrics_damage(directory, step):
                 raise damage_error(directory, step, problem)
-        losses = {step: _validation_loss(directory / str(step)) for step in saved}
-        measured = {step: loss for step, loss in losses.items() if loss is not None}
-        if measured:
-            return min(measured, key=measured.get)
+        merits = {step: merit(_measured(directory / str(step)), best_by) for step in saved}
+        if max(merits.values(), default=-math.inf) > -math.inf:
+            return max(merits, key=merits.get)
     if _is_step(which) and int(which) in saved:
         return int(which)
     names = ", ".join(map(str, saved)) or "none"
-    raise UserError(f"no checkpoint {which!r} in {directory}; steps saved: {names}")
+    judged = f", none measured by {_JUDGED[best_by][0]}" if which == "best" and saved else ""
+    raise UserError(f"no checkpoint {which!r} in {directory}; steps saved: {names}{judged}")
 
 
 def damage_error(directory: Path, step: int, problem: str) -> DamagedError:
@@ -58,20 +86,19 @@ def damage_error(directory: Path, step: int, problem: str) -> DamagedError:
 
 
 def metrics_damage(directory: Path, step: int) -> str:
-    """What is wrong with the validation loss of a checkpoint; empty: nothing."""
+    """What is wrong with the measurements of a checkpoint; empty: nothing."""
     path = directory / str(step)
     problem = manifest.damage(path, only=[_METRICS_FILE])
     if not problem:
         try:
-            _validation_loss(path)
-        except (OSError, ValueError, TypeError, KeyError):
+            for best_by in _JUDGED:
+                merit(_measured(path), best_by)
+        except (OSError, ValueError, TypeError, AttributeError):
             problem = f"{_METRICS_FILE} cannot be read"
     return problem and f"{path} is damaged: {problem}"
 
 
-def _validation_loss(path: Path) -> float | None:
+def _measured(path: Path) -> dict[str, Any]:
+    """What the validation at the step of a checkpoint measured; empty: there was none."""
     file = path / _METRICS_FILE
-    if not file.exists():
-        return None
-    loss = float(json.loads(file.read_bytes())[BEST_METRIC])
-    return loss if math.isfinite(loss) else None
+    return json.loads(file.read_bytes()) if file.exists() else {}

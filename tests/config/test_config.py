@@ -115,7 +115,8 @@ def test_every_setting_refuses_what_it_cannot_be(key):
             (-1,),
             "seed model.vocab_size model.max_positions model.window streams.num_streams "
             "streams.rotation_length streams.init_rank streams.exit_rank optimizer.warmup_steps "
-            "data.tokenizer_records train.log_every train.eval_every checkpoint.save_every "
+            "data.tokenizer_records train.log_every train.eval_every train.eval_prompts "
+            "checkpoint.save_every "
             "checkpoint.keep_best decode.top_k decode.max_new_tokens eval.max_records",
         ),
         (
@@ -175,6 +176,22 @@ def test_settings_stay_where_the_mathematics_holds(values, keys):
 )
 def test_values_that_cannot_work_together_are_named(key, value, message):
     assert message in refusal(key, value)
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "message"),
+    [
+        ("train", {"eval_prompts": 0}, "needs prompts that are decoded, and train.eval_prompts"),
+        ("streams", {"num_streams": 0}, "needs streams or Medusa heads"),
+        ("decode", {"drafter": "plain"}, "needs drafts, and decode.drafter is plain"),
+    ],
+)
+def test_the_best_by_tokens_per_call_needs_drafts_that_are_decoded(group, values, message):
+    by_drafts = {"checkpoint": {"best_by": "tokens_per_call"}}
+    assert config_lib.from_dict(by_drafts).checkpoint.best_by == "tokens_per_call"
+    assert config_lib.from_dict(by_drafts | {"drafter": {"kind": "medusa"}})
+    with pytest.raises(UserError, match=message):
+        config_lib.from_dict(by_drafts | {group: values})
 
 
 def test_a_stop_string_may_hold_any_character():

@@ -115,6 +115,13 @@ def loss_curve(workdir):
     return [records[step] for step in range(1, NUM_STEPS + 1)]
 
 
+def drafts(workdir):
+    """Tokens per call of the one validation, decoded by all processes together."""
+    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    [found] = [r for r in records if "validation_tokens_per_call" in r]
+    return found["step"], found["validation_tokens_per_call"], found["validation_acceptance_1"]
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(environment, shared, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "one"
@@ -161,6 +168,7 @@ def test_it_continues_on_other_numbers_of_processes(
     assert f"continuing from step {stopped[1]}" in errors[0]
     np.testing.assert_allclose(loss_curve(workdir), loss_curve(uninterrupted), rtol=0, atol=1e-5)
     assert last_step(workdir) == NUM_STEPS
+    assert drafts(workdir) == drafts(uninterrupted)
     ours, theirs = (leaves(load_trained(d).params) for d in (workdir, uninterrupted))
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():

@@ -1,6 +1,7 @@
 """The training loop: what is compiled, profiled, saved; votes to stop."""
 
 import dataclasses
+import json
 
 import jax
 import meshes
@@ -11,11 +12,13 @@ import pytest
 from ssjax.training import loop
 from ssjax.training.batches import Batches
 from ssjax.training.callbacks import Callback, StopTraining
+from ssjax.training.decoded import Decoded
 from ssjax.training.interruption import StopVote
 from ssjax.training.programs import make_train_programs
 from ssjax.training.records import MetricsFile
 from ssjax.training.reporting import make_reporter
 from ssjax.weights.checkpoint import Checkpoints
+from ssjax.weights.saved_steps import find_step, steps
 
 NUM_STEPS = 6
 
@@ -40,7 +43,7 @@ def programs(model):
     return make_train_programs(meshes.make_config(model), model, meshes.make_mesh((2, 1, 1)))
 
 
-def run(workdir, model, programs, config, widths, callbacks=()):
+def run(workdir, model, programs, config, widths, callbacks=(), decode=None):
     params = oracles.random_params(model, seed=0, table_scale=0.4)
 
     def place(leaf, wanted):
@@ -61,8 +64,16 @@ def run(workdir, model, programs, config, widths, callbacks=()):
         reporter=make_reporter(config, [MetricsFile(workdir / "metrics.jsonl"), *callbacks]),
         profile_directory=workdir / "profile",
         tokenizer={"tokenizer.model": b"p"},
+        decode=decode,
     )
-    with Checkpoints(workdir / "checkpoints", keep_latest=1, keep_best=0, about={}) as checkpoints:
+    kept = config.checkpoint
+    with Checkpoints(
+        workdir / "checkpoints",
+        keep_latest=1,
+        keep_best=kept.keep_best,
+        best_by=kept.best_by,
+        about={},
+    ) as checkpoints:
         return loop.train(training, state, checkpoints)
 
 
@@ -95,13 +106,42 @@ def test_chosen_steps_are_profiled(trained):
 
 def saved_every(num_steps, model):
     config = meshes.make_config(model, eval_every=0)
-    kept = dataclasses.replace(config.checkpoint, save_every=num_steps)
+    kept = dataclasses.replace(config.checkpoint, save_every=num_steps, keep_best=1)
     return dataclasses.replace(config, checkpoint=kept)
 
 
 def test_nothing_is_profiled_unless_asked(tmp_path, model, programs):
     _, complete = run(tmp_path, model, programs, saved_every(50, model), widths=(22,))
     assert complete and not (tmp_path / "profile").exists()
+
+
+@pytest.mark.parametrize(("best_by", "best"), [("loss", 6), ("tokens_per_call", 2)])
+def test_the_best_is_judged_by_what_the_config_says(tmp_path, model, programs, best_by, best):
+    """Decoding scripted: best at step 2, nothing measured at 4. The loss falls to the end."""
+    script = {2: Decoded(2.5, (0.75, 0.5)), 4: None, 6: Decoded(1.5, (0.5, 0.0))}
+    seen = {}
+
+    def decode(state):
+        step = int(state.step)
+        seen[step] = jax.device_get(state.params["embedder"])  # there, and not donated
+        return script[step]
+
+    config = saved_every(2, model)
+    checkpoint = dataclasses.replace(config.checkpoint, best_by=best_by)
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, eval_every=2), checkpoint=checkpoint
+    )
+    run(tmp_path, model, programs, config, (22,), decode=decode)
+    assert list(seen) == [2, 4, 6] and not np.array_equal(seen[2], seen[4])
+    directory = tmp_path / "checkpoints"
+    assert find_step(directory, "best", best_by) == best
+    assert steps(directory) == sorted({best, 6})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    told = {r["step"]: r for r in map(json.loads, lines) if "validation_loss" in r}
+    assert told[2]["validation_tokens_per_call"] == 2.5
+    shares = [told[2][f"validation_acceptance_{depth}"] for depth in (1, 2)]
+    assert shares == [0.75, 0.5]
+    assert "validation_tokens_per_call" not in told[4]
 
 
 class StopAt(Callback):

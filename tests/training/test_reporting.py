@@ -9,6 +9,7 @@ import pytest
 
 from ssjax.errors import DivergedError, UserError
 from ssjax.training.callbacks import Callback, StopTraining
+from ssjax.training.decoded import Decoded
 from ssjax.training.display import Display
 from ssjax.training.losses import LossSums
 from ssjax.training.records import MetricsFile, keep_records
@@ -110,6 +111,22 @@ def test_plain_lines_show_loss_speed_and_time_left(capsys):
     line = capsys.readouterr().err
     assert "step 2/5" in line and "loss 1.000" in line
     assert "tokens/s" in line and "s left" in line
+
+
+def test_prompts_that_were_decoded_stand_beside_the_losses(tmp_path, capsys):
+    decoded = Decoded(2.5, (0.75, 0.5))
+    with reporting([*keep_records(tmp_path), Display()]) as r:
+        r.add_validation(2, 3.0, metrics(1.0).sums, decoded)
+        r.add_validation(4, 3.0, metrics(1.0).sums)
+    with_drafts, without = records(tmp_path)
+    assert with_drafts.keys() - without.keys() == {
+        "validation_tokens_per_call",
+        "validation_acceptance_1",
+        "validation_acceptance_2",
+    }
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("1.00 | 0.00, 2.50 tokens per call, acceptance 0.75 0.50")
+    assert lines[1].endswith("1.00 | 0.00")
 
 
 def test_tensorboard_if_installed(tmp_path):

@@ -1,6 +1,7 @@
 """Checkpoints: what comes back, what is kept, what damage and an incomplete save leave."""
 
 import gc
+import math
 import os
 import random
 import shutil
@@ -30,25 +31,33 @@ def make_state(step, width=3):
     return TrainState(jnp.asarray(step, jnp.int32), params, optax.adamw(1e-3).init(params))
 
 
-def save(checkpoints, step, validation_loss=None):
+def save(checkpoints, step, measured=None):
     checkpoints.save(
         make_state(step),
         data={"seed": 4, "next_batch": step},
         config={"model": {"embed_dim": 8}, "name": "x"},
         tokenizer={"tokenizer.model": b"pieces"},
-        validation_loss=validation_loss,
+        measured=measured,
     )
 
 
-def open_checkpoints(directory, keep_latest=2, keep_best=1):
-    return Checkpoints(directory, keep_latest=keep_latest, keep_best=keep_best, about=ABOUT)
+def measured(loss, tokens_per_call=None):
+    """What a validation measured; without prompts that were decoded the loss alone."""
+    found = {"validation_loss": loss, "validation_tokens_per_call": tokens_per_call}
+    return {name: value for name, value in found.items() if value is not None} or None
+
+
+def open_checkpoints(directory, keep_latest=2, keep_best=1, best_by="loss"):
+    return Checkpoints(
+        directory, keep_latest=keep_latest, keep_best=keep_best, best_by=best_by, about=ABOUT
+    )
 
 
 def write_steps(directory, *steps):
     """Saves the steps, with a validation loss of the step's number."""
     with open_checkpoints(directory, keep_latest=len(steps)) as checkpoints:
         for step in steps:
-            save(checkpoints, step, validation_loss=float(step))
+            save(checkpoints, step, measured(float(step)))
         checkpoints.wait()
 
 
@@ -94,7 +103,7 @@ def test_latest_and_best_are_kept(tmp_path):
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 4.0, 6: None}
     with open_checkpoints(tmp_path / "c") as checkpoints:
         for step, loss in losses.items():
-            save(checkpoints, step, loss)
+            save(checkpoints, step, measured(loss))
         checkpoints.wait()
     assert steps(tmp_path / "c") == [2, 5, 6]
     assert find_step(tmp_path / "c", "latest") == 6
@@ -105,6 +114,38 @@ def test_latest_and_best_are_kept(tmp_path):
             find_step(tmp_path / "c", which)
     with pytest.raises(UserError, match="holds no checkpoints"):
         find_step(tmp_path / "elsewhere", "latest")
+
+
+VALIDATIONS = {1: (1.0, None), 2: (2.0, 2.5), 3: (3.0, math.nan), 4: (4.0, 1.5), 5: None}
+
+
+def test_the_best_by_tokens_per_call_is_kept(tmp_path):
+    """Also where the loss says otherwise, one measured nothing, and one is no number."""
+    with open_checkpoints(tmp_path / "c", keep_latest=1, best_by="tokens_per_call") as checkpoints:
+        for step, found in VALIDATIONS.items():
+            save(checkpoints, step, found and measured(*found))
+        checkpoints.wait()
+    assert steps(tmp_path / "c") == [2, 5]
+    assert find_step(tmp_path / "c", "best", "tokens_per_call") == 2
+
+
+def test_what_makes_the_best_may_change_midway(tmp_path):
+    """Every checkpoint carries all that was measured; one without the value is never the best."""
+    with open_checkpoints(tmp_path / "c", keep_latest=9) as checkpoints:
+        for step, found in VALIDATIONS.items():
+            save(checkpoints, step, found and measured(*found))
+    assert find_step(tmp_path / "c", "best") == find_step(tmp_path / "c", "best", "loss") == 1
+    assert find_step(tmp_path / "c", "best", "tokens_per_call") == 2
+    with open_checkpoints(tmp_path / "c", keep_latest=1, best_by="tokens_per_call") as checkpoints:
+        save(checkpoints, 6, measured(0.5, 2.0))
+        checkpoints.wait()
+    assert steps(tmp_path / "c") == [2, 6]
+
+
+def test_checkpoints_without_the_value_have_no_best(saved):
+    """As those of a version that decoded nothing."""
+    with pytest.raises(UserError, match="saved: 2, 4, none measured by validation_tokens_per_call"):
+        find_step(saved, "best", "tokens_per_call")
 
 
 def test_an_unfinished_save_is_not_seen_and_is_removed(saved):
@@ -129,7 +170,7 @@ def test_a_donated_state_is_saved_as_it_was(tmp_path):
             data={"seed": 0},
             config={"a": 1},
             tokenizer={"tokenizer.model": b"p"},
-            validation_loss=None,
+            measured=None,
         )
         for _ in range(20):
             state = advance(state)

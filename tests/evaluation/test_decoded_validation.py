@@ -1,0 +1,181 @@
+"""What a validation decodes is what the checkpoint of that step decodes, opened afterwards."""
+
+import dataclasses
+import json
+import types
+
+import jax
+import pytest
+
+from ssjax import config as config_lib
+from ssjax import run as run_lib
+from ssjax.decoding import decoder as decoder_lib
+from ssjax.errors import UserError
+from ssjax.evaluation.decoded_validation import DecodedValidation
+from ssjax.evaluation.prompts import examples_of
+from ssjax.evaluation.teacher_forcing import compare_texts
+from ssjax.training import trainer
+from ssjax.weights.load import load_trained
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring")
+STEPS, PROMPTS = 9, 5
+
+
+def settings(workdir, prepared):
+    """Validated every three steps, each of them saved."""
+    c = config_lib.default_config()
+    config_lib.shrink(c)
+    c.workdir, c.data.prepared_dir = str(workdir), str(prepared)
+    c.streams.parent_rank = 4
+    c.optimizer.learning_rate, c.optimizer.warmup_steps = 0.02, 2
+    c.train.num_steps, c.train.eval_every, c.train.eval_prompts = STEPS, 3, PROMPTS
+    c.checkpoint.keep_latest, c.checkpoint.save_every = 9, 0
+    c.checkpoint.best_by = "tokens_per_call"
+    c.decode.max_new_tokens, c.decode.batch_size = 12, 2
+    return config_lib.from_config_dict(c)
+
+
+class Counting(DecodedValidation):
+    """Notes how many decode programs were traced by the end of each validation."""
+
+    def __init__(self):
+        super().__init__()
+        self.compilations = []
+
+    def __call__(self, trained, mesh):
+        decoded = super().__call__(trained, mesh)
+        self.compilations.append(decoder_lib.num_compilations())
+        return decoded
+
+
+def train(workdir, prepared, devices=1):
+    decode = Counting()
+    config = settings(workdir, prepared)
+    before = decoder_lib.num_compilations()
+    outcome = trainer.train(config, devices=jax.devices()[:devices], decode_validation=decode)
+    assert outcome.complete
+    return outcome, [count - before for count in decode.compilations]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, prepared):
+    return train(tmp_path_factory.mktemp("runs") / "one", prepared)
+
+
+def told(workdir):
+    """By step, what metrics.jsonl says of the drafts."""
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {
+        r["step"]: (
+            r["validation_tokens_per_call"],
+            [share for name, share in r.items() if name.startswith("validation_acceptance_")],
+        )
+        for r in records
+        if "validation_tokens_per_call" in r
+    }
+
+
+def by_hand(run):
+    """Tokens per call and acceptance of the first validation prompts, every pass counted."""
+    texts = [list(example.prompt_ids) for example in examples_of(run, "validation", PROMPTS)]
+    assert len(texts) == PROMPTS
+    passes = []
+    for text in texts:
+        [answer] = run.generate([text], calibration=False, batch_size=1)
+        passes += zip(answer.completion.runs[1:], answer.completion.kept, strict=True)
+    depth = range(1, run.config.streams.num_streams + 1)
+    shares = [sum(kept >= d for _, kept in passes) / len(passes) for d in depth]
+    return sum(emitted for emitted, _ in passes) / len(passes), shares
+
+
+def test_the_numbers_are_those_of_the_checkpoint_opened_afterwards(trained):
+    workdir = trained[0].trained.directory
+    found = told(workdir)
+    assert list(found) == [3, 6, 9]
+    assert found == {step: by_hand(run_lib.load(workdir, str(step))) for step in found}
+    assert len({tokens for tokens, _ in found.values()}) > 1  # else any weights would do
+    best = max(found, key=lambda step: found[step][0])
+    assert load_trained(workdir, "best").step == best
+
+
+def test_nothing_is_compiled_after_the_first_validation(trained):
+    first, *later = trained[1]
+    assert first > 0 and later == [first, first]
+
+
+@pytest.mark.stress
+def test_on_a_mesh_the_numbers_are_those_of_one_device(trained, prepared, tmp_path):
+    """The same weights, decoded on two devices: read from the run of one."""
+    outcome, compilations = train(tmp_path / "two", prepared, devices=2)
+    assert len(set(compilations)) == 1 and len(compilations) == 3
+    found = told(tmp_path / "two")
+    assert found == {step: by_hand(run_lib.load(tmp_path / "two", str(step))) for step in found}
+    run = run_lib.open_run(outcome.trained, outcome.mesh)
+    alone = run_lib.load(tmp_path / "two")
+    assert run.decoder.mesh.size == 2
+    assert compare_texts(run, PROMPTS) == compare_texts(alone, PROMPTS)
+
+
+def test_texts_are_compared_on_the_same_prompts(trained):
+    outcome, _ = trained
+    run = run_lib.open_run(outcome.trained, outcome.mesh)
+    compared = compare_texts(run, PROMPTS)
+    assert compared["prompts"] == PROMPTS
+    tokens, shares = told(outcome.trained.directory)[STEPS]
+    assert compared["decoded"]["tokens_per_call"] == tokens
+    assert compared["decoded"]["acceptance_by_depth"] == shares
+    parts = compared["by_context"]
+    for name in ("teacher_forced", "decoded"):
+        assert sum(part[name]["passes"] for part in parts) <= compared[name]["passes"]
+    assert parts and compare_texts(run, 0) is None
+
+
+def changed(trained, **groups):
+    """The run with some settings changed."""
+    config = trained[0].trained.config
+    replaced = {k: dataclasses.replace(getattr(config, k), **v) for k, v in groups.items()}
+    return dataclasses.replace(trained[0].trained, config=dataclasses.replace(config, **replaced))
+
+
+def test_without_drafts_or_prompts_nothing_is_decoded(trained):
+    """Not even opened: a model without streams has nothing to decode with."""
+    mesh = trained[0].mesh
+    for groups in (
+        {"train": {"eval_prompts": 0}},
+        {"streams": {"num_streams": 0}},
+        {"decode": {"drafter": "plain"}},
+    ):
+        assert DecodedValidation()(changed(trained, **groups), mesh) is None
+
+
+def test_weights_that_are_not_finite_measure_nothing(trained, capsys):
+    broken = jax.tree.map(lambda x: x * float("nan"), trained[0].trained.trainable)
+    broken = dataclasses.replace(trained[0].trained, trainable=broken)
+    assert DecodedValidation()(broken, trained[0].mesh) is None
+    assert "validation prompt 1: the model's output is not finite" in capsys.readouterr().err
+
+
+def test_prompts_that_cannot_be_decoded_end_only_a_run_that_is_judged_by_them(
+    trained, monkeypatch, capsys
+):
+    def refuse(*_):
+        raise UserError("no room")
+
+    monkeypatch.setattr(
+        "ssjax.evaluation.decoded_validation.open_run",
+        lambda *_: types.SimpleNamespace(config=None),
+    )
+    monkeypatch.setattr(DecodedValidation, "_measure", refuse)
+    mesh = trained[0].mesh
+    with pytest.raises(UserError, match="no room"):
+        DecodedValidation()(trained[0].trained, mesh)
+    decode = DecodedValidation()
+    by_loss = changed(trained, checkpoint={"best_by": "loss"})
+    assert decode(by_loss, mesh) is decode(by_loss, mesh) is None
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["validation prompts are not decoded: no room"]
