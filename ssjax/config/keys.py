@@ -251,7 +251,7 @@ class TrainConfig:
     eval_batches: Size = 4  # validation batches per validation loss
     # Validation prompts that are decoded beside each validation loss, as the decode group says,
     # for tokens per call and acceptance by depth; 0: none. Models that draft for themselves only.
-    eval_prompts: Count = 16
+    eval_prompts: Count = 32
     profile_at: Count = 0  # first step that jax.profiler records, into workdir/profile; 0: none
     profile_steps: Size = 3  # how many
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ssjax.decoding.completion import not_finite
 from ssjax.decoding.drafters import Way
 from ssjax.decoding.request import Request, make_request
+from ssjax.decoding.room import enough_memory
 from ssjax.errors import UserError
 from ssjax.evaluation.comparison import Measurement
 from ssjax.evaluation.prompts import of_split
@@ -47,11 +48,14 @@ class DecodedValidation:
           UserError: the prompts cannot be decoded so, and the best checkpoint is judged by them.
             Otherwise the line is said, once, and training goes on without.
         """
-        config = trained.config
+        config, decode = trained.config, trained.config.decode
         if self._off or config.train.eval_prompts == 0 or config.streams.num_ahead == 0:
             return None
         try:
-            return self._measure(open_run(trained, mesh))
+            # Opening casts, folds and unrolls the weights beside those that are trained.
+            with enough_memory(decode.batch_size, decode.prompt_buckets[-1]):
+                run = open_run(trained, mesh)
+            return self._measure(run)
         except UserError as error:
             if config.checkpoint.best_by == "tokens_per_call":
                 raise

@@ -113,6 +113,8 @@ def test_run_directory_holds_what_the_readme_says(run):
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if "loss" in r] == [4, 8, 12, 16, 20, 24]
     assert [r["step"] for r in records if "validation_loss_main" in r] == [12, 24]
+    assert [r["step"] for r in records if "validation_tokens_per_call" in r] == [12, 24]
+    assert evaluation["teacher_forcing"]["prompts"] == 4
     losses = [r["loss_stream_3"] for r in records if "loss" in r]
     assert losses[-1] < losses[0]
 
@@ -156,6 +158,14 @@ def test_a_stopped_run_continues_to_the_same_weights(run, prepared, tmp_path):
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     trained = [r["step"] for r in records if "loss" in r]
     assert trained == sorted(set(trained)) and trained[-1] == LAST_STEP
+    never_stopped = (run / "metrics.jsonl").read_text().splitlines()
+    assert _drafts(records) == _drafts(map(json.loads, never_stopped))
+
+
+def _drafts(records):
+    """What each validation decoded, once a step."""
+    found = [r for r in records if "validation_tokens_per_call" in r]
+    return [{k: v for k, v in r.items() if k != "time"} for r in found]
 
 
 def _compare_leaves(expected, actual):

@@ -5,6 +5,7 @@ import json
 import types
 
 import jax
+import oracles
 import pytest
 
 from ssjax import config as config_lib
@@ -14,8 +15,9 @@ from ssjax.errors import UserError
 from ssjax.evaluation.decoded_validation import DecodedValidation
 from ssjax.evaluation.prompts import examples_of
 from ssjax.evaluation.teacher_forcing import compare_texts
+from ssjax.models.lora import split_trainable
 from ssjax.training import trainer
-from ssjax.weights.load import load_trained
+from ssjax.weights.load import load_trained, make_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring")
 STEPS, PROMPTS = 9, 5
@@ -133,6 +135,27 @@ def test_texts_are_compared_on_the_same_prompts(trained):
     for name in ("teacher_forced", "decoded"):
         assert sum(part[name]["passes"] for part in parts) <= compared[name]["passes"]
     assert parts and compare_texts(run, 0) is None
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("mode", ["shared", "lossless"])
+def test_adapters_that_change_compile_nothing_anew(trained, mode):
+    """Folded in one mode, beside the weights in the other: opened anew at every validation."""
+    moment = changed(trained, adaptation={"mode": mode, "rank": 2})
+    model = make_model(moment.config, moment.tokenizer)
+    trainable, frozen = split_trainable(
+        oracles.random_params(model, seed=1), moment.config.adaptation
+    )
+    decode, found, moments = Counting(), [], []
+    for scale in (0.1, 3.0, 0.1):
+        weights = jax.tree.map(lambda x, scale=scale: scale * x, trainable)
+        moments.append(dataclasses.replace(moment, trainable=weights, frozen=frozen))
+        found.append(decode(moments[-1], trained[0].mesh))
+    assert len(set(decode.compilations)) == 1
+    assert found[0] == found[2] != found[1]
+    for decoded, now in zip(found, moments, strict=True):
+        numbers = decoded.tokens_per_call, list(decoded.acceptance_by_depth)
+        assert numbers == by_hand(run_lib.open_run(now))
 
 
 def changed(trained, **groups):
