@@ -281,6 +281,9 @@ def define_decode_flags() -> dict[str, flags.FlagHolder]:
         "exit_threshold": flags.DEFINE_float(
             "exit_threshold", None, "Least chance given its parent, by the early exit."
         ),
+        "min_node_chance": flags.DEFINE_float(
+            "min_node_chance", None, "Least chance of a draft node to be kept; 0: all are drafted."
+        ),
         "deferred": flags.DEFINE_bool("deferred", None, "Streams run after verification."),
         "temperature": flags.DEFINE_float("temperature", None, "0: greedy."),
         "top_k": flags.DEFINE_integer("top_k", None, "Sample from the k best; 0: all."),

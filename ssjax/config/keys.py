@@ -293,6 +293,9 @@ class DecodeConfig:
     # Of those, nodes that the early exit gives a smaller chance after their parent are dropped
     # with all below them: the paper's form, which saves no time here; 0: none.
     exit_threshold: Annotated[float, Range(0, below=1)] = 0.0
+    # A node that streams or Medusa heads give a smaller chance to be kept, its whole path counted,
+    # is not drafted, and a pass with few nodes left takes a narrower program; 0: all are drafted.
+    min_node_chance: Annotated[float, Range(0, below=1)] = 0.0
     # Streams run after verification, at the accepted node alone. Has no effect where the main
     # stream reads its streams: they run in every pass.
     deferred: bool = True

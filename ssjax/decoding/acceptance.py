@@ -44,6 +44,16 @@ class Emission:
     broken: jax.Array  # [B] bool, it has not, and the logits of its next token are not finite
     log_probs: jax.Array | None = None  # [B, R] float32, only from `with_log_probs`
 
+    def last_of(self, before: jax.Array) -> jax.Array:
+        """[B] int32, the last token of each row after the pass.
+
+        Args:
+          before: [B] int32, the last token before it, which stays where nothing is emitted.
+        """
+        place = jnp.maximum(self.count - 1, 0)[:, None]
+        last = jnp.take_along_axis(self.tokens, place, axis=1)[:, 0]
+        return jnp.where(self.count > 0, last, before)
+
 
 def accept(tree: DraftTree, drawn: jax.Array, max_depth: int) -> Acceptance:
     """Walks from the root while the drawn token names a child.

@@ -9,6 +9,8 @@ A stream alone says the same after every parent; a model with the parent correct
 Trees of every kind are read off this table.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -36,6 +38,27 @@ class Candidates:
     def of_streams(self, count: int) -> "Candidates":
         """Those of the first streams alone."""
         return Candidates(self.tokens[:, :count], self.scores[:, :count])
+
+    def tempered(self, temperatures: Sequence[float] | jax.Array) -> "Candidates":
+        """With every chance p become p ** (1 / T), in proportion; T by stream.
+
+        Above 1 a stream that is too sure of itself speaks with less weight. All that is outside of
+        the candidates counts as one more event.
+
+        Args:
+          temperatures: one a stream, above 0; more than there are streams are not looked at.
+        """
+        temperatures = jnp.asarray(temperatures, jnp.float32)[: self.tokens.shape[1]]
+        scores = self.scores / temperatures[:, None, None]
+        outside = log_outside(self.scores) / temperatures[:, None]
+        norm = jnp.logaddexp(jax.nn.logsumexp(scores, axis=-1), outside)
+        return Candidates(self.tokens, jnp.minimum(scores - norm[..., None], 0.0))
+
+
+def log_outside(scores: jax.Array) -> jax.Array:
+    """Log-probability of all tokens that are no candidates: [..., W] -> [...]."""
+    inside = jnp.exp(jax.nn.logsumexp(scores, axis=-1))
+    return jnp.log1p(-jnp.minimum(inside, _MOST_INSIDE))
 
 
 def independent(log_probs: jax.Array, width: int) -> Candidates:

@@ -61,6 +61,10 @@ class ModelDrafter:
     def max_depth(self) -> int:
         return self.num_draft_nodes
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.num_nodes,)
+
     def start(
         self, params: Params, prompts: jax.Array, prompt_length: jax.Array, capacity: int
     ) -> DraftMemory:

@@ -20,11 +20,17 @@ import jax
 from flax import struct
 
 from ssjax.config import DecodeConfig, StreamsConfig
-from ssjax.decoding.candidates import Candidates
+from ssjax.decoding.candidates import NUM_RANKED_ANEW, Candidates
+from ssjax.decoding.chances import log_chances, without_unlikely
 from ssjax.decoding.lookup import lookup_chain, merge_chain
 from ssjax.decoding.tree import DraftTree, StaticTree, best_first_tree, root_only, static_tree
 from ssjax.errors import UserError
 from ssjax.models.parameters import Params
+
+# Rows of a pass whose draft is smaller than it might be: the root alone, or a power of two, which
+# products on CPU take best. Each is a program of its own; one that saves less than a third of the
+# rows is left out.
+_NARROW = (1, 4, 8, 16, 32)
 
 
 @struct.dataclass
@@ -72,6 +78,10 @@ class Drafter(Protocol):
     def exit_threshold(self) -> float:
         """Chance given its parent below which the early exit drops a node; 0: none."""
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Rows that a pass may have, rising, M last: it has the fewest that hold all its nodes."""
+
     def start(
         self, params: Params | None, prompts: jax.Array, prompt_length: jax.Array, capacity: int
     ) -> Any:
@@ -96,6 +106,10 @@ class Memoryless:
     kept_nodes = 0
     exit_threshold = 0.0
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.num_nodes,)
+
     def start(self, params, prompts, prompt_length, capacity) -> tuple:
         return ()
 
@@ -112,8 +126,38 @@ class PlainDrafter(Memoryless):
         return root_only(context.root), ()
 
 
+class _TreeDrafter(Memoryless):
+    """What the drafters that read their trees off candidates have in common."""
+
+    temperatures: tuple[float, ...]  # by stream, see `Candidates.tempered`; empty: all 1
+    min_node_chance: float  # nodes that are kept with a smaller chance are not drafted; 0: all are
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        if not self.min_node_chance or self.kept_nodes or self.exit_threshold:
+            return (self.num_nodes,)
+        whole = self.num_nodes
+        return (*(width for width in _NARROW if 3 * width <= 2 * whole), whole)
+
+    def _ranked(self, used: int) -> int:
+        """Candidates needed by a tree of so many: what is outside of few says little."""
+        judged = self.temperatures or self.min_node_chance
+        return max(used, NUM_RANKED_ANEW) if judged else used
+
+    def judged(self, candidates: Candidates) -> Candidates:
+        """The candidates as the drafter takes them: at its temperatures."""
+        return candidates.tempered(self.temperatures) if self.temperatures else candidates
+
+    def propose(self, context: Context) -> tuple[DraftTree, Any]:
+        candidates = self.judged(context.candidates)
+        tree = self._write(context.root, candidates)
+        if self.min_node_chance:
+            tree = without_unlikely(tree, log_chances(tree, candidates), self.min_node_chance)
+        return tree, ()
+
+
 @dataclasses.dataclass(frozen=True)
-class BestFirstDrafter(Memoryless):
+class BestFirstDrafter(_TreeDrafter):
     """The num_draft_nodes continuations with the highest joint probability.
 
     Of streams or, with num_streams 0, of Medusa heads.
@@ -124,6 +168,8 @@ class BestFirstDrafter(Memoryless):
     kept_nodes: int = 0
     exit_threshold: float = 0.0
     num_heads: int = 0
+    temperatures: tuple[float, ...] = ()
+    min_node_chance: float = 0.0
 
     @property
     def num_nodes(self) -> int:
@@ -131,18 +177,18 @@ class BestFirstDrafter(Memoryless):
 
     @property
     def num_candidates(self) -> int:
-        return self.num_draft_nodes
+        return self._ranked(self.num_draft_nodes)
 
     @property
     def max_depth(self) -> int:
         return min(self.num_streams or self.num_heads, self.num_draft_nodes)
 
-    def propose(self, context: Context) -> tuple[DraftTree, Any]:
-        return best_first_tree(context.root, context.candidates, self.num_draft_nodes), ()
+    def _write(self, root: jax.Array, candidates: Candidates) -> DraftTree:
+        return best_first_tree(root, candidates, self.num_draft_nodes)
 
 
 @dataclasses.dataclass(frozen=True)
-class StaticDrafter(Memoryless):
+class StaticDrafter(_TreeDrafter):
     """A tree of fixed shape, filled with the top tokens of each stream, or of each Medusa head."""
 
     tree: StaticTree
@@ -150,6 +196,8 @@ class StaticDrafter(Memoryless):
     kept_nodes: int = 0
     exit_threshold: float = 0.0
     num_heads: int = 0
+    temperatures: tuple[float, ...] = ()
+    min_node_chance: float = 0.0
 
     @property
     def num_nodes(self) -> int:
@@ -157,14 +205,14 @@ class StaticDrafter(Memoryless):
 
     @property
     def num_candidates(self) -> int:
-        return max(self.tree.ranks) + 1
+        return self._ranked(max(self.tree.ranks) + 1)
 
     @property
     def max_depth(self) -> int:
         return self.tree.max_depth
 
-    def propose(self, context: Context) -> tuple[DraftTree, Any]:
-        return static_tree(self.tree, context.root, context.candidates), ()
+    def _write(self, root: jax.Array, candidates: Candidates) -> DraftTree:
+        return static_tree(self.tree, root, candidates)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +266,10 @@ class MergedDrafter:
     @property
     def num_candidates(self) -> int:
         return self.drafter.num_candidates
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.num_nodes,)
 
     def start(self, params, prompts, prompt_length, capacity) -> Any:
         return self.drafter.start(params, prompts, prompt_length, capacity)
@@ -277,6 +329,7 @@ def make_drafter(decode: DecodeConfig, streams: StreamsConfig) -> Drafter:
     if kind == "medusa":
         needs = {"num_streams": 0, "num_heads": number}
     drafter = _tree_drafter(decode, number, needs)
+    drafter = dataclasses.replace(drafter, min_node_chance=decode.min_node_chance)
     if decode.lookup_nodes:
         drafter = MergedDrafter(drafter, lookup)
     return dataclasses.replace(

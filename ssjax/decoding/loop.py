@@ -12,10 +12,21 @@ path that has such, and goes on without a draft, as if it had none. Where the ro
 and there was no draft to blame, the row has failed, just there where plain decoding fails.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from flax import struct
 
-from ssjax.decoding.acceptance import Acceptance, accept, accept_typical, emit, with_log_probs
+from ssjax.decoding.acceptance import (
+    Acceptance,
+    Emission,
+    accept,
+    accept_typical,
+    emit,
+    with_log_probs,
+)
+from ssjax.decoding.chances import rows_needed
 from ssjax.decoding.drafters import Drafter
 from ssjax.decoding.forward import DraftOutput, Forward
 from ssjax.decoding.sampling import start_history, warp
@@ -151,6 +162,7 @@ def decode_step(
     spec: DecodeSpec,
     state: DecodeState,
     drafter_params: Params | None = None,
+    width: int | None = None,
 ) -> DecodeState:
     """One pass: verify the draft, emit, write the cache, write the next draft.
 
@@ -160,11 +172,50 @@ def decode_step(
       spec: the one that the state was made with.
       state: see the invariants of `DecodeState`.
       drafter_params: the drafter's own, if it has any.
+      width: rows that the pass has, one of drafter.widths, whatever the draft needs; None: the
+        fewest that hold it.
     """
     forward = Forward(model, params, drafter, spec, drafter_params)
     undrafted = (state.draft.parent == NO_PARENT).all(axis=1)
+    found = _run_pass(forward, state, width)
+    emission, accepted = found.emission, found.acceptance
+    with jax.named_scope("write"):
+        cached = state.length - 1
+        cache = write_path(state.cache, found.block, accepted.path, cached, emission.count)
+        # Where a pass broke off, its last token counts as the one after the nodes that it kept.
+        kept = jnp.minimum(accepted.num_accepted, emission.count - emission.broken)
+        following = state.replace(cache=cache, calls=state.calls + ~state.done)
+        following = following.append(emission, kept, failed=emission.broken & undrafted)
+    with jax.named_scope("draft"):
+        return forward.propose(following, found.streams, found.hidden, emission.broken)
+
+
+@struct.dataclass
+class _Pass:
+    """What a pass found out."""
+
+    acceptance: Acceptance
+    emission: Emission
+    block: KVCache  # keys and values of its nodes
+    hidden: jax.Array  # [B, D] main hidden state at the last accepted node
+    streams: jax.Array | None  # [B, J, D] there
+
+
+def _run_pass(forward: Forward, state: DecodeState, width: int | None) -> _Pass:
+    """A pass of so many rows, or of the fewest among drafter.widths that hold every row's draft."""
+    widths = forward.drafter.widths
+    if width is not None or len(widths) == 1:
+        return _pass_of(forward, state, widths[-1] if width is None else width)
+    needed = jnp.where(state.done, 1, rows_needed(state.draft)).max()
+    passes = [functools.partial(_pass_of, forward, width=each) for each in widths]
+    return jax.lax.switch((needed > jnp.array(widths[:-1])).sum(), passes, state)
+
+
+def _pass_of(forward: Forward, state: DecodeState, width: int) -> _Pass:
+    """A pass over the first nodes of the draft, which are all that is used of it."""
+    spec = forward.spec
     with jax.named_scope("pass"):
-        draft = forward.run_draft(state)
+        draft = forward.run_draft(state.replace(draft=state.draft.first(width)))
         state = state.replace(draft=draft.tree)
     with jax.named_scope("verify"):
         logits = forward.logits(draft.output.hidden)
@@ -173,18 +224,17 @@ def decode_step(
         emission = emit(acceptance, drawn, state.length, state.limit, state.done, spec.eos_ids)
         if spec.log_probs:
             emission = with_log_probs(emission, acceptance, logits)
-    with jax.named_scope("write"):
-        cached = state.length - 1
-        cache = write_path(state.cache, draft.output.block, acceptance.path, cached, emission.count)
-        # Where a pass broke off, its last token counts as the one after the nodes that it kept.
-        kept = jnp.minimum(acceptance.num_accepted, emission.count - emission.broken)
-        following = state.replace(cache=cache, calls=state.calls + ~state.done)
-        following = following.append(emission, kept, failed=emission.broken & undrafted)
     with jax.named_scope("draft"):
-        streams = forward.streams_at(state, draft, acceptance, following.last_tokens)
-        node = acceptance.path[:, -1:, None]
-        hidden = jnp.take_along_axis(draft.output.hidden, node, axis=1)[:, 0]
-        return forward.propose(following, streams, hidden, emission.broken)
+        streams = forward.streams_at(state, draft, acceptance, emission.last_of(state.last_tokens))
+    node = acceptance.path[:, -1:, None]
+    hidden = jnp.take_along_axis(draft.output.hidden, node, axis=1)[:, 0]
+    block = draft.output.block
+    more = forward.drafter.widths[-1] - width
+    if more and len(forward.drafter.widths) > 1:  # passes of all widths are alike to who called
+        block = jax.tree.map(
+            lambda x: jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, more), (0, 0)]), block
+        )
+    return _Pass(acceptance, emission, block, hidden, streams)
 
 
 def _verify(

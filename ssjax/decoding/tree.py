@@ -32,6 +32,10 @@ class DraftTree:
     parent: jax.Array  # [B, M] int32, NO_PARENT for the root and for unused nodes
     depth: jax.Array  # [B, M] int32, 0 for the root
 
+    def first(self, count: int) -> "DraftTree":
+        """The first nodes of every row, root included."""
+        return jax.tree.map(lambda x: x[:, :count], self)
+
 
 def root_only(root: jax.Array) -> DraftTree:
     """The tree of plain decoding: one node per row. root: [B] int32."""

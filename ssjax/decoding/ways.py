@@ -32,6 +32,7 @@ DRAFTING_KEYS = frozenset(
         "lookup_match",
         "kept_nodes",
         "exit_threshold",
+        "min_node_chance",
         "deferred",
     }
 )
@@ -121,8 +122,10 @@ def describe(way: Way) -> str:
     kind = "static" if isinstance(way.drafter, StaticDrafter) else "best-first"
     nodes, streams = way.drafter.num_nodes - 1, way.drafter.num_streams
     order = "deferred" if way.deferred else "beside every node"
+    least = getattr(way.drafter, "min_node_chance", 0.0)
+    likely = f" of a chance of {least:g} or more" if least else ""
     return (
-        f"{kind} tree of {nodes} node{'s' * (nodes != 1)}, {streams} "
+        f"{kind} tree of {nodes} node{'s' * (nodes != 1)}{likely}, {streams} "
         f"stream{'s' * (streams != 1)} {order}"
     )
 
@@ -150,15 +153,22 @@ def way_from_dict(values: Mapping[str, Any], num_streams: int) -> Way:
 
 
 def drafter_to_dict(drafter: Drafter) -> dict[str, Any]:
+    """Plain values of a drafter that a calibration may choose."""
     match drafter:
         case PlainDrafter():
             return {"kind": "plain"}
         case BestFirstDrafter(nodes, streams):
-            return {"kind": "best_first", "nodes": nodes, "streams": streams}
+            shape = {"kind": "best_first", "nodes": nodes, "streams": streams}
         case StaticDrafter(tree, streams):
             parents, ranks = list(tree.parents), list(tree.ranks)
-            return {"kind": "static", "parents": parents, "ranks": ranks, "streams": streams}
-    raise TypeError(f"{type(drafter).__name__} has no stored form")
+            shape = {"kind": "static", "parents": parents, "ranks": ranks, "streams": streams}
+        case _:
+            raise TypeError(f"{type(drafter).__name__} has no stored form")
+    temperatures = list(drafter.temperatures)
+    return shape | {"temperatures": temperatures, "min_node_chance": drafter.min_node_chance}
+
+
+_TEMPERATURES = tuple[Annotated[float, Range(1e-3, 1e3)], ...]
 
 
 def _drafter_from_dict(values: Mapping[str, Any], num_streams: int) -> Drafter:
@@ -168,15 +178,21 @@ def _drafter_from_dict(values: Mapping[str, Any], num_streams: int) -> Drafter:
     hint = Annotated[int, Range(1, num_streams)]
     streams = ranges.checked(values.get("streams"), hint, "streams")
     fields = ranges.hints(DecodeConfig)
+    # Files that are older than these keys have neither.
+    temperatures = ranges.checked(values.get("temperatures", ()), _TEMPERATURES, "temperatures")
+    if len(temperatures) not in (0, streams):
+        raise UserError(f"{len(temperatures)} temperatures for {streams} streams")
+    least = values.get("min_node_chance", 0.0)
+    least = ranges.checked(least, fields["min_node_chance"], "min_node_chance")
+    judged = {"temperatures": temperatures, "min_node_chance": least}
     if kind == "best_first":
-        return BestFirstDrafter(
-            ranges.checked(values.get("nodes"), fields["num_nodes"], "nodes"), streams
-        )
+        nodes = ranges.checked(values.get("nodes"), fields["num_nodes"], "nodes")
+        return BestFirstDrafter(nodes, streams, **judged)
     if kind == "static":
         names = ("parents", "ranks")
         parts = [ranges.checked(values.get(name), fields[name], name) for name in names]
         try:
-            return StaticDrafter(StaticTree(*parts), streams)
+            return StaticDrafter(StaticTree(*parts), streams, **judged)
         except ValueError as error:
             raise UserError(str(error)) from None
     raise UserError(f"unknown drafter {kind!r:.80}")

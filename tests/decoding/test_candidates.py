@@ -9,6 +9,8 @@ import oracles
 import pytest
 
 from ssjax.decoding.candidates import NUM_RANKED_ANEW, Candidates, find_candidates, independent
+from ssjax.decoding.chances import log_chances, rows_needed
+from ssjax.decoding.drafters import BestFirstDrafter, Context, StaticDrafter
 from ssjax.decoding.tree import StaticTree, best_first_tree, static_tree
 from ssjax.models.head import make_head
 from ssjax.models.parent import candidate_logits, make_correction, with_parents
@@ -127,6 +129,81 @@ def test_best_first_equals_brute_force_over_the_conditional_probabilities(budget
         assert paths_of(tree, row) == expected
         kinds.add(tuple(map(len, expected)))
     assert len(kinds) > 1 or budget == 1  # trees of other shapes in other rows
+
+
+TEMPERATURES = (0.7, 1.0, 1.8)
+
+
+def test_tempered_chances_are_powers_in_proportion():
+    """The tokens outside of the candidates are one event more."""
+    table = random_table(5)
+    chances = np.exp(np.asarray(table.scores, np.float64))
+    whole = np.concatenate([chances, 1 - chances.sum(axis=-1, keepdims=True)], axis=-1)
+    powers = whole ** (1 / np.array(TEMPERATURES))[:, None, None]
+    expected = powers / powers.sum(axis=-1, keepdims=True)
+    found = table.tempered((*TEMPERATURES, 9.0))  # of a stream that is not there
+    np.testing.assert_allclose(np.exp(found.scores), expected[..., :-1], atol=1e-5)
+    np.testing.assert_array_equal(found.tokens, table.tokens)
+    impossible = Candidates(table.tokens, jnp.full_like(table.scores, -jnp.inf))
+    assert (impossible.tempered(TEMPERATURES).scores == -jnp.inf).all()
+
+
+def context_of(table):
+    return Context(None, None, jnp.asarray(ROOTS), table, None, ())
+
+
+@pytest.mark.parametrize("least", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("alike", [False, True])
+def test_nodes_below_a_chance_are_not_drafted(least, alike):
+    """Best-first, at temperatures, against every path; where parents are alike, too."""
+    table = random_table(7)
+    if alike:
+        table = Candidates(table.tokens, table.scores[:, :, :1])
+    drafter = BestFirstDrafter(8, J, temperatures=TEMPERATURES, min_node_chance=least)
+    tree, _ = jax.jit(drafter.propose)(context_of(table))
+    wide = jnp.broadcast_to(table.scores, (*table.scores.shape[:2], 4, 4))
+    tempered = Candidates(table.tokens, wide).tempered(TEMPERATURES)
+    counts = set()
+    for row in range(ROWS):
+        ranked = sorted(all_paths(tempered, row), key=lambda entry: -entry[1])[:8]
+        expected = [tokens_on(table, row, p) for p, score in ranked if np.exp(score) >= least]
+        assert paths_of(tree, row) == expected
+        assert int(rows_needed(tree)[row]) == 1 + len(expected)
+        counts.add(len(expected))
+    assert max(counts) < 8 or least < 0.1
+    assert len(counts) > 1 or least == 0.02
+
+
+def test_a_static_tree_loses_what_is_unlikely_with_all_below():
+    shape = StaticTree((-1, 0, 0, 1, 3, 2, 2, 5), (0, 2, 0, 1, 0, 3, 0, 1))
+    table, least = random_table(9), 0.05
+    whole = static_tree(shape, jnp.asarray(ROOTS), table)
+    drafter = StaticDrafter(shape, J, min_node_chance=least)
+    tree, _ = drafter.propose(context_of(table))
+    chances = np.asarray(log_chances(whole, table))
+    lost = 0
+    for row in range(ROWS):
+        by_tokens = {tokens_on(table, row, p): score for p, score in all_paths(table, row)}
+        paths = paths_of(whole, row)
+        np.testing.assert_allclose(chances[row, 1:], [by_tokens[p] for p in paths], atol=1e-5)
+        kept = [path for path in paths if np.exp(by_tokens[path]) >= least]
+        assert paths_of(tree, row) == kept
+        lost += len(paths) - len(kept)
+    assert 0 < lost < ROWS * 7
+
+
+def test_a_drafter_of_few_nodes_still_knows_what_is_outside():
+    assert BestFirstDrafter(3, J).num_candidates == 3
+    assert BestFirstDrafter(3, J, temperatures=TEMPERATURES).num_candidates == NUM_RANKED_ANEW
+    assert BestFirstDrafter(30, J, min_node_chance=0.1).num_candidates == 30
+
+
+def test_widths_of_passes():
+    """One, unless nodes may be missing and nothing is pruned within the pass."""
+    found = {n: BestFirstDrafter(n, J, min_node_chance=0.1).widths for n in (1, 4, 8, 16)}
+    assert found == {1: (1, 2), 4: (1, 5), 8: (1, 4, 9), 16: (1, 4, 8, 17)}
+    assert BestFirstDrafter(8, J).widths == (9,)
+    assert BestFirstDrafter(8, J, kept_nodes=3, min_node_chance=0.1).widths == (9,)
 
 
 def test_a_static_tree_holds_the_best_after_each_parent():

@@ -2,7 +2,7 @@
 
     drafter    streams, Medusa heads, prompt lookup, draft model, streams merged with lookup
     tree       best first, static, explicit; whole, or pruned by the early exit to a number of
-               nodes or by a threshold
+               nodes or by a threshold, or without unlikely nodes and passes no wider than needed
     streams    deferred, or beside every node of the pass
     tokens     greedy or sampled: at one position of one row the noise is always the same
     batch      rows alone, or ragged: prompts of 1 to 8 tokens, other limits and ends, limit 0
@@ -98,7 +98,14 @@ def make_drafters():
         f"{name}-threshold": dataclasses.replace(drafters[name], exit_threshold=0.05)
         for name in ("streams-best_first", "medusa-static", "merged-explicit")
     }
-    return drafters | pruned | under_threshold
+    # Passes of several widths, by what the drafts of all rows need.
+    likely = {
+        f"{name}-likely": dataclasses.replace(
+            drafters[name], temperatures=(0.8, 1.0, 1.5), min_node_chance=0.15
+        )
+        for name in ("streams-best_first", "streams-explicit", "medusa-best_first")
+    }
+    return drafters | pruned | under_threshold | likely
 
 
 DRAFTERS = make_drafters()
@@ -110,6 +117,7 @@ DIAGONAL = {
     ("streams-best_first-pruned", "deferred", "sampled", "ragged"),
     ("streams-static-pruned", "beside", "greedy", "ragged"),
     ("streams-best_first-threshold", "beside", "sampled", "ragged"),
+    ("streams-best_first-likely", "deferred", "sampled", "alone"),
     ("lookup", "deferred", "greedy", "ragged"),
     ("lookup", "deferred", "sampled", "alone"),
     ("draft_model", "deferred", "greedy", "ragged"),
@@ -287,7 +295,7 @@ def test_tokens_are_those_of_plain_decoding(weights, plain, name, order, tokens,
         found = run(some, DRAFTERS[name], spec, batch)
         runs |= assert_lossless(found, plain(kind, tokens))
     # None, some and all of a path accepted, else the test proves little.
-    whole = not name.endswith(("pruned", "threshold"))
+    whole = not name.endswith(("pruned", "threshold", "likely"))
     deepest = 4 if tokens == "greedy" and whole else 3
     assert runs >= ({1, 2} if batch == "alone" else set(range(1, 1 + deepest)))
 

@@ -500,8 +500,8 @@ def test_experiments(check):
 RUN = "workdir checkpoint base json"
 DECODE = (
     "max_new_tokens batch_size drafter draft_model num_nodes num_streams lookup_nodes kept_nodes "
-    "exit_threshold deferred temperature top_k top_p min_p repetition_penalty presence_penalty "
-    "banned_tokens min_new_tokens accept stop seed mesh calibration"
+    "exit_threshold min_node_chance deferred temperature top_k top_p min_p repetition_penalty "
+    "presence_penalty banned_tokens min_new_tokens accept stop seed mesh calibration"
 )
 # By verb: what is given, and what is odd. As it is given it ends soon, right or not.
 FLAGS = {
