@@ -9,6 +9,7 @@ is the same for all and left out. Rows of a batch are taken to be busy all the t
 """
 
 import dataclasses
+import functools
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ssjax.decoding import loop
 from ssjax.decoding.completion import check_finite
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import BestFirstDrafter, Drafter, PlainDrafter, StaticDrafter, Way
@@ -33,13 +35,24 @@ from ssjax.decoding.ways import (
 )
 from ssjax.errors import UserError
 from ssjax.evaluation.pass_time import PassShape, seconds_per_pass
-from ssjax.evaluation.replay import acceptance_table, predict, replay
+from ssjax.evaluation.reliability import (
+    Chances,
+    fit_temperatures,
+    gain_of,
+    halves,
+    reliability,
+)
+from ssjax.evaluation.replay import Prediction, acceptance_table, predict, replay
 from ssjax.files.writing import write_atomic
 from ssjax.models.transformer import Transformer
 
 MARGIN = 0.03  # of tokens per second: drafts that gain less are not worth their memory
 NUM_RANKS = 16
 GAIN = 0.01  # of tokens per call: a larger tree that promises less is not timed
+# Chances below which a node is not drafted, each a candidate. Were rows of one price, the best one
+# would be the tokens per second of decoding times what a row costs.
+MIN_NODE_CHANCES = (0.05, 0.1, 0.2, 0.4)
+_NARROWED = 2  # drafters that leave unlikely nodes out which are timed: the most promising
 _PLAIN_BATCH = 8
 
 
@@ -49,7 +62,7 @@ class Candidate:
 
     way: Way
     tokens_per_call: float  # of a row
-    seconds_per_pass: float  # of the batch
+    seconds_per_pass: float  # of the batch; the mean, where passes have several widths
     batch_size: int
 
     @property
@@ -90,9 +103,15 @@ class Acceptance:
     """What drafts do on some prompts, whatever the device."""
 
     table: np.ndarray  # [J, K] float64, shares by stream and rank
-    tokens_per_call: dict[Drafter, float]
+    predicted: dict[Drafter, Prediction]
+    chances: Chances
     prompt_length: int  # tokens, the median
     num_prompts: int
+
+    @property
+    def tokens_per_call(self) -> dict[Drafter, float]:
+        """Of every drafter that was predicted."""
+        return {drafter: each.tokens_per_call for drafter, each in self.predicted.items()}
 
 
 def require_streams(model: Transformer, name: str) -> None:
@@ -131,12 +150,21 @@ def measure_acceptance(
             "draft; raise decode.max_new_tokens or train longer"
         )
     num_ranks = min(NUM_RANKS, decoder.model.config.vocab_size)
-    table = acceptance_table(replay(decoder, prompts, outputs, ()), num_ranks)
-    drafters = candidate_drafters(table, node_counts)
-    traces = replay(decoder, prompts, outputs, drafters)
-    predicted = {d: predict(traces, i).tokens_per_call for i, d in enumerate(drafters)}
+    traces = replay(decoder, prompts, outputs, ())
+    table = acceptance_table(traces, num_ranks)
+    to_fit, to_report = halves(traces)
+    temperatures = fit_temperatures(to_fit)
+    gain = gain_of(to_report, temperatures)
+    drafters = candidate_drafters(table, node_counts, temperatures if gain > 0 else ())
+    whole = BestFirstDrafter(max(node_counts), len(table))
+    judged = (whole, dataclasses.replace(whole, temperatures=temperatures))
+    traces = replay(decoder, prompts, outputs, drafters, judged)
+    predicted = {d: predict(traces, i) for i, d in enumerate(drafters)}
+    reported = [reliability(halves(traces)[1], index) for index in range(2)]
     length = round(statistics.median(map(len, prompts)))
-    return Acceptance(table, predicted, length, len(prompts))
+    return Acceptance(
+        table, predicted, Chances(temperatures, *reported, gain), length, len(prompts)
+    )
 
 
 def calibrate(
@@ -156,32 +184,106 @@ def calibrate(
       max_new_tokens: as in decoding; part of the size of the cache.
       repeats, on_compiled: as in `seconds_per_pass`.
     """
-    ways = candidate_ways(decoder.model, worth_timing(acceptance.tokens_per_call))
+    tokens = acceptance.tokens_per_call
+    whole = {drafter: tokens[drafter] for drafter in tokens if len(drafter.widths) == 1}
+    ways = candidate_ways(decoder.model, worth_timing(whole))
     shape = PassShape(batch_size, acceptance.prompt_length, max_new_tokens)
-    seconds = seconds_per_pass(decoder, ways, shape, repeats=repeats, on_compiled=on_compiled)
-    tokens = {PlainDrafter(): 1.0} | acceptance.tokens_per_call
-    candidates = tuple(
+    timing = dict(repeats=repeats, on_compiled=on_compiled)
+    seconds = seconds_per_pass(decoder, ways, shape, **timing)
+    tokens = {PlainDrafter(): 1.0} | tokens
+    candidates = [
         Candidate(way, tokens[way.drafter], time, batch_size)
         for way, time in zip(ways, seconds, strict=True)
+    ]
+    narrowed = most_promising(acceptance, candidates)
+    each = [(way, width) for way in narrowed for width in way.drafter.widths]
+    steps = [functools.partial(loop.decode_step, width=width) for _, width in each]
+    # Plain decoding once more, so that a faster or slower minute of the machine does not count.
+    again = [ways[0], *(way for way, _ in each)]
+    first, *seconds = (
+        seconds_per_pass(decoder, again, shape, steps=[loop.decode_step, *steps], **timing)
+        if each
+        else [1.0]
     )
-    return Calibration(batch_size, candidates)
+    scale = candidates[0].seconds_per_pass / first
+    times = {key: scale * time for key, time in zip(each, seconds, strict=True)}
+    for way in narrowed:
+        own = [times[way, width] for width in way.drafter.widths]
+        mean = mean_seconds(acceptance.predicted[way.drafter], way.drafter, own, batch_size)
+        candidates.append(Candidate(way, tokens[way.drafter], mean, batch_size))
+    return Calibration(batch_size, tuple(candidates))
 
 
-def candidate_drafters(table: np.ndarray, node_counts: Sequence[int]) -> list[Drafter]:
+def mean_seconds(
+    prediction: Prediction, drafter: Drafter, seconds: Sequence[float], batch_size: int
+) -> float:
+    """Mean seconds of a pass, which is as wide as the row of the batch that needs most.
+
+    Args:
+      prediction: of the drafter; rows of a batch are taken not to know each other.
+      drafter: with some widths.
+      seconds: of a pass of each width.
+      batch_size: rows of a pass.
+    """
+    needed = np.array(prediction.rows)
+    fits = np.array([(needed <= width).mean() for width in drafter.widths]) ** batch_size
+    return float(np.diff(fits, prepend=0.0) @ np.array(seconds))
+
+
+def most_promising(acceptance: Acceptance, timed: Sequence[Candidate]) -> list[Way]:
+    """Ways whose passes have several widths that seem the fastest, by passes of other drafters.
+
+    A pass of some width is taken to cost what a draft of as many rows does in the same order.
+
+    Args:
+      acceptance: predictions.
+      timed: candidates of one width, plain decoding first.
+    """
+    found = []
+    for deferred in dict.fromkeys(candidate.way.deferred for candidate in timed[1:]):
+        same = [timed[0], *(c for c in timed[1:] if c.way.deferred == deferred)]
+        rows = sorted({c.way.drafter.num_nodes for c in same})
+        cost = [min(c.seconds_per_pass for c in same if c.way.drafter.num_nodes == r) for r in rows]
+        for drafter, prediction in acceptance.predicted.items():
+            if len(drafter.widths) > 1:
+                own = np.interp(drafter.widths, rows, cost)
+                mean = mean_seconds(prediction, drafter, own, timed[0].batch_size)
+                found.append((prediction.tokens_per_call / mean, Way(drafter, deferred)))
+    found.sort(key=lambda entry: -entry[0])
+    return [way for _, way in found[:_NARROWED]]
+
+
+def candidate_drafters(
+    table: np.ndarray, node_counts: Sequence[int], temperatures: tuple[float, ...] = ()
+) -> list[Drafter]:
     """Trees of these sizes; best-first with 1, 2, 4, ... and all streams.
+
+    Those with all streams also without nodes of less than some chance, `MIN_NODE_CHANCES`.
 
     Args:
       table: [J, K], acceptance by stream and rank.
       node_counts: budgets of draft nodes.
+      temperatures: by stream, for best-first trees; empty: all 1.
     """
     num_streams = len(table)
     used = [2**i for i in range(num_streams.bit_length()) if 2**i < num_streams] + [num_streams]
     # A tree of few nodes cannot be deeper than it has nodes.
-    best_first = [BestFirstDrafter(n, j) for n in node_counts for j in used if j <= n]
+    best_first = [
+        BestFirstDrafter(n, j, temperatures=temperatures[:j])
+        for n in node_counts
+        for j in used
+        if j <= n
+    ]
+    likely = [
+        dataclasses.replace(drafter, min_node_chance=chance)
+        for drafter in best_first
+        if drafter.num_streams == num_streams
+        for chance in MIN_NODE_CHANCES
+    ]
     # Fewer nodes than asked for where no others were ever accepted: equal trees once.
     trees = {likeliest_static_tree(table, n): None for n in node_counts}
     static = [StaticDrafter(tree, tree.max_depth) for tree in trees if tree.num_nodes > 1]
-    return best_first + static
+    return best_first + static + likely
 
 
 def worth_timing(tokens_per_call: Mapping[Drafter, float]) -> list[Drafter]:
@@ -247,6 +349,7 @@ def entry_of(situation: Situation, acceptance: Acceptance, calibration: Calibrat
             {"drafter": drafter_to_dict(drafter), "tokens_per_call": tokens}
             for drafter, tokens in acceptance.tokens_per_call.items()
         ],
+        "chances": _chances_values(acceptance.chances),
         "chosen": _candidate_values(calibration.chosen),
         "candidates": [_candidate_values(candidate) for candidate in calibration.candidates],
     }
@@ -266,6 +369,16 @@ def summary(calibration: Calibration) -> str:
         f"{describe(chosen.way)} {at}: {chosen.tokens_per_call:.2f} tokens per call, "
         f"{ratio:.2f} times as fast as plain decoding"
     )
+
+
+def _chances_values(chances: Chances) -> dict[str, Any]:
+    return {
+        "temperatures": list(chances.temperatures),
+        "used": bool(chances.used),
+        "gain": chances.gain,
+        "plain": {"error": chances.plain.error, **dataclasses.asdict(chances.plain)},
+        "fitted": {"error": chances.fitted.error, **dataclasses.asdict(chances.fitted)},
+    }
 
 
 def _candidate_values(candidate: Candidate) -> dict[str, Any]:

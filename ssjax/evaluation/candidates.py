@@ -1,5 +1,6 @@
 """A calibration on the terminal: what is accepted, and every candidate with its speed."""
 
+import itertools
 import sys
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ from rich.table import Table
 from ssjax.decoding.drafters import StaticDrafter
 from ssjax.evaluation import best_way
 from ssjax.evaluation.best_way import Acceptance, Calibration
+from ssjax.evaluation.reliability import EDGES, Bin, Chances
 from ssjax.run import Run
 
 _SHOWN_RANKS = 4
@@ -30,15 +32,46 @@ def show(run: Run, acceptance: Acceptance, calibrations: Sequence[Calibration]) 
     for stream, shares in enumerate(acceptance.table, start=1):
         table.add_row(str(stream), *(f"{share:.3f}" for share in shares[:ranks]))
     console.print(table)
+    console.print(_chance_table(acceptance.chances))
     for calibration in calibrations:
         console.print(_candidate_table(calibration))
         # The line may be long, and a file that it is piped into wants one line.
         console.print(f"chosen: {best_way.summary(calibration)}", soft_wrap=True)
 
 
+def _chance_table(chances: Chances) -> Table:
+    said = ", ".join(f"{each:.2f}" for each in chances.temperatures)
+    which = "used" if chances.used else "not used: they do not hold for other prompts"
+    table = Table(
+        title=f"chances of draft nodes; temperatures by stream {said} ({which})",
+        title_justify="left",
+        caption=f"mean error {chances.plain.error:.3f}, fitted {chances.fitted.error:.3f}; on "
+        "prompts that were not fitted to",
+        caption_justify="left",
+    )
+    table.add_column("chance")
+    for name in ("nodes", "predicted", "kept", "nodes, fitted", "predicted", "kept"):
+        table.add_column(name, justify="right")
+    both = [{each.low: each for each in r.bins} for r in (chances.plain, chances.fitted)]
+    for low, high in itertools.pairwise(EDGES):
+        cells = []
+        for bins in both:
+            own = bins.get(low)
+            cells += (
+                [f"{own.nodes:,}", f"{own.predicted:.3f}", f"{own.kept:.3f}"] if own else [""] * 3
+            )
+        if any(cells):
+            table.add_row(f"{low:g} to {high:g}", *cells)
+    return table
+
+
+def _cells(own: Bin | None) -> list[str]:
+    return [f"{own.nodes:,}", f"{own.predicted:.3f}", f"{own.kept:.3f}"] if own else [""] * 3
+
+
 def _candidate_table(calibration: Calibration) -> Table:
     table = Table(title=f"batch size {calibration.batch_size}", title_justify="left")
-    for name in ("tree", "draft nodes", "streams", "order"):
+    for name in ("tree", "draft nodes", "least chance", "streams", "order"):
         table.add_column(name)
     for name in ("tokens per call", "ms per pass", "tokens per second", "to plain"):
         table.add_column(name, justify="right")
@@ -47,9 +80,10 @@ def _candidate_table(calibration: Calibration) -> Table:
         drafter = candidate.way.drafter
         kind = "static" if isinstance(drafter, StaticDrafter) else "best-first"
         order = "deferred" if candidate.way.deferred else "beside"
-        what = ("plain", "", "", "")
+        what = ("plain", "", "", "", "")
         if not candidate.is_plain:
-            what = (kind, str(drafter.num_nodes - 1), str(drafter.num_streams), order)
+            least = f"{drafter.min_node_chance:g}" if drafter.min_node_chance else ""
+            what = (kind, str(drafter.num_nodes - 1), least, str(drafter.num_streams), order)
         table.add_row(
             *what,
             f"{candidate.tokens_per_call:.2f}",

@@ -7,6 +7,7 @@ from typing import Any
 from ssjax.decoding.drafters import StaticDrafter
 from ssjax.errors import UserError
 from ssjax.evaluation.best_way import Acceptance, Calibration
+from ssjax.evaluation.reliability import Chances, Reliability
 
 
 def require_matplotlib() -> None:
@@ -67,16 +68,17 @@ def of_benchmark(rows: Sequence[dict[str, Any]], title: str) -> bytes:
 def of_calibration(
     acceptance: Acceptance, calibrations: Sequence[Calibration], title: str
 ) -> bytes:
-    """A calibration in two panels, as a PNG file.
+    """A calibration in three panels, as a PNG file.
 
-    On the left every drafter that was predicted, a curve for each kind and number of streams. On
-    the right every pass that was timed, relative to the plain pass of the same batch size, a
+    On the left every drafter that was predicted, a curve for each kind and number of streams. In
+    the middle every pass that was timed, relative to the plain pass of the same batch size, a
     curve for each execution order; with several numbers of streams, or kinds of tree, the
     fastest pass with that many nodes. A pass pays where it takes fewer plain passes than it
-    emits tokens.
+    emits tokens. On the right the share of draft nodes that was kept by their chance, without and
+    with the fitted temperatures; on the diagonal chances are true.
     """
-    figure = _figure((11, 4.2), title)
-    left, right = figure.subplots(1, 2)
+    figure = _figure((15, 4.2), title)
+    left, right, truth = figure.subplots(1, 3)
     for name, points in tokens_by_nodes(acceptance).items():
         style = "s--" if name.startswith("static") else "o-"
         left.plot(*zip(*points, strict=True), style, label=name, markersize=4)
@@ -87,17 +89,31 @@ def of_calibration(
             label = f"batch size {calibration.batch_size}, streams {order}"
             right.plot(*zip(*points, strict=True), style, label=label, markersize=4)
     right.set(xlabel="draft nodes", ylabel="pass time, plain pass = 1", ylim=(0, None))
-    for axes in (left, right):
+    truth.plot([0, 1], [0, 1], color="black", linewidth=0.8)
+    for name, reliability in chances_by_name(acceptance.chances).items():
+        points = [(each.predicted, each.kept) for each in reliability.bins]
+        label = f"{name}, mean error {reliability.error:.3f}"
+        truth.plot(*zip(*points, strict=True), "o-", label=label, markersize=4)
+    truth.set(xlabel="chance of a draft node", ylabel="share kept", ylim=(0, 1))
+    for axes in (left, right, truth):
         axes.set_xlim(0, None)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     return _png(figure)
 
 
+def chances_by_name(chances: Chances) -> dict[str, Reliability]:
+    """What is drawn of the chances; without nodes nothing."""
+    both = {"temperature 1": chances.plain, "fitted temperatures": chances.fitted}
+    return {name: reliability for name, reliability in both.items() if reliability.bins}
+
+
 def tokens_by_nodes(acceptance: Acceptance) -> dict[str, list[tuple[int, float]]]:
     """By kind of tree: (draft nodes, tokens per call), rising; no draft nodes give one token."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for drafter, tokens in acceptance.tokens_per_call.items():
+        if len(drafter.widths) > 1:
+            continue  # it has no one number of nodes
         streams = drafter.num_streams
         name = f"best-first, {streams} stream{'s' * (streams != 1)}"
         if isinstance(drafter, StaticDrafter):
@@ -112,6 +128,8 @@ def relative_time_by_nodes(calibration: Calibration) -> dict[str, list[tuple[int
     curves: dict[str, dict[int, float]] = {}
     for candidate in calibration.candidates[1:]:
         order = "deferred" if candidate.way.deferred else "beside every node"
+        if len(candidate.way.drafter.widths) > 1:
+            continue  # it has no one number of nodes
         nodes = candidate.way.drafter.num_nodes - 1
         fastest = curves.setdefault(order, {0: 1.0})
         ratio = candidate.seconds_per_pass / plain

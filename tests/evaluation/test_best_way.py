@@ -1,6 +1,7 @@
 """Calibration: what it predicts is what decoding does, what it chooses is the best there is."""
 
 import dataclasses
+import itertools
 import json
 import random
 
@@ -20,16 +21,21 @@ from ssjax.decoding.ways import Situation
 from ssjax.errors import UserError
 from ssjax.evaluation import best_way, pass_time
 from ssjax.evaluation.best_way import (
+    MIN_NODE_CHANCES,
     Acceptance,
     Calibration,
     Candidate,
     calibrate,
     candidate_drafters,
     candidate_ways,
+    mean_seconds,
     measure_acceptance,
+    most_promising,
     require_streams,
     worth_timing,
 )
+from ssjax.evaluation.reliability import Chances, binned
+from ssjax.evaluation.replay import Prediction
 from ssjax.run import Run
 
 pytestmark = pytest.mark.stress  # a program for every candidate
@@ -73,7 +79,7 @@ def test_candidates_by_hand():
     table = np.array([[0.5, 0.2], [0.4, 0.0], [0.0, 0.0]])
     found = candidate_drafters(table, [1, 2, 9])
     three = StaticTree((-1, 0, 0, 1, 2), (0, 0, 1, 0, 0))
-    assert found == [
+    assert found[:9] == [
         BestFirstDrafter(1, 1),
         BestFirstDrafter(2, 1),
         BestFirstDrafter(2, 2),
@@ -84,8 +90,13 @@ def test_candidates_by_hand():
         StaticDrafter(StaticTree((-1, 0, 0), (0, 0, 1)), 1),
         StaticDrafter(three, 2),
     ]
-    nothing_accepted = candidate_drafters(np.zeros((4, 2)), [8])
-    assert nothing_accepted == [BestFirstDrafter(8, j) for j in (1, 2, 4)]
+    assert found[9:] == [BestFirstDrafter(9, 3, min_node_chance=p) for p in MIN_NODE_CHANCES]
+    warm = (1.5, 1.0, 0.9, 0.8)
+    nothing_accepted = candidate_drafters(np.zeros((4, 2)), [8], warm)
+    assert nothing_accepted[:3] == [
+        BestFirstDrafter(8, j, temperatures=warm[:j]) for j in (1, 2, 4)
+    ]
+    assert {drafter.temperatures for drafter in nothing_accepted[3:]} == {warm}
 
 
 def test_streams_that_the_main_stream_reads_have_one_order(tiny, reading):
@@ -158,11 +169,50 @@ def test_larger_trees_that_promise_no_more_are_not_timed():
     assert set(worth_timing(promised)) == {best(2, 1), best(8, 1), best(4, 2), static(2)}
 
 
+def test_a_pass_is_as_wide_as_the_row_that_needs_most():
+    """Against every pair of rows."""
+    drafter = BestFirstDrafter(8, 2, min_node_chance=0.1)
+    assert drafter.widths[-1] == 9 and drafter.widths[0] == 1
+    seconds = [float(1 + width) for width in drafter.widths]
+    needed = (1, 1, 3, 9, 2)
+
+    def cost(rows):
+        return next(s for w, s in zip(drafter.widths, seconds, strict=True) if w >= rows)
+
+    prediction = Prediction(((1,) * 5,), needed)
+    alone = np.mean([cost(rows) for rows in needed])
+    pairs = np.mean([cost(max(pair)) for pair in itertools.product(needed, repeat=2)])
+    assert mean_seconds(prediction, drafter, seconds, 1) == pytest.approx(alone)
+    assert mean_seconds(prediction, drafter, seconds, 2) == pytest.approx(pairs)
+    assert alone < pairs
+
+
+def test_the_drafts_worth_timing_with_several_widths_are_those_that_seem_fastest():
+    """Passes cost a second and one more for each draft node."""
+    timed = [
+        Candidate(Way(PlainDrafter(), True), 1.0, 1.0, 1),
+        Candidate(Way(BestFirstDrafter(8, 2), True), 3.0, 9.0, 1),
+    ]
+    likely = [BestFirstDrafter(8, 2, min_node_chance=chance) for chance in (0.1, 0.2, 0.3)]
+    predicted = {
+        BestFirstDrafter(8, 2): Prediction(((3, 3),), (9, 9)),
+        likely[0]: Prediction(((2, 2),), (1, 9)),  # 2 tokens in 5 s
+        likely[1]: Prediction(((2, 2),), (1, 1)),  # 2 in 1
+        likely[2]: Prediction(((2, 1),), (1, 1)),  # 1.5 in 1
+    }
+    acceptance = Acceptance(np.zeros((2, 2)), predicted, CHANCES, 12, 3)
+    assert most_promising(acceptance, timed) == [Way(likely[1], True), Way(likely[2], True)]
+
+
 # The file.
 
 HERE = Situation(device="cpu", dtype="float32", step=400, num_streams=4)
 STATIC = StaticDrafter(StaticTree((-1, 0, 0, 2), (0, 0, 1, 3)), 2)
-ACCEPTANCE = Acceptance(np.array([[0.5, 0.25]]), {STATIC: 2.0}, 12, 3)
+TRUE = binned(np.array([0.5, 0.5]), np.array([1, 0]))
+CHANCES = Chances((1.1, 0.9), TRUE, TRUE, 0.01)
+ACCEPTANCE = Acceptance(
+    np.array([[0.5, 0.25]]), {STATIC: Prediction(((2, 2),), (4, 4))}, CHANCES, 12, 3
+)
 
 
 def calibration_of(batch_size, drafter, speed=150.0, deferred=False):
@@ -176,7 +226,10 @@ def stored(directory, *calibrations, situation=HERE):
     best_way.store(directory, [best_way.entry_of(situation, ACCEPTANCE, c) for c in calibrations])
 
 
-@pytest.mark.parametrize("drafter", [STATIC, BestFirstDrafter(8, 4)])
+LIKELY = BestFirstDrafter(8, 2, temperatures=(1.25, 0.5), min_node_chance=0.1)
+
+
+@pytest.mark.parametrize("drafter", [STATIC, BestFirstDrafter(8, 4), LIKELY])
 @pytest.mark.parametrize("deferred", [True, False])
 def test_what_is_stored_comes_back(tmp_path, drafter, deferred):
     stored(tmp_path, calibration_of(4, drafter, deferred=deferred))
@@ -184,10 +237,40 @@ def test_what_is_stored_comes_back(tmp_path, drafter, deferred):
     assert way == Way(drafter, deferred)
     order = "deferred" if deferred else "beside every node"
     kind = "static tree of 3" if drafter is STATIC else "best-first tree of 8"
-    assert f"calibrated: {kind} nodes, {drafter.num_streams} streams {order} at batch" in line
+    kind += " nodes" + " of a chance of 0.1 or more" * (drafter is LIKELY)
+    assert f"calibrated: {kind}, {drafter.num_streams} streams {order} at batch" in line
     assert "1.50 times as fast" in line and "--nocalibration" in line and "\n" not in line
     [entry] = json.loads((tmp_path / "calibration.json").read_text())["calibrations"]
     assert entry["acceptance"] == [[0.5, 0.25]] and len(entry["candidates"]) == 2
+
+
+def test_a_file_from_before_there_were_chances_is_read(tmp_path):
+    stored(tmp_path, calibration_of(4, BestFirstDrafter(8, 4)))
+    path = tmp_path / "calibration.json"
+    content = json.loads(path.read_text())
+    for name in ("temperatures", "min_node_chance"):
+        del content["calibrations"][0]["chosen"]["drafter"][name]
+    del content["calibrations"][0]["chances"]
+    path.write_text(json.dumps(content))
+    assert ways.find(tmp_path, HERE, 4)[0] == Way(BestFirstDrafter(8, 4), False)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"temperatures": [1.0]}, "1 temperatures for 2 streams"),
+        ({"temperatures": [1.0, 0.0]}, "temperatures must be a tuple"),
+        ({"min_node_chance": 1.0}, "min_node_chance must be a number"),
+    ],
+)
+def test_chances_that_cannot_be_are_refused(tmp_path, change, reason):
+    stored(tmp_path, calibration_of(4, LIKELY))
+    path = tmp_path / "calibration.json"
+    content = json.loads(path.read_text())
+    content["calibrations"][0]["chosen"]["drafter"] |= change
+    path.write_text(json.dumps(content))
+    way, line = ways.find(tmp_path, HERE, 4)
+    assert way is None and reason in line
 
 
 def test_plain_comes_back_too_and_says_so(tmp_path):

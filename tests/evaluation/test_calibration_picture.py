@@ -10,14 +10,27 @@ from ssjax.decoding.tree import StaticTree
 from ssjax.errors import UserError
 from ssjax.evaluation import pictures
 from ssjax.evaluation.best_way import Acceptance, Calibration, Candidate
+from ssjax.evaluation.reliability import Chances, binned
+from ssjax.evaluation.replay import Prediction
 
 TOKENS_PER_CALL = {
     BestFirstDrafter(8, 1): 1.7,
     BestFirstDrafter(2, 1): 1.5,
     BestFirstDrafter(2, 2): 1.6,
     StaticDrafter(StaticTree((-1, 0, 0, 2), (0, 0, 1, 3)), 2): 2.0,
+    BestFirstDrafter(8, 2, min_node_chance=0.1): 1.9,  # of several widths: no point of a curve
 }
-ACCEPTANCE = Acceptance(np.array([[0.5, 0.25]]), TOKENS_PER_CALL, 12, 3)
+TRUE = binned(np.array([0.05, 0.5, 0.5]), np.array([0, 1, 0]))
+CHANCES = Chances((1.0, 2.0), TRUE, binned(np.zeros(3), np.zeros(3)), 0.0)
+
+
+def prediction(tokens):
+    """Of 100 passes."""
+    return Prediction(((round(100 * tokens), *[0] * 99),), ())
+
+
+PREDICTED = {drafter: prediction(tokens) for drafter, tokens in TOKENS_PER_CALL.items()}
+ACCEPTANCE = Acceptance(np.array([[0.5, 0.25]]), PREDICTED, CHANCES, 12, 3)
 
 
 def calibration_of(*passes):
@@ -49,6 +62,10 @@ def test_times_by_hand():
         "deferred": [(0, 1.0), (2, pytest.approx(2.0)), (8, pytest.approx(4.0))],
         "beside every node": [(0, 1.0), (2, pytest.approx(2.5))],
     }
+
+
+def test_chances_without_nodes_are_not_drawn():
+    assert pictures.chances_by_name(CHANCES) == {"temperature 1": TRUE}
 
 
 def test_it_is_a_png():

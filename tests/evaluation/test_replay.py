@@ -8,7 +8,7 @@ import pytest
 
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter
 from ssjax.decoding.tree import StaticTree
-from ssjax.evaluation.replay import UNKNOWN, Trace, acceptance_table, predict, replay
+from ssjax.evaluation.replay import UNKNOWN, Events, Trace, acceptance_table, predict, replay
 
 pytestmark = pytest.mark.stress  # a program for every drafter
 
@@ -40,6 +40,13 @@ def traces(decoders, outputs):
         name: replay(decoder, PROMPTS, outputs[name], DRAFTERS)
         for name, decoder in decoders.items()
     }
+
+
+NOTHING = np.zeros((0, 0))
+
+
+def trace(ranks=NOTHING, accepted=NOTHING, rows=NOTHING):
+    return Trace(ranks, accepted, rows, Events(NOTHING, NOTHING))
 
 
 # Acceptance.
@@ -77,8 +84,7 @@ def test_acceptance_by_stream_and_rank_equals_numpy(
 
 
 def test_acceptance_leaves_out_what_is_unknown():
-    nothing = np.zeros((2, 0), np.int32)
-    traces = [Trace(np.array([[0, 2], [1, UNKNOWN]]), nothing), Trace(np.zeros((0, 2)), nothing)]
+    traces = [trace(ranks=np.array([[0, 2], [1, UNKNOWN]])), trace(ranks=np.zeros((0, 2)))]
     np.testing.assert_array_equal(acceptance_table(traces, 2), [[0.5, 0.5], [0, 0]])
     np.testing.assert_array_equal(acceptance_table(traces[1:], 2), np.zeros((2, 2)))
 
@@ -129,6 +135,8 @@ def test_the_prompts_meet_every_case(decoders, outputs, traces):
 def test_prediction_of_a_chain_by_hand():
     """Roots 0 -> 3 -> 4 -> end; what roots 1, 2 and 5 would accept plays no part."""
     accepted = np.array([[2], [9], [9], [0], [1], [9]])
-    prediction = predict([Trace(np.zeros((6, 1)), accepted)], 0)
+    rows = np.array([[5], [7], [7], [1], [3], [7]])
+    prediction = predict([trace(accepted=accepted, rows=rows)], 0)
     assert prediction.runs == ((3, 1, 2),) and prediction.tokens_per_call == 2.0
+    assert prediction.rows == (5, 1, 3)
     assert predict([], 0).tokens_per_call == 0
