@@ -1,5 +1,6 @@
 """The cache that passes leave behind, the compiled loop against a Python loop, compilations."""
 
+import dataclasses
 import functools
 import re
 
@@ -12,9 +13,10 @@ import pytest
 from ssjax.decoding import decoder as decoder_module
 from ssjax.decoding import loop
 from ssjax.decoding.decoder import num_compilations
-from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
+from ssjax.decoding.drafters import BestFirstDrafter, Memoryless, PlainDrafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.state import DecodeSpec, Rows
+from ssjax.decoding.tree import NO_PARENT
 
 CACHE_TOLERANCE = 1e-5  # of the largest entry of a layer's keys or values
 BATCH, BUCKET, NEW, CAPACITY = 4, 16, 24, 64
@@ -73,6 +75,56 @@ def test_python_loop_equals_the_compiled_loop(states, static, start):
     assert int(compiled.calls.max()) == len(states) - 1
     for ours, theirs in zip(
         jax.tree.leaves(compiled.cache), jax.tree.leaves(states[-1].cache), strict=True
+    ):
+        assert_close(ours, theirs)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fewer(Memoryless):
+    """Of another drafter's tree the first 1, 3 or all nodes, by the length of the row."""
+
+    drafter: object
+    narrow: tuple[int, ...]
+    num_nodes: int = 7
+    max_depth: int = 3
+    num_streams: int = 3
+
+    @property
+    def widths(self):
+        return (*self.narrow, self.num_nodes)
+
+    def propose(self, context):
+        tree, _ = self.drafter.propose(context)
+        kept = jnp.array([1, 1, 3, 1, 1, self.num_nodes])[context.length % 6]
+        parent = jnp.where(jnp.arange(self.num_nodes) < kept[:, None], tree.parent, NO_PARENT)
+        return tree.replace(parent=parent, depth=jnp.where(parent < 0, 0, tree.depth)), ()
+
+
+def test_a_pass_is_as_wide_as_the_drafts_of_its_rows(static, rows, monkeypatch):
+    """Rows that are done count no more; what is found is what a pass of all rows finds."""
+    model, params, script, spec = static
+    whole = (model, params, Fewer(script, ()), spec)
+    some = (model, params, Fewer(script, (1, 3)), spec)
+    run, ran = loop._pass_of, []
+
+    def recorded(forward, state, width):
+        jax.debug.callback(lambda: ran.append(width))
+        return run(forward, state, width)
+
+    expected = decoder_module.decode_program(*whole, decoder_module.prefill_program(*whole, rows))
+    monkeypatch.setattr(loop, "_pass_of", recorded)
+    state, wanted = decoder_module.prefill_program(*some, rows), []
+    step = jax.jit(functools.partial(loop.decode_step, *some))
+    while bool(loop.keep_going(state)):
+        parent = np.asarray(state.draft.parent)[~np.asarray(state.done)]
+        wanted.append(next(w for w in (1, 3, 7) if (parent[:, w:] < 0).all()))
+        state = step(state)
+    jax.effects_barrier()
+    assert ran == wanted and set(ran) == {1, 3, 7}
+    for name in ("tokens", "born", "length", "done", "calls", "drafted"):
+        np.testing.assert_array_equal(getattr(state, name), getattr(expected, name), name)
+    for ours, theirs in zip(
+        jax.tree.leaves(state.cache), jax.tree.leaves(expected.cache), strict=True
     ):
         assert_close(ours, theirs)
 
