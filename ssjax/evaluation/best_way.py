@@ -35,13 +35,7 @@ from ssjax.decoding.ways import (
 )
 from ssjax.errors import UserError
 from ssjax.evaluation.pass_time import PassShape, seconds_per_pass
-from ssjax.evaluation.reliability import (
-    Chances,
-    fit_temperatures,
-    gain_of,
-    halves,
-    reliability,
-)
+from ssjax.evaluation.reliability import Chances, measure_chances
 from ssjax.evaluation.replay import Prediction, acceptance_table, predict, replay
 from ssjax.files.writing import write_atomic
 from ssjax.models.transformer import Transformer
@@ -152,19 +146,13 @@ def measure_acceptance(
     num_ranks = min(NUM_RANKS, decoder.model.config.vocab_size)
     traces = replay(decoder, prompts, outputs, ())
     table = acceptance_table(traces, num_ranks)
-    to_fit, to_report = halves(traces)
-    temperatures = fit_temperatures(to_fit)
-    gain = gain_of(to_report, temperatures)
-    drafters = candidate_drafters(table, node_counts, temperatures if gain > 0 else ())
     whole = BestFirstDrafter(max(node_counts), len(table))
-    judged = (whole, dataclasses.replace(whole, temperatures=temperatures))
-    traces = replay(decoder, prompts, outputs, drafters, judged)
+    chances = measure_chances(decoder, prompts, outputs, traces, whole)
+    drafters = candidate_drafters(table, node_counts, chances.used)
+    traces = replay(decoder, prompts, outputs, drafters)
     predicted = {d: predict(traces, i) for i, d in enumerate(drafters)}
-    reported = [reliability(halves(traces)[1], index) for index in range(2)]
     length = round(statistics.median(map(len, prompts)))
-    return Acceptance(
-        table, predicted, Chances(temperatures, *reported, gain), length, len(prompts)
-    )
+    return Acceptance(table, predicted, chances, length, len(prompts))
 
 
 def calibrate(
@@ -376,6 +364,7 @@ def _chances_values(chances: Chances) -> dict[str, Any]:
         "temperatures": list(chances.temperatures),
         "used": bool(chances.used),
         "gain": chances.gain,
+        "tokens_per_call": list(chances.tokens_per_call),
         "plain": {"error": chances.plain.error, **dataclasses.asdict(chances.plain)},
         "fitted": {"error": chances.fitted.error, **dataclasses.asdict(chances.fitted)},
     }

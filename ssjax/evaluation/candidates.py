@@ -41,7 +41,7 @@ def show(run: Run, acceptance: Acceptance, calibrations: Sequence[Calibration]) 
 
 def _chance_table(chances: Chances) -> Table:
     said = ", ".join(f"{each:.2f}" for each in chances.temperatures)
-    which = "used" if chances.used else "not used: they do not hold for other prompts"
+    which = "used" if chances.used else "not used: other prompts gain nothing"
     table = Table(
         title=f"chances of draft nodes; temperatures by stream {said} ({which})",
         title_justify="left",

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssjax.decoding.candidates import Candidates, log_outside
-from ssjax.evaluation.replay import UNKNOWN, Trace
+from ssjax.decoding.decoder import Decoder
+from ssjax.decoding.drafters import BestFirstDrafter
+from ssjax.evaluation.replay import UNKNOWN, Tokens, Trace, predict, replay
 
 # Narrow where most nodes are: a tree has few likely ones.
 EDGES = (0.0, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
@@ -57,11 +59,40 @@ class Chances:
     fitted: Reliability  # on the same
     # Mean log-likelihood that the temperatures add to a token on those prompts, in nats.
     gain: float
+    tokens_per_call: tuple[float, float]  # on the same, of the trees without and with them
 
     @property
     def used(self) -> tuple[float, ...]:
-        """The temperatures if they make what was not fitted to likelier, else none."""
-        return self.temperatures if self.gain > 0 else ()
+        """The temperatures, if they help prompts that were not fitted to, else none.
+
+        What came must be likelier under them, and trees must not hold less of it: truer chances of
+        single tokens need not make better trees.
+        """
+        plain, fitted = self.tokens_per_call
+        return self.temperatures if self.gain > 0 and fitted >= plain else ()
+
+
+def measure_chances(
+    decoder: Decoder,
+    prompts: Sequence[Tokens],
+    outputs: Sequence[Tokens],
+    traces: Sequence[Trace],
+    drafter: BestFirstDrafter,
+) -> Chances:
+    """Fits temperatures to every second output and looks at the nodes of the others.
+
+    Args:
+      decoder, prompts, outputs: as for `replay`.
+      traces: of the outputs.
+      drafter: whose nodes are looked at, at temperature 1.
+    """
+    to_fit, to_report = halves(traces)
+    temperatures = fit_temperatures(to_fit)
+    both = (drafter, dataclasses.replace(drafter, temperatures=temperatures))
+    _, reported = halves(replay(decoder, prompts, outputs, both, both))
+    plain, fitted = (reliability(reported, index) for index in range(2))
+    tokens = tuple(predict(reported, index).tokens_per_call for index in range(2))
+    return Chances(temperatures, plain, fitted, gain_of(to_report, temperatures), tokens)
 
 
 def halves(traces: Sequence[Trace]) -> tuple[Sequence[Trace], Sequence[Trace]]:

@@ -209,7 +209,7 @@ def test_the_drafts_worth_timing_with_several_widths_are_those_that_seem_fastest
 HERE = Situation(device="cpu", dtype="float32", step=400, num_streams=4)
 STATIC = StaticDrafter(StaticTree((-1, 0, 0, 2), (0, 0, 1, 3)), 2)
 TRUE = binned(np.array([0.5, 0.5]), np.array([1, 0]))
-CHANCES = Chances((1.1, 0.9), TRUE, TRUE, 0.01)
+CHANCES = Chances((1.1, 0.9), TRUE, TRUE, 0.01, (2.0, 2.1))
 ACCEPTANCE = Acceptance(
     np.array([[0.5, 0.25]]), {STATIC: Prediction(((2, 2),), (4, 4))}, CHANCES, 12, 3
 )

@@ -21,7 +21,7 @@ TOKENS_PER_CALL = {
     BestFirstDrafter(8, 2, min_node_chance=0.1): 1.9,  # of several widths: no point of a curve
 }
 TRUE = binned(np.array([0.05, 0.5, 0.5]), np.array([0, 1, 0]))
-CHANCES = Chances((1.0, 2.0), TRUE, binned(np.zeros(3), np.zeros(3)), 0.0)
+CHANCES = Chances((1.0, 2.0), TRUE, binned(np.zeros(3), np.zeros(3)), 0.0, (2.0, 2.0))
 
 
 def prediction(tokens):

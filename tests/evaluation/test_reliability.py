@@ -84,8 +84,9 @@ def test_bins_by_hand():
 
 def test_temperatures_are_used_where_they_hold_for_others():
     nothing = binned(np.zeros(1), np.zeros(1))
-    assert Chances((2.0,), nothing, nothing, 0.01).used == (2.0,)
-    assert Chances((2.0,), nothing, nothing, -0.01).used == ()
+    assert Chances((2.0,), nothing, nothing, 0.01, (2.0, 2.0)).used == (2.0,)
+    assert Chances((2.0,), nothing, nothing, 0.01, (2.0, 1.9)).used == ()
+    assert Chances((2.0,), nothing, nothing, -0.01, (2.0, 2.1)).used == ()
     assert halves([1, 2, 3]) == ([1, 3], [2]) and halves([1]) == ([1], [1])
 
 
