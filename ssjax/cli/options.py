@@ -64,7 +64,7 @@ class ExperimentFlags:
     """Which experiment, and what the command line changes of it."""
 
     _config: flags.FlagHolder
-    _workdir: flags.FlagHolder
+    _workdir: flags.FlagHolder | None
 
     def read(self) -> Config:
         """The config of the command line.
@@ -74,7 +74,8 @@ class ExperimentFlags:
         """
         if not self._config.value:
             raise UserError("no experiment; give one with --config experiments/NAME.py")
-        changes, workdir = command_line.overrides(), self._workdir.value
+        changes = command_line.overrides()
+        workdir = None if self._workdir is None else self._workdir.value
         if workdir is not None:
             other = changes.setdefault("workdir", workdir)
             if other != workdir:
@@ -85,8 +86,13 @@ class ExperimentFlags:
         return experiment_lib.load(self._config.value, changes)
 
 
-def define_experiment_flags() -> ExperimentFlags:
-    """Flags that name the experiment, beside which --config.KEY=VALUE changes a key."""
+def define_experiment_flags(*, workdir: bool = True) -> ExperimentFlags:
+    """Flags that name the experiment, beside which --config.KEY=VALUE changes a key.
+
+    Args:
+      workdir: the verb works on its run, not on that of another --workdir.
+    """
+    help_text = "Run directory; the same as --config.workdir."
     return ExperimentFlags(
         flags.DEFINE_string(
             command_line.EXPERIMENT,
@@ -94,7 +100,7 @@ def define_experiment_flags() -> ExperimentFlags:
             "Experiment file, optionally with :variant; --config.KEY=VALUE changes it. A bare FILE "
             "is understood too.",
         ),
-        flags.DEFINE_string("workdir", None, "Run directory; the same as --config.workdir."),
+        flags.DEFINE_string("workdir", None, help_text) if workdir else None,
     )
 
 
@@ -123,10 +129,10 @@ class ModelFlags:
         self._register_task()
         return load(self.workdir, self._checkpoint.value, **self._parts, mesh=mesh)
 
-    def read(self) -> Trained:
+    def read(self, mesh: Mesh | None = None) -> Trained:
         """Its weights as they were trained. Raises: UserError, as `ssjax.load`."""
         self._register_task()
-        return load_trained(self.workdir, self._checkpoint.value, **self._parts)
+        return load_trained(self.workdir, self._checkpoint.value, **self._parts, mesh=mesh)
 
     def _register_task(self):
         if self._task_file.value:

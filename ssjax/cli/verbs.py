@@ -13,6 +13,7 @@ VERBS = (
     "train",
     "evaluate",
     "generate",
+    "distill",
     "calibrate",
     "benchmark",
     "verify",

@@ -60,7 +60,7 @@ def prepare(task_name: str, path: str, prepared_dir: str, seed: int) -> Path:
     Raises:
       UserError: a file is missing or malformed; the message names file and line.
     """
-    builder = source_of(task_name).builder
+    builder = source_of(task_name, path).builder
     files = read_files(task_name, path, seed)
     version = builder.VERSION
     digest = hashlib.sha256(f"{task_name} {version}".encode())

@@ -75,6 +75,16 @@ def own_lines(file: SourceFile, columns: Columns) -> SourceFile:
     return SourceFile(file.name, "\n".join(records).encode())
 
 
+def kept_lines(file: SourceFile) -> SourceFile:
+    """A file of records that were written as they are read, which all have the same fields."""
+    known = None
+    for number, record in json_lines(file):
+        known = known or record.keys()
+        if record.keys() != known:
+            raise file.error(number, f"expected the fields {', '.join(known)} as in line 1")
+    return file
+
+
 def _as_read(
     file: SourceFile, number: int, line: dict[str, Any], read: Callable
 ) -> dict[str, Any] | None:

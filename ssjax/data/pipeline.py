@@ -119,8 +119,15 @@ def encode_example(
     Returns:
       prompt ids and target ids (end of sequence last, unless cut).
     """
-    prompt_ids = _cut_prompt(task.prompt_ids(record, tokenizer), tokenizer, max_prompt_length)
+    prompt_ids = encode_prompt(record, task, tokenizer, max_prompt_length)
     return prompt_ids, task.target_ids(record, tokenizer)[:max_target_length]
+
+
+def encode_prompt(
+    record: Record, task: Task, tokenizer: Tokenizer, max_prompt_length: int
+) -> list[int]:
+    """The prompt alone; arguments as of `encode_example`."""
+    return _cut_prompt(task.prompt_ids(record, tokenizer), tokenizer, max_prompt_length)
 
 
 def answer_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
@@ -290,9 +297,7 @@ def decode_examples(
         prompt = task.prompt(record)
         if prompt not in seen:
             seen.add(prompt)
-            prompt_ids = _cut_prompt(
-                task.prompt_ids(record, tokenizer), tokenizer, max_prompt_length
-            )
+            prompt_ids = encode_prompt(record, task, tokenizer, max_prompt_length)
             references = task.references(record)
             examples.append(Example(index, prompt, tuple(prompt_ids), references, record))
     return examples
@@ -310,7 +315,7 @@ def describe(
     Raises:
       UserError: every target that is looked at is empty, or one has no end of sequence.
     """
-    described = _spread(len(source), _DESCRIBED_RECORDS)
+    described = spread(len(source), _DESCRIBED_RECORDS)
     prompts, targets = [], []
     for index in described:
         record = source[index]
@@ -345,7 +350,7 @@ def describe(
 
 def tokenizer_texts(source: Sequence[Record], task: Task, limit: int) -> Iterator[str]:
     """Prompts and targets to train a tokenizer on, of `limit` evenly spread records; 0: of all."""
-    for index in _spread(len(source), limit or len(source)):
+    for index in spread(len(source), limit or len(source)):
         record = source[index]
         yield task.prompt(record)
         yield task.references(record)[0]
@@ -380,7 +385,7 @@ def _check(source: Sequence[Record]) -> None:
         raise UserError("the data source has no records")
 
 
-def _spread(size: int, limit: int) -> list[int]:
+def spread(size: int, limit: int) -> list[int]:
     """Up to `limit` indices below `size`, in order and equally far apart."""
     count = min(size, limit)
     return [i * size // count for i in range(count)]

@@ -4,6 +4,7 @@ No TensorFlow is needed, and nothing is downloaded: the builders read the files 
 authors publish, those of the user, or the generated sample.
 """
 
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from ssjax.data import sample
+from ssjax.data import distilled, sample
 from ssjax.data.lines import (
     SourceFile,
     conversation,
@@ -21,6 +22,7 @@ from ssjax.data.lines import (
     e2e_pairs,
     field,
     json_lines,
+    kept_lines,
     own_lines,
 )
 from ssjax.data.tasks import CHAT, DIALOGSUM, E2E_NLG, PAIRS, SQL_CONTEXT, OwnTask, get_task
@@ -146,7 +148,7 @@ class Chat(Builder, skip_registration=True):
 
 
 class Own(Builder, skip_registration=True):
-    """Records that `own_lines` wrote, of texts and lists of texts."""
+    """Records that `own_lines` or `ssjax.distill` wrote, of texts and lists of texts."""
 
     def _info(self):
         text = tfds.features.Text
@@ -171,7 +173,8 @@ class Source:
     builder: type[Builder]
     file_names: Mapping[str, str]
     url: str
-    make_sample: Callable[[int], dict[str, SourceFile]] | None
+    make_sample: Callable[[int], dict[str, SourceFile]] | None = None
+    bring: Callable[[SourceFile], SourceFile] = lambda file: file  # into what the builder reads
 
 
 def _sample_files(seed: int) -> dict[str, SourceFile]:
@@ -202,33 +205,35 @@ _SOURCES = {
             "test": "testset_w_refs.csv",
         },
         url="https://github.com/tuetschek/e2e-dataset",
-        make_sample=None,
     ),
     SQL_CONTEXT.name: Source(
         builder=SqlContext,
         file_names=_JSON_LINES,
         url="https://huggingface.co/datasets/b-mc2/sql-create-context without splits: cut its one "
         "array into these, an object a line with context, question and answer",
-        make_sample=None,
     ),
     PAIRS.name: Source(
         builder=Pairs,
         file_names=_JSON_LINES,
         url="your own data, an object a line with prompt and response",
-        make_sample=None,
     ),
     CHAT.name: Source(
         builder=Chat,
         file_names=_JSON_LINES,
         url="your own data, an object a line with messages (or ShareGPT's conversations)",
-        make_sample=None,
     ),
 }
 
 
-def source_of(task_name: str) -> Source:
-    """Raises: UserError for a name that is not known."""
+def source_of(task_name: str, path: str = "") -> Source:
+    """What a task reads in a directory.
+
+    Raises:
+      UserError: a name that is not known, or a directory that was distilled for another task.
+    """
     task = get_task(task_name)
+    if distilled.check_task(path, task_name):
+        return Source(Own, _JSON_LINES, "python -m ssjax.distill", bring=kept_lines)
     if not isinstance(task, OwnTask):
         return _SOURCES[task_name]
     columns = task.columns
@@ -237,13 +242,13 @@ def source_of(task_name: str) -> Source:
         builder=Own,
         file_names=_JSON_LINES,
         url=f"your own data, an object a line{named}",
-        make_sample=None,
+        bring=functools.partial(own_lines, columns=columns),
     )
 
 
 def read_files(task_name: str, path: str, seed: int) -> dict[str, SourceFile]:
     """Reads what the splits are made from. Raises: UserError naming what is missing."""
-    source = source_of(task_name)
+    source = source_of(task_name, path)
     expected = f"the files {', '.join(source.file_names.values())}, from {source.url}"
     if not path:
         if source.make_sample is None:
@@ -259,7 +264,5 @@ def read_files(task_name: str, path: str, seed: int) -> dict[str, SourceFile]:
         file = Path(path) / name
         hint = f"--config.data.path should hold {expected}"
         files[split] = SourceFile(str(file), read_bytes(file, hint))
-    task = get_task(task_name)
-    if isinstance(task, OwnTask):  # so that prepared data is keyed by what its function makes
-        return {split: own_lines(file, task.columns) for split, file in files.items()}
-    return files
+    # First, so that prepared data is keyed by what a function of the user makes.
+    return {split: source.bring(file) for split, file in files.items()}

@@ -20,6 +20,10 @@ from ssjax.errors import UserError
 
 Record = Mapping[str, Any]
 
+# The text of a record that a model wrote after its prompt, in place of the reference as training
+# target; see `ssjax.data.distilled`. Empty or absent: none did.
+CONTINUATION = "distilled_continuation"
+
 # What answers are scored by, see `ssjax.metrics.quality`. sql runs them on the tables of the
 # record's text "context".
 Metric = Literal["rouge", "bleu", "chrf", "sql"]
@@ -46,7 +50,16 @@ class Task:
         return [*tokenizer.prefix_ids, *tokenizer.encode(self.prompt(record))]
 
     def target_ids(self, record: Record, tokenizer: Tokenizer) -> list[int]:
-        """Ids that should follow the prompt, end of sequence included."""
+        """Ids that should follow the prompt, end of sequence included.
+
+        Raises:
+          UserError: a chat that the tokenizer's template cannot write.
+        """
+        if own := record.get(CONTINUATION):
+            return [*tokenizer.encode_continuation(own), tokenizer.eos_id]
+        return self._reference_ids(record, tokenizer)
+
+    def _reference_ids(self, record: Record, tokenizer: Tokenizer) -> list[int]:
         text = self.glue + self.references(record)[0]
         return [*tokenizer.encode_continuation(text), tokenizer.eos_id]
 
@@ -75,7 +88,7 @@ class ChatTask(Task):
         with _naming_line(record, tokenizer):
             return tokenizer.encode_chat(_messages(record), add_generation_prompt=True)
 
-    def target_ids(self, record: Record, tokenizer: Tokenizer) -> list[int]:
+    def _reference_ids(self, record: Record, tokenizer: Tokenizer) -> list[int]:
         """Ids of the answer; the token that ends the turn is the last.
 
         Raises:
@@ -83,9 +96,9 @@ class ChatTask(Task):
             it is answered.
         """
         with _naming_line(record, tokenizer):
-            return self._target_ids(record, tokenizer)
+            return self._answer_ids(record, tokenizer)
 
-    def _target_ids(self, record: Record, tokenizer: Tokenizer) -> list[int]:
+    def _answer_ids(self, record: Record, tokenizer: Tokenizer) -> list[int]:
         asked = _messages(record)
         answered = [*asked, {"role": "assistant", "content": self.references(record)[0]}]
         prompt = tokenizer.render_chat(asked, add_generation_prompt=True)

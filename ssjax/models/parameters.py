@@ -151,7 +151,7 @@ def fingerprint(params: Params) -> str:
     not depend on their order, so the digest is the same on any mesh. A change of one word is always
     seen, others by all odds: it tells weights apart by accident or mistake, not by malice.
     """
-    return _digest(params, _mixed_sum)[:32]
+    return _digest(params, mixed_sum)[:32]
 
 
 def has_fingerprint(params: Params, digest: str) -> bool:
@@ -183,7 +183,8 @@ def _sums(leaves, total):
     return {name: total(bits, places(bits)) for name, bits in found.items()}
 
 
-def _mixed_sum(bits, places):
+def mixed_sum(bits, places):
+    """The sum of words, each mixed with its place: uint32 of any shape, its index by axis."""
     number = jnp.uint32(0)
     for size, place in zip(bits.shape, places, strict=True):
         number = number * jnp.uint32(size) + place

@@ -23,16 +23,20 @@ FILE = "lock"
 
 
 @contextlib.contextmanager
-def hold(workdir: Path) -> Iterator[None]:
+def hold(workdir: Path, flag: str = "--config.workdir") -> Iterator[None]:
     """Makes a run directory if it is not there, and keeps other runs out of it.
 
     A directory that was made here goes again if nothing was written to it.
+
+    Args:
+      workdir: the directory.
+      flag: that gives another one, for messages.
 
     Raises:
       UserError: another process holds it, says which; or it cannot be written to.
     """
     missing = [path for path in (workdir, *workdir.parents) if not path.exists()]
-    file, holder = _lock(workdir)
+    file, holder = _lock(workdir, flag)
     with file:
         if holder and not holder.endswith(f"on {socket.gethostname()}"):
             say(f"{workdir / FILE}: left by {holder}; see to it that this has ended")
@@ -50,7 +54,7 @@ def hold(workdir: Path) -> Iterator[None]:
                         path.rmdir()
 
 
-def _lock(workdir: Path) -> tuple[io.FileIO, str]:
+def _lock(workdir: Path, flag: str) -> tuple[io.FileIO, str]:
     """The locked file, and who is named in it."""
     while True:
         path = make_directory(workdir) / FILE
@@ -64,10 +68,10 @@ def _lock(workdir: Path) -> tuple[io.FileIO, str]:
             file.close()
             raise UserError(
                 f"{workdir} is in use by {holder or 'another process'}; wait until that ends, "
-                "stop it, or choose another --config.workdir"
+                f"stop it, or choose another {flag}"
             ) from None
         except OSError as error:
-            say(f"{path}: {error.strerror}; see to it that no other process trains in {workdir}")
+            say(f"{path}: {error.strerror}; see to it that no other process writes to {workdir}")
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), path.stat()):
                 return file, holder

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from ssjax import messages
 from ssjax.config import CheckpointConfig, Config
+from ssjax.data import distilled
 from ssjax.data.choice import choose_tokenizer, open_split
 from ssjax.data.tokenizers.tokenizer import open_tokenizer
 from ssjax.errors import UserError
@@ -25,6 +26,7 @@ from ssjax.training.decoded import DecodeValidation
 from ssjax.training.description import line_of_positions, parameter_line
 from ssjax.training.display import Display
 from ssjax.training.programs import make_train_programs
+from ssjax.training.provenance import line_of_data
 from ssjax.training.records import keep_records
 from ssjax.training.reporting import make_reporter
 from ssjax.training.start import starting_params
@@ -45,14 +47,18 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def held(workdir: Path) -> Iterator[None]:
+def held(workdir: Path, flag: str = "--config.workdir") -> Iterator[None]:
     """The directory of a run, locked by the first process for as long as the block lasts.
 
+    Args:
+      workdir: the directory.
+      flag: that gives another one, for messages.
+
     Raises:
-      UserError: another process trains there.
+      UserError: another process writes there.
     """
     with contextlib.ExitStack() as stack:
-        distributed.first(lambda: stack.enter_context(lock.hold(workdir)))
+        distributed.first(lambda: stack.enter_context(lock.hold(workdir, flag)))
         yield
 
 
@@ -84,6 +90,7 @@ def train(
     programs = make_train_programs(config, model, mesh)
     trainable, frozen = starting_params(workdir, config, model, base, mesh)
     messages.say(parameter_line(model, trainable, frozen))
+    messages.say_once(line_of_data(config, frozen))
     with jax.set_mesh(mesh):
         state = programs.init(trainable)
     batches, lengths = open_batches(config, tokenizer, mesh)
@@ -154,6 +161,7 @@ def prepare(workdir: Path, config: Config, base: Base | None) -> None:
       UserError: the directory holds another run, or the data cannot be read.
     """
     check_workdir(workdir, config)
+    distilled.check_lengths(config.data)
     for name in ("train", "validation"):
         open_split(config, name)
     directory = None if base is None else base.directory
