@@ -16,6 +16,9 @@ from ssjax.errors import UserError
 from ssjax.files.reading import read_json_object
 
 FILE = "distilled.json"
+_HINT = "write the directory again with python -m ssjax.distill"
+# What is read of "asked", which holds all that decides the answers.
+_ASKED = {"task": str, "weights": str, "max_prompt_length": int, "max_target_length": int}
 
 
 def read_about(path: str) -> dict[str, Any] | None:
@@ -27,7 +30,11 @@ def read_about(path: str) -> dict[str, Any] | None:
     file = Path(path or ".") / FILE
     if not path or not file.is_file():
         return None
-    about = read_json_object(file, "write the directory again with python -m ssjax.distill")
+    about = read_json_object(file, _HINT)
+    asked = about.get("asked")
+    whole = isinstance(asked, dict) and isinstance(about.get("base"), str)
+    if not whole or not all(isinstance(asked.get(key), kind) for key, kind in _ASKED.items()):
+        raise UserError(f"{file}: not as it was written; {_HINT}")
     if not about.get("finished"):
         raise UserError(
             f"{path} is not finished; run the same python -m ssjax.distill again, which goes on "

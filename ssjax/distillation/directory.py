@@ -115,13 +115,15 @@ def _begin(target: Path, about: dict[str, Any]) -> dict[str, Any] | None:
         write_atomic(file, to_json(about))
         return None
     here = read_json_object(file, "give another --target")
+    if not isinstance(here.get("asked"), dict) or not isinstance(here.get("splits", {}), dict):
+        raise UserError(f"{file}: not as it was written; give another --target")
     for key, value in about["asked"].items():
-        if (known := here.get("asked", {}).get(key)) != value:
+        if (known := here["asked"].get(key)) != value:
             raise UserError(
                 f"{target} was begun with {key}={known!r:.80}, not {value!r:.80}; give another "
                 "--target, or that value to go on"
             )
-    return here if here["finished"] else None
+    return here if here.get("finished") and "splits" in here else None
 
 
 def _answered(answerer: Answerer, source: RecordSource, jobs: Jobs, target: Path) -> Part | None:

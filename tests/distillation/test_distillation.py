@@ -298,6 +298,15 @@ def test_every_task_reads_its_own_prompts_again(run, tmp_path, task):
         assert get_task(task).target_ids(record | {CONTINUATION: text}, TOKENIZER) == expected
 
 
+@pytest.mark.parametrize("about", ["{}", "[]", '{"finished": true, "asked": {"task": 1}}'])
+def test_a_damaged_description_is_one_line(run, data, tmp_path, about):
+    (tmp_path / "distilled.json").write_text(about)
+    with pytest.raises(UserError, match=r"distilled.json: not .*python -m ssjax.distill"):
+        open_split(config_of(tmp_path), "train")
+    with pytest.raises(UserError, match="give another --target"):
+        distill(run, tmp_path, config_of(data))
+
+
 def test_training_reads_it_as_it_was_written(peace):
     target, _ = peace
     distilled.check_lengths(config_of(target, max_target_length=5).data)

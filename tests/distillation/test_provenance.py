@@ -61,7 +61,9 @@ def test_a_frozen_base_that_learns_other_text_is_told(base, tmp_path):
     assert line_of_data(config_of(""), base).startswith("the generated sample was not written")
     assert line_of_data(config_of(tmp_path, "shared"), base) == ""
 
-    about = {"finished": True, "base": "runs/first", "asked": {"weights": identity(base)}}
+    asked = {"task": "pairs", "max_prompt_length": 8, "max_target_length": 6}
+    asked["weights"] = identity(base)
+    about = {"finished": True, "base": "runs/first", "asked": asked}
     (tmp_path / "distilled.json").write_text(json.dumps(about))
     assert line_of_data(config_of(tmp_path), resplit_layers(base, 3)) == ""
     other = jax.tree.map(lambda leaf: -leaf, base)

@@ -509,6 +509,11 @@ FLAGS = {
         "--workdir=run --prompt=Anna --draft_model=run",  # of a drafter that is not given
         f"{RUN} {DECODE} adapter prompts_file prompt raw stream log_probs show_runs",
     ),
+    "distill": (
+        "--workdir=model --config=experiment.py --config.data.path=missing --target=new",
+        "workdir checkpoint base adapter target temperatures num_records splits batch_size seed "
+        "mesh json distributed calibration",
+    ),
     "evaluate": (
         "--workdir=run --data_path=missing",
         f"{RUN} {DECODE} adapter split max_records data_path",
