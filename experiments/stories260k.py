@@ -10,13 +10,17 @@ Own text   python benchmarks/self_generated.py --base BASE --target DIR \
 E2E NLG    python -m ssjax.train --config experiments/stories260k.py:e2e-lossless \
                --config.model.pretrained=BASE --config.data.path=E2E_DIR
            and the same with :e2e-shared
+           For :e2e-lossless better from what BASE answers to those prompts:
+           python -m ssjax.distill --workdir BASE --config.data.path=E2E_DIR --target DIR \
+               --config experiments/stories260k.py:e2e-lossless --num_records 1500
 Then       python -m ssjax.verify --workdir runs/stories260k-VARIANT
 
 Expect     tokens per call, 8 draft nodes; every output equal to plain decoding, every certificate
            holds; 600 steps take 2 to 10 minutes (2-core AMD EPYC, beside other work)
            lossless 3.07   shared 3.72   e2e-lossless 1.12   e2e-shared 3.52
            e2e-lossless shows the limit of the mode: its streams learn what people wrote about
-           restaurants, and the frozen base goes on telling stories.
+           restaurants, and the frozen base goes on telling stories. Distilled, with 400 steps
+           and streams.parent_rank 64: 3.34
 """
 
 from ssjax import config as config_lib
