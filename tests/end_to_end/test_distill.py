@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -69,6 +70,16 @@ def call(verb, *arguments):
     return ended
 
 
+def start(world, target, *more):
+    return subprocess.Popen(
+        [sys.executable, "-m", "ssjax.distill", *arguments(world, target, *more)],
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
 def killed_after(world, target, num_batches):
     """Starts the verb and kills it once so many batches more are on disk; whether it was alive."""
     parts = [target / f"{split}.part" for split in ("train", "validation")]
@@ -77,13 +88,7 @@ def killed_after(world, target, num_batches):
         return sum(part.read_bytes().count(b"\n") for part in parts if part.exists())
 
     wanted = batches() + num_batches
-    with subprocess.Popen(
-        [sys.executable, "-m", "ssjax.distill", *arguments(world, target)],
-        cwd=ROOT,
-        env=os.environ | ENVIRONMENT | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    with start(world, target) as process:
         while process.poll() is None and batches() < wanted:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
@@ -132,3 +137,21 @@ def test_killed_distillation_is_that_of_peace_and_trains(world, tmp_path):
     assert (tmp_path / "again" / "train.jsonl").read_bytes() == (
         peace / "train.jsonl"
     ).read_bytes(), "a run with streams answers as its base"
+
+
+def test_two_processes_on_a_mesh_write_what_one_writes(world, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    few = "--num_records=24"
+    two = [
+        start(world, tmp_path / "two", few, "--mesh=1,2,1", f"--distributed=localhost:{port},2,{i}")
+        for i in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in two] == [0, 0]
+    call("distill", *arguments(world, tmp_path / "one", few))
+    one, two = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("one", "two")
+    )
+    assert one == two
