@@ -58,6 +58,7 @@ def use_paper_model(
     c.streams.num_streams = 4
     c.streams.exit_rank = 8
     c.streams.main_reads_streams = model.main_reads_streams
+    c.streams.parent_rank = c.streams.root_rank = 0  # ours, not the paper's
     pmlr = model.main_reads_streams
     c.streams.num_stream_layers = 4 if pmlr else model.num_layers // v1_share
     c.loss.main_weight, c.loss.stream_weight = 1.0, 0.1

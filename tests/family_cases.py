@@ -74,7 +74,9 @@ class Case:
 
     @functools.cached_property
     def model(self) -> Transformer:
-        streams = StreamsConfig(NUM_STREAMS, self.tiny.num_stream_layers)
+        streams = StreamsConfig(
+            NUM_STREAMS, self.tiny.num_stream_layers, parent_rank=0, root_rank=0
+        )
         return Transformer(self.config, streams, scan=True)
 
 

@@ -93,6 +93,24 @@ def from_dict(values: dict[str, Any]) -> Config:
     return config
 
 
+# Of keys that are younger than some config.json, what was done before there were any, where the
+# default is something else.
+_BEFORE = {"streams": {"parent_rank": 0, "root_rank": 0}}
+
+
+def from_saved(values: dict[str, Any]) -> Config:
+    """As `from_dict`, of a config.json, which may be older than a key.
+
+    Raises:
+      UserError: as there.
+    """
+    groups = {name: values.get(name, {}) for name in _BEFORE}
+    filled = {
+        name: _BEFORE[name] | group for name, group in groups.items() if isinstance(group, dict)
+    }
+    return from_dict(values | filled)
+
+
 def shrink(c) -> None:
     """Turns the `ConfigDict` of any experiment into its tiny twin: seconds on one CPU core.
 

@@ -12,7 +12,7 @@ def validate(config: Config) -> None:
     streams, data = config.streams, config.data
     train, decode = config.train, config.decode
     _validate_model(config.model)
-    for key in ("main_reads_streams", "init_rank", "root_rank"):
+    for key in ("main_reads_streams", "init_rank"):
         _check(
             streams.num_streams > 0 or not getattr(streams, key),
             f"streams.{key} needs streams, and streams.num_streams is 0",

@@ -92,11 +92,11 @@ class StreamsConfig:
     # which is added to the identity; 0: the identity alone, as in all reported runs.
     init_rank: Count = 0
     # Rank of the correction of every stream by the token of the parent node, see models/parent.py;
-    # 0: streams do not know what was drafted before them.
-    parent_rank: Count = 0
+    # 0: streams do not know what was drafted before them, as in the paper.
+    parent_rank: Count = 64
     # Rank of what the token just emitted, the root of the draft, adds to the start of the streams.
     # The streams then run after verification (decode.deferred); 0: they do not know the root.
-    root_rank: Count = 0
+    root_rank: Count = 64
     exit_rank: Count = 0  # rank of the early-exit adapter that prunes drafts; 0: none, paper: 8
     medusa_heads: Few = 0  # extra heads in place of streams; set by drafter.kind=medusa
 
@@ -182,7 +182,7 @@ class LossConfig:
     # Share of the divergence from the main stream's own distribution in what a stream or Medusa
     # head minimises; the rest is cross-entropy. 0: none.
     distillation: Annotated[float, Range(0, 1)] = 0.0
-    # Which divergence, see training/distillation.py.
+    # Which divergence, see training/teacher.py.
     divergence: Literal["kl", "total_variation", "mixed"] = "kl"
     exit_weight: Weight = 0.1  # of the early-exit adapter, if there is one
     chunk_size: Size = 1024  # rows projected onto the vocabulary at a time

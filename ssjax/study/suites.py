@@ -118,7 +118,7 @@ def ablations(study: TaskStudy) -> list[Training]:
         "streams-2": {"streams.num_streams": 2},
         "streams-8": {"streams.num_streams": 8},
         **{f"layers-{n}": {"streams.num_stream_layers": n} for n in layers},
-        "reads-streams": {"streams.main_reads_streams": True},
+        "reads-streams": {"streams.main_reads_streams": True, "streams.root_rank": 0},
         # The angle of the paper falls with the longest sequence, of E2E 84 tokens.
         "rotation": {"streams.variation": "rotation", "streams.rotation_length": 84},
         "start-rank-8": {"streams.init_rank": 8},

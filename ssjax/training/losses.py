@@ -30,7 +30,7 @@ from ssjax.models.execution import Execution
 from ssjax.models.head import Head, head_logits, make_head, make_medusa_head
 from ssjax.models.transformer import Transformer
 from ssjax.parallel.partitioning import constrain, num_batch_shards
-from ssjax.training.distillation import Teacher, objective
+from ssjax.training.teacher import Teacher, objective
 
 
 @struct.dataclass
@@ -57,7 +57,7 @@ class LossSums:
     cross_entropy: jax.Array  # [Q] float32, nats
     correct: jax.Array  # [Q] float32, top-1 hits; a tie with the target is one
     weight: jax.Array  # [Q] float32, number of target tokens
-    objective: jax.Array  # [Q] float32, what is minimised, see `distillation`
+    objective: jax.Array  # [Q] float32, what is minimised, see `teacher`
 
     @classmethod
     def zeros(cls, num_outputs: int) -> "LossSums":

@@ -128,7 +128,7 @@ def _read_config(values: Fields) -> Config:
     if not config:
         raise values.wrong("config", "an object")
     try:
-        return config_lib.from_dict(config)
+        return config_lib.from_saved(config)
     except UserError as error:
         raise UserError(f"{values.where}: {error}") from None
 

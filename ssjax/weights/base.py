@@ -186,7 +186,7 @@ def read_config(directory: Path) -> Config:
     """
     path = directory / "config.json"
     values = read_json_object(path, "give the workdir of a run made by python -m ssjax.train")
-    return config_lib.from_dict(values)
+    return config_lib.from_saved(values)
 
 
 def read_base_config(directory: Path) -> dict[str, Any] | None:

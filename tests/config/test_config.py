@@ -263,14 +263,14 @@ def test_unknown_keys_name_the_closest(key, named):
         ranges.hint_of(Config, key)
 
 
-@pytest.mark.parametrize("key", ["init_rank", "root_rank"])
-def test_a_map_to_the_start_of_streams_needs_streams(key):
+def test_a_map_to_the_start_of_streams_needs_streams():
     values = config_lib.to_dict(Config())
-    values["streams"] |= {"num_streams": 0, key: 2}
-    with pytest.raises(UserError, match=f"streams.{key} needs streams"):
+    values["streams"] |= {"num_streams": 0, "init_rank": 2}
+    with pytest.raises(UserError, match="streams.init_rank needs streams"):
         config_lib.from_dict(values)
     values["drafter"]["kind"] = "medusa"  # heads take the place of all that belongs to streams
-    assert getattr(config_lib.from_dict(values).streams, key) == 0
+    streams = config_lib.from_dict(values).streams
+    assert (streams.init_rank, streams.root_rank, streams.parent_rank) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -304,6 +304,15 @@ def test_a_run_older_than_a_key_keeps_its_meaning():
         del values["streams"][key]
     del values["loss"]["stream_decay"], values["mesh"]
     assert config_lib.from_dict(values) == expected
+    for key in ("parent_rank", "root_rank"):  # whose defaults are not what was done before
+        del values["streams"][key]
+    before = config_lib.from_saved(values).streams
+    assert (before.parent_rank, before.root_rank) == (0, 0)
+    assert config_lib.from_dict(values).streams.parent_rank > 0
+    whole = config_lib.to_dict(expected)
+    assert config_lib.from_saved(whole) == expected
+    with pytest.raises(UserError, match="streams must be a group"):
+        config_lib.from_saved(whole | {"streams": 3})
 
 
 def test_shrink_keeps_every_key():
@@ -318,7 +327,7 @@ def test_shrink_keeps_every_key():
 def test_a_mode_that_keeps_streams_apart_refuses_a_main_stream_that_reads_them(mode):
     values = config_lib.to_dict(Config())
     values["adaptation"]["mode"] = mode
-    values["streams"]["main_reads_streams"] = True
+    values["streams"] |= {"main_reads_streams": True, "root_rank": 0}
     with pytest.raises(UserError, match=f"{mode} cannot hold with streams.main_reads_streams"):
         config_lib.from_dict(values)
 

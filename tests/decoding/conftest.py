@@ -36,7 +36,7 @@ def make_model(vocab_size=VOCAB, dtype="float32"):
         mlp_dim=64,
         dtype=dtype,
     )
-    return Transformer(config, StreamsConfig(3, 2), scan=True)
+    return Transformer(config, StreamsConfig(3, 2, parent_rank=0, root_rank=0), scan=True)
 
 
 def make_params(model, seed=0):

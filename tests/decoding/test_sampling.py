@@ -138,7 +138,7 @@ def test_nothing_is_drawn_from_logits_that_are_not_finite(sampling, size):
 @pytest.fixture(scope="module")
 def small(kit):
     """A model of five tokens and its parameters with a larger table, for uneven odds."""
-    streams = StreamsConfig(3, 2, exit_rank=2, medusa_heads=3)
+    streams = StreamsConfig(3, 2, exit_rank=2, medusa_heads=3, parent_rank=0, root_rank=0)
     model = Transformer(kit.make_model(vocab_size=VOCAB).config, streams, scan=True)
     params = kit.make_params(model)
     heads = jax.random.normal(jax.random.key(1), params["medusa_head"].shape)

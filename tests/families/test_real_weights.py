@@ -42,7 +42,13 @@ def trained(shared):
         params = huggingface.read_params(source, config, num_stream_layers=2)
         noise = np.random.default_rng(0).standard_normal((NUM_STREAMS, config.embed_dim))
         params["stream_embedding"] = jnp.asarray(noise, jnp.float32)
-        return Transformer(config, StreamsConfig(NUM_STREAMS, 2), scan=True), params, expected
+        return (
+            Transformer(
+                config, StreamsConfig(NUM_STREAMS, 2, parent_rank=0, root_rank=0), scan=True
+            ),
+            params,
+            expected,
+        )
 
     return load
 

@@ -38,7 +38,9 @@ def shapes_of(num_streams, tie_embeddings=True, num_stream_layers=2, scan=True):
         mlp_dim=F,
         tie_embeddings=tie_embeddings,
     )
-    model = Transformer(config, StreamsConfig(num_streams, num_stream_layers), scan=scan)
+    model = Transformer(
+        config, StreamsConfig(num_streams, num_stream_layers, parent_rank=0, root_rank=0), scan=scan
+    )
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, 2, 2), bool)
     init = functools.partial(model.init, num_streams=0)
@@ -111,7 +113,7 @@ def test_joined_projections_are_those_of_the_model(mode, targets, joined, bias):
     """The tree that a joining model declares; projections with LoRA stay apart."""
     config = ModelConfig(vocab_size=V, num_layers=2, qkv_bias=bias, mlp_bias=bias)
     adaptation = AdaptationConfig(mode=mode, targets=targets or AdaptationConfig.targets)
-    model = Transformer(config, StreamsConfig(2, 1), False, adaptation)
+    model = Transformer(config, StreamsConfig(2, 1, parent_rank=0, root_rank=0), False, adaptation)
     apart = filled(abstract_params(model))
     params = join_projections(apart)
     joining = model.clone(execution=Execution(joined_projections=True))

@@ -243,7 +243,9 @@ def test_weighted_loss_by_hand():
     hidden, targets = jnp.zeros((1, 3, 2, 5)), jnp.zeros((1, 3, 2), int)
     scored = Scored(hidden, head(jnp.ones((7, 5))), targets, weights)
     sums = chunked_cross_entropy(scored, 4, Execution())
-    alphas = loss_weights(LossConfig(main_weight=2.0, stream_weight=0.5), StreamsConfig(1))
+    alphas = loss_weights(
+        LossConfig(main_weight=2.0, stream_weight=0.5), StreamsConfig(1, parent_rank=0)
+    )
     np.testing.assert_allclose(
         weighted_loss(sums, alphas, target_weight(batch, (0, 1))),
         2.5 * np.log(7),
@@ -254,9 +256,9 @@ def test_weighted_loss_by_hand():
 @pytest.mark.parametrize(
     ("streams", "expected"),
     [
-        (StreamsConfig(3), [2.0, 0.5, 0.4, 0.32]),
-        (StreamsConfig(2, exit_rank=1), [2.0, 0.5, 0.4, 0.7]),
-        (StreamsConfig(0, medusa_heads=4), [2.0, 0.5, 0.4, 0.32, 0.256]),
+        (StreamsConfig(3, parent_rank=0), [2.0, 0.5, 0.4, 0.32]),
+        (StreamsConfig(2, exit_rank=1, parent_rank=0), [2.0, 0.5, 0.4, 0.7]),
+        (StreamsConfig(0, medusa_heads=4, parent_rank=0), [2.0, 0.5, 0.4, 0.32, 0.256]),
         (StreamsConfig(0), [2.0]),
         (StreamsConfig(2, parent_rank=5, exit_rank=1), [2.0, 0.5, 0.4, 0.5, 0.4, 0.7]),
         (StreamsConfig(0, parent_rank=5, medusa_heads=2), [2.0, 0.5, 0.4, 0.5, 0.4]),
