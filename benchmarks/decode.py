@@ -84,7 +84,9 @@ def main() -> int:
     results = []
     for name in _SHAPES.value:
         config = SHAPES[name]
-        streams = StreamsConfig(NUM_STREAMS, num_stream_layers=max(2, config.num_layers // 4))
+        streams = StreamsConfig(  # without a root: both orders are timed
+            NUM_STREAMS, num_stream_layers=max(2, config.num_layers // 4), root_rank=0
+        )
         model = Transformer(config, streams, scan=True)
         params = jax.jit(lambda m=model: init_params(m, 0))()
         # An end of sequence outside of the vocabulary: every output has the full length.

@@ -45,22 +45,23 @@ def measure(name, decoder):
     """Prints and returns the rows of one model."""
     streams, nodes = decoder.model.streams.num_streams, list(map(int, _NODES.value))
     drafters = [BestFirstDrafter(n, streams) for n in nodes]
-    ways = [Way(PlainDrafter(), True)]
-    ways += [Way(drafter, deferred) for drafter in drafters for deferred in (True, False)]
+    orders = decoder.model.streams.orders
+    ways = [Way(PlainDrafter(), orders[0])]
+    ways += [Way(drafter, deferred) for drafter in drafters for deferred in orders]
     shape = PassShape(_BATCH.value, _PROMPT.value, _NEW.value)
     plain, *drafted = seconds_per_pass(decoder, ways, shape, repeats=_REPEATS.value)
-    rows = [{"nodes": 0, "deferred": plain, "fused": plain}]
-    for n, deferred, fused in zip(nodes, drafted[::2], drafted[1::2], strict=True):
-        rows.append({"nodes": n, "deferred": deferred, "fused": fused})
+    names = ["deferred" if deferred else "fused" for deferred in orders]
+    rows = [{"nodes": 0} | dict.fromkeys(names, plain)]
+    for place, n in enumerate(nodes):
+        own = drafted[place * len(orders) : (place + 1) * len(orders)]
+        rows.append({"nodes": n} | dict(zip(names, own, strict=True)))
     size = count(decoder.params)
     print(f"\n{name}: {size:,} parameters, {streams} streams, {jax.devices()[0]}")
-    print(f"{'draft nodes':>12} {'deferred ms':>12} {'ratio':>6} {'fused ms':>10} {'ratio':>6}")
-    print(f"{'plain':>12} {1e3 * plain:12.3f} {1:6.2f} {'':>10} {'':>6}")
-    for row in rows[1:]:
-        print(
-            f"{row['nodes']:12d} {1e3 * row['deferred']:12.3f} {row['deferred'] / plain:6.2f} "
-            f"{1e3 * row['fused']:10.3f} {row['fused'] / plain:6.2f}"
-        )
+    heads = "".join(f"{f'{name} ms':>13} {'ratio':>6}" for name in names)
+    print(f"{'draft nodes':>12}{heads}")
+    for row in rows:
+        cells = "".join(f"{1e3 * row[name]:13.3f} {row[name] / plain:6.2f}" for name in names)
+        print(f"{row['nodes'] or 'plain':>12}{cells}")
     return {"model": name, "parameters": size, "seconds_per_pass": rows}
 
 
@@ -70,7 +71,9 @@ def main():
     else:
         results = []
         for name, config in SHAPES.items():
-            model = Transformer(config, StreamsConfig(4, 2), scan=True)
+            # Both orders: the paper's streams. What ours add: benchmarks/correction_cost.py.
+            paper = StreamsConfig(4, 2, parent_rank=0, root_rank=0)
+            model = Transformer(config, paper, scan=True)
             params = jax.jit(lambda m=model: init_params(m, 0))()
             decoder = Decoder(
                 model, params, eos_ids=(0,), pad_id=0, prompt_buckets=(_PROMPT.value,)

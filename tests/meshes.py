@@ -37,8 +37,8 @@ def make_model(mode="full", **changes):
     )
 
 
-def make_config(model, **train):
-    config = Config()
+def make_config(model, loss=None, **train):
+    config = Config() if loss is None else Config(loss=loss)
     return dataclasses.replace(
         config,
         model=model.config,

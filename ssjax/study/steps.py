@@ -67,9 +67,9 @@ def steps(
             yield Step("export-base", export, base)
     for model in trainings:
         workdir = f"--workdir={runs[model.name]}"
-        if model.name in ("base", "draft", "medusa"):
+        if model.name in ("base", "draft", "medusa", "medusa-parent"):
             continue  # decoded as targets or drafters of others
-        if model.name in ("shared", "lossless"):
+        if model.name in ("shared", "lossless", "detached"):
             result = directory / f"verify-{model.name}.json"
             verify = ("verify", workdir, "--num_prompts=40", f"--json={result}")
             yield Step(result.stem, verify, result)

@@ -8,7 +8,9 @@ on the same prompts. A study is a list of commands of this package; `ssjax.repro
     finetune  LoRA on the base, no streams: what `shared` is compared with
     shared    LoRA on the base with streams: a new model
     lossless  LoRA for stream rows of the frozen base, with the early exit
+    detached  the fine-tune by the main loss alone, and streams of its own beside it
     medusa    Medusa heads on the frozen base
+    medusa-parent  the same, corrected by the parent as streams are
     draft     a quarter of the base's size, no streams, drafts for the base
 
     ablations, shorter trainings of `shared` with one change each:
@@ -19,6 +21,7 @@ on the same prompts. A study is a list of commands of this package; `ssjax.repro
     rotation                streams told apart by rotated values, not by an embedding
     start-rank-8            streams start after a low-rank map
     decay-0.6               stream j weighs 0.6 ** (j - 1) of the first
+    no-root, no-parent      streams that do not know the root, or the parent
 """
 
 import dataclasses
@@ -90,6 +93,8 @@ _LORA = {  # of the rank that is the default, the paper's 32
 # sql_context lost to the plain fine-tune: exact match 15.0 against 24.8, at rank 16.
 _SHARED = {"adaptation.mode": "shared", "loss.stream_weight": 0.1} | _LORA
 _FROZEN = {"adaptation.mode": "lossless", "loss.main_weight": 0.0, "loss.stream_weight": 1.0}
+_MEDUSA = _FROZEN | {"drafter.kind": "medusa"}
+_DETACHED = {"adaptation.mode": "detached", "loss.stream_weight": 1.0}
 _PLAIN = {"streams.num_streams": 0}
 
 
@@ -99,7 +104,9 @@ def models(study: TaskStudy) -> list[Training]:
         "finetune": _SHARED | _PLAIN,
         "shared": _SHARED,
         "lossless": _LORA | _FROZEN | {"streams.exit_rank": 8},
-        "medusa": _LORA | _FROZEN | {"drafter.kind": "medusa"},
+        "detached": _LORA | _DETACHED,
+        "medusa": _LORA | _MEDUSA,
+        "medusa-parent": _LORA | _MEDUSA | {"drafter.parent_rank": 64},
     }
     return [
         Training("base", _PLAIN, study.base_steps, on_base=False),
@@ -123,6 +130,8 @@ def ablations(study: TaskStudy) -> list[Training]:
         "rotation": {"streams.variation": "rotation", "streams.rotation_length": 84},
         "start-rank-8": {"streams.init_rank": 8},
         "decay-0.6": {"loss.stream_decay": 0.6},
+        "no-root": {"streams.root_rank": 0},
+        "no-parent": {"streams.parent_rank": 0},
     }
     return [
         Training(name, _SHARED | change, study.ablation_steps) for name, change in changes.items()
@@ -140,11 +149,15 @@ def drafters(study: TaskStudy, model: str, directories: Mapping[str, str]) -> li
     if model == "finetune":
         return []  # its quality is of interest, not its speed
     trees = [f"streams:num_nodes={n}" for n in study.nodes]
-    if model == "shared":
+    if model in ("shared", "detached"):
         return trees
     if model != "lossless":
         return [f"streams:num_nodes={study.compared_nodes}"]
-    heads = [f"medusa@{directories['medusa']}:num_nodes={n}" for n in study.nodes]
+    heads = [
+        f"medusa@{directories[name]}:num_nodes={n}"
+        for name in ("medusa", "medusa-parent")
+        for n in study.nodes
+    ]
     chains = [f"draft_model@{directories['draft']}:num_nodes={n}" for n in (2, 4)]
     merged = f"streams:num_nodes={study.compared_nodes}:lookup_nodes=4"
     lookup = ["prompt_lookup:num_nodes=4", merged]

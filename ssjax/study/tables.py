@@ -36,6 +36,7 @@ _PAPER = {  # table 1 of arXiv:2402.11131v1; speedup / call reduction / metric
 MODES = {
     "lossless": "the base model, frozen",
     "shared": "fine-tuned with LoRA and streams: a new model",
+    "detached": "fine-tuned with LoRA as without streams, and streams beside it",
 }
 
 
@@ -116,7 +117,9 @@ def models_table(task: TaskStudy, results: Mapping[str, Any]) -> str:
     own_rows = {
         "shared": _drafted(task, results, "benchmark-shared", "streams"),
         "lossless": _drafted(task, results, "benchmark-lossless", "streams"),
+        "detached": _drafted(task, results, "benchmark-detached", "streams"),
         "medusa": _drafted(task, results, "benchmark-lossless", "medusa"),
+        "medusa-parent": _drafted(task, results, "benchmark-lossless", "medusa-parent"),
         "draft": _drafted(task, results, "benchmark-lossless", "draft_model"),
     }
     sizes = _parameters(results)
@@ -153,7 +156,7 @@ def _parameters(results: Mapping[str, Any]) -> dict[str, int]:
     """Of each model that was decoded, with all that it needs for its own drafts."""
     sizes = {
         name: results[f"benchmark-{name}"]["parameters"]
-        for name in ("finetune", "shared", "lossless")
+        for name in ("finetune", "shared", "lossless", "detached")
         if f"benchmark-{name}" in results
     }
     extra: dict[str, int] = {}
@@ -162,8 +165,9 @@ def _parameters(results: Mapping[str, Any]) -> dict[str, int]:
         extra[kind] = max(extra.get(kind, 0), row["extra_parameters"])
     if "streams" in extra:
         sizes["base"] = sizes["lossless"] - extra["streams"]
-    if "medusa" in extra:
-        sizes["medusa"] = sizes["base"] + extra["medusa"]
+    for heads in ("medusa", "medusa-parent"):
+        if heads in extra:
+            sizes[heads] = sizes["base"] + extra[heads]
     if "draft_model" in extra:
         sizes["draft"] = extra["draft_model"]
     return sizes
@@ -172,7 +176,8 @@ def _parameters(results: Mapping[str, Any]) -> dict[str, int]:
 def quality_table(task: TaskStudy, results: Mapping[str, Any]) -> str:
     """All metrics of the task, with 95% intervals, of the models that decode as targets."""
     metrics = shown_metrics(get_task(task.task).metrics)
-    targets = {"base, lossless": "lossless", "finetune": "finetune", "shared": "shared"}
+    targets = {"base, lossless": "lossless"}
+    targets |= {name: name for name in ("finetune", "shared", "detached")}
     rows = [
         [f"`{name}`", *(cell(found[0], metric, with_interval=True) for metric in metrics)]
         for name, target in targets.items()
@@ -289,9 +294,11 @@ def _certificate(result: Mapping[str, Any] | None) -> str:
 
 
 def short_name(drafter: str) -> str:
-    """The name without the directory of another model."""
-    kind, colon, rest = drafter.partition(":")
-    return kind.partition("@")[0] + colon + rest
+    """The name without the directory of another model, but for what kind of heads it has."""
+    model, colon, rest = drafter.partition(":")
+    kind, _, directory = model.partition("@")
+    own = directory.rpartition("/")[2]
+    return (own if own.startswith(f"{kind}-") else kind) + colon + rest
 
 
 def _quality(row: Mapping[str, Any]) -> str:

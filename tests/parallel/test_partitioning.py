@@ -13,7 +13,7 @@ import oracles
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ssjax.config import MeshConfig
+from ssjax.config import LossConfig, MeshConfig
 from ssjax.decoding import decoder
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter
@@ -121,9 +121,10 @@ def test_training_does_not_depend_on_the_mesh(on_one_device, mode, sizes, change
 
 
 @pytest.mark.stress  # two more programs; what the mesh divides is the same
-def test_training_with_parents_does_not_depend_on_the_mesh():
+def test_training_with_parents_roots_and_a_teacher_does_not_depend_on_the_mesh():
+    model, loss = meshes.make_model(parent_rank=2, root_rank=2), LossConfig(distillation=0.5)
     one, many = (
-        meshes.train(meshes.make_model(parent_rank=2), meshes.make_mesh(sizes))
+        meshes.train(model, meshes.make_mesh(sizes), loss=loss)
         for sizes in ((1, 1, 1), (2, 2, 2))
     )
     np.testing.assert_allclose(many[0]["means"], one[0]["means"], rtol=0, atol=1e-5)
@@ -195,7 +196,8 @@ def test_other_drafters_on_a_mesh(plain_tokens, name):
 def test_drafts_that_know_their_parents_do_not_depend_on_the_mesh(plain_tokens):
     """Tokens, and what every pass kept: parents are looked up in tables that the mesh divides."""
     one, many = (
-        decode(sizes, DRAFTERS["best first"], parent_rank=4) for sizes in ((1, 1, 1), (2, 2, 2))
+        decode(sizes, DRAFTERS["best first"], parent_rank=4, root_rank=4)
+        for sizes in ((1, 1, 1), (2, 2, 2))
     )
     assert oracles.tokens_of(many) == oracles.tokens_of(one) == plain_tokens
     assert [c.runs for c in many] == [c.runs for c in one]

@@ -52,7 +52,8 @@ def test_every_training_has_a_valid_config(name, tmp_path):
     steps = list(all_steps(task, tmp_path))
     assert len({step.name for step in steps}) == len({step.result for step in steps}) == len(steps)
     configs = training_configs(task, tmp_path)
-    compared = {"base", "draft", "finetune", "shared", "lossless", "medusa"}
+    compared = {"base", "draft", "finetune", "shared", "lossless", "detached"}
+    compared |= {"medusa", "medusa-parent"}
     assert set(configs) == compared | {t.name for t in suites.ablations(task)}
     for model, config in configs.items():
         on_base = model not in ("base", "draft")
@@ -111,6 +112,7 @@ def test_the_report_holds_what_was_measured_and_says_what_was_not(tmp_path):
     (directory / "steps.json").write_text(json.dumps(steps))
     rows = [row("plain", 0, 1.0)] + [row(f"streams:num_nodes={n}", n, 1 + n / 10) for n in (2, 4)]
     rows += [row(f"medusa@DIR:num_nodes={n}", n, 1 + n / 20) for n in (2, 4)]
+    rows += [row(f"medusa@DIR/medusa-parent:num_nodes={n}", n, 1 + n / 16) for n in (2, 4)]
     rows += [row("streams:tree=static:branching=3/3/3:kept_nodes=4", 39, 1.6)]
     rows += [row("streams:num_nodes=4:lookup_nodes=4", 8, 1.9)]
     benchmark = {"workdir": str(directory / "lossless"), "parameters": 1_000_000, "rows": rows}
@@ -119,7 +121,7 @@ def test_the_report_holds_what_was_measured_and_says_what_was_not(tmp_path):
     target = tmp_path / "docs" / "results.md"
     page.write(target, tmp_path / "work", [task], "smoke")
     text = target.read_text()
-    assert "| 2 | 1.20 | 1.10 |" in text and "| 4 | 1.40 | 1.20 |" in text
+    assert "| 2 | 1.20 | 1.10 | 1.12 |" in text and "| 4 | 1.40 | 1.20 | 1.25 |" in text
     assert (
         "| `medusa:num_nodes=4` | 4 | 4 | 1.20 | 0.75 0.25 | 0.50 (0.40-0.60) | 2.50 | 250,000 "
         "| 2.00 | ROUGE-1 12.50 (11.00-14.00) |" in text
@@ -138,8 +140,8 @@ def test_the_report_holds_what_was_measured_and_says_what_was_not(tmp_path):
     assert (
         "| dialogsum | **ours** (4) | 0.50 / 1.21 / 12.50 | not measured | not measured |" in text
     )
-    # Also one model, its certificate and the ablations.
-    assert text.count("not measured") == 5
+    # Also two models, their certificates and the ablations.
+    assert text.count("not measured") == 7
     assert "DIR" not in text.partition("--data_path DATA --workdir DIR")[2]
     kept = target.with_suffix("") / task.task
     copy = json.loads((kept / "benchmark-lossless.json").read_text())
@@ -205,7 +207,7 @@ def test_the_smoke_suite_is_stopped_and_goes_on(tmp_path):
     subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=1500)
     assert (tmp_path / task.task / "train-base.json").stat().st_mtime_ns == before
     text = (tmp_path / "results.md").read_text()
-    assert "not measured" not in text and text.count("Certificate (`ssjax.verify`): holds.") == 2
+    assert "not measured" not in text and text.count("Certificate (`ssjax.verify`): holds.") == 3
     results = page.read_results(tmp_path / task.task)
     for row in results["benchmark-lossless"]["rows"]:
         assert row["identical"] == results["benchmark-lossless"]["prompts"]
