@@ -106,7 +106,7 @@ def train(config: Config | ConfigDict, callbacks: Sequence[Callback] = ()) -> Ru
     ...     def on_step(self, step, metrics):
     ...         print(f"step {step}: {metrics['loss']:.0f} nats per token")
     >>> run = ssjax.train(c, callbacks=[Losses()])
-    step 2: 8 nats per token
+    step 2: 10 nats per token
     >>> run.step
     2
 

@@ -65,7 +65,7 @@ class Run:
 
     >>> run = ssjax.load("runs/first")
     >>> run
-    Run('runs/first', step 2, task dialogsum, 44,352 parameters, float32, 3 streams)
+    Run('runs/first', step 2, task dialogsum, 54,784 parameters, float32, 3 streams)
     >>> pieces = run.stream("#Person1#: Hello!", max_new_tokens=4)
     >>> "".join(pieces) == run.generate("#Person1#: Hello!", max_new_tokens=4)[0].text
     True

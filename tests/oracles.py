@@ -120,6 +120,7 @@ def forward(
     visible=None,
     main_reads_streams=False,
     angle=0.0,
+    after=0,
 ):
     """Hidden states before the head and trunk states of one sequence, NumPy float64.
 
@@ -133,6 +134,7 @@ def forward(
       visible: [T, T] bool; None: causal.
       main_reads_streams: the main row of an anchor sees all of its streams.
       angle: by which the values of stream j turn j times.
+      after: the token after the last one, the root of its streams.
 
     Returns:
       main logits [T, V] and stream logits [A, J, V].
@@ -154,7 +156,7 @@ def forward(
         if "stream_init_up" in params:
             start = start + params["stream_init_up"] @ (params["stream_init_down"] @ x[t])
         if "stream_root_up" in params:
-            root = params["embedder"][tokens[t + 1]]
+            root = params["embedder"][[*tokens, after][t + 1]]
             root = root / np.sqrt((root**2).mean() + 1e-6)
             start = start + params["stream_root_up"] @ (params["stream_root_down"] @ root)
         for j in range(1, num_streams + 1):

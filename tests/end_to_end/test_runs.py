@@ -294,7 +294,8 @@ def test_evaluate_writes_json_and_accepts_changes(run, tmp_path):
         6,
         "--temperature",
         1.0,
-        "--nodeferred",
+        "--num_streams",
+        2,
         "--checkpoint",
         "best",
     )
@@ -302,7 +303,7 @@ def test_evaluate_writes_json_and_accepts_changes(run, tmp_path):
     evaluation = json.loads(out.read_text())
     assert evaluation["identical"] == evaluation["prompts"] == 5
     assert (evaluation["split"], evaluation["batch_size"]) == ("validation", 2)
-    assert (evaluation["draft_nodes"], evaluation["deferred"]) == (6, False)
+    assert (evaluation["draft_nodes"], evaluation["streams"]) == (6, 2)
 
 
 @pytest.mark.stress  # a program for every candidate

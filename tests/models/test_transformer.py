@@ -341,6 +341,7 @@ def test_variants_equal_numpy(batch, run, changes):
             J,
             angle=angle,
             main_reads_streams=model.streams.main_reads_streams,
+            after=tokens[b, min(len(row), tokens.shape[1] - 1)],
         )
         np.testing.assert_allclose(main[b, : len(row)], expected, atol=LOGIT_TOLERANCE, rtol=0)
         np.testing.assert_allclose(streams[b], expected_streams, atol=LOGIT_TOLERANCE, rtol=0)

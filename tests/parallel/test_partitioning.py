@@ -124,8 +124,7 @@ def test_training_does_not_depend_on_the_mesh(on_one_device, mode, sizes, change
 def test_training_with_parents_roots_and_a_teacher_does_not_depend_on_the_mesh():
     model, loss = meshes.make_model(parent_rank=2, root_rank=2), LossConfig(distillation=0.5)
     one, many = (
-        meshes.train(model, meshes.make_mesh(sizes), loss=loss)
-        for sizes in ((1, 1, 1), (2, 2, 2))
+        meshes.train(model, meshes.make_mesh(sizes), loss=loss) for sizes in ((1, 1, 1), (2, 2, 2))
     )
     np.testing.assert_allclose(many[0]["means"], one[0]["means"], rtol=0, atol=1e-5)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5), many[1], one[1])
