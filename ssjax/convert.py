@@ -1,6 +1,6 @@
-"""Reads a Hugging Face model and writes it as a model directory of ours.
+"""Reads a Hugging Face model or a GGUF file and writes it as a model directory of ours.
 
-    python -m ssjax.convert --source DIR_OR_HUB_ID --target DIR
+    python -m ssjax.convert --source DIR_OR_HUB_ID_OR_FILE.gguf --target DIR
 
 The target holds config.json, base_config.json (Hugging Face's), base.json (name, revision and
 digest of the source), the tokenizer files and params/ (Orbax). Give it to
@@ -16,9 +16,14 @@ from ssjax.errors import UserError
 from ssjax.weights.base import title
 from ssjax.weights.conversion import convert
 
-_SOURCE = command_line.require(flags.DEFINE_string("source", None, "Model directory or hub id."))
+_SOURCE = command_line.require(
+    flags.DEFINE_string("source", None, "Model directory, GGUF file or hub id.")
+)
 _TARGET = options.define_output("target", "Directory to write; must be new.", directory=True)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the written weights.")
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", "", "Directory with the tokenizer; empty: that of the source."
+)
 _JSON = options.define_output("json", "Also write the result to this file.")
 
 
@@ -26,7 +31,7 @@ def main() -> int:
     """Converts the model of the command line; returns the exit code."""
     if not _TARGET.value:
         raise UserError("--target is missing: the directory to write")
-    result = convert(_SOURCE.value, _TARGET.value, _DTYPE.value)
+    result = convert(_SOURCE.value, _TARGET.value, _DTYPE.value, _TOKENIZER.value)
     options.write_json(_JSON.value, result)
     print(
         "{family}: {parameters:,} parameters, {layers} layers of width {width}, {heads} heads "

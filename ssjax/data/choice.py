@@ -12,6 +12,7 @@ from ssjax.data.tokenizers.tokenizer import (
     open_tokenizer,
     train_tokenizer,
 )
+from ssjax.files.gguf import is_gguf
 
 
 def open_split(config: Config, split: str) -> builders.RecordSource:
@@ -33,8 +34,8 @@ def kept_tokenizer(workdir: Path) -> Tokenizer | None:
 
 
 def given_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer of data.tokenizer: a directory, or a file of SentencePiece."""
-    is_file = Path(path).is_file()
+    """The tokenizer of data.tokenizer: a directory, a GGUF file, or a file of SentencePiece."""
+    is_file = Path(path).is_file() and not is_gguf(path)
     return SentencePieceTokenizer.from_file(path) if is_file else open_tokenizer(path)
 
 

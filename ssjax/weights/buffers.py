@@ -21,12 +21,12 @@ def holds_what_is_computed(stored: StoredTensor, config: ModelConfig) -> bool | 
 
 def _are_frequencies(stored: StoredTensor, config: ModelConfig) -> bool:
     """Of rotary positions; before transformers 4.38 they were stored before they were scaled."""
-    if config.positions != "rotary" or stored.dtype not in DTYPES:
+    if config.positions != "rotary" or stored.value_dtype not in DTYPES:
         return False
     unscaled = rotary_frequencies(dataclasses.replace(config, rope_scaling="none"), False)
     found = stored.read_whole().astype(np.float32)
     # As exact as the dtype; small ones of float16 are subnormal.
-    tolerance = max(1e-5, 2 * float(ml_dtypes.finfo(DTYPES[stored.dtype]).eps))
+    tolerance = max(1e-5, 2 * float(ml_dtypes.finfo(DTYPES[stored.value_dtype]).eps))
     return any(
         found.shape == wanted.shape and np.allclose(found, wanted, rtol=tolerance, atol=1e-7)
         for wanted in (unscaled, rotary_frequencies(config, False))

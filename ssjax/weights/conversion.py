@@ -16,13 +16,14 @@ from ssjax.weights.base import keep_origin
 from ssjax.weights.load import untouched_config
 
 
-def convert(name: str, target: str, dtype: str) -> dict[str, Any]:
+def convert(name: str, target: str, dtype: str, tokenizer_from: str = "") -> dict[str, Any]:
     """Reads a model and writes it anew.
 
     Args:
-      name: its directory, or a hub id.
+      name: its directory, a GGUF file, or a hub id.
       target: the directory to write; must be new.
       dtype: of the written weights, "float32" or "bfloat16".
+      tokenizer_from: a directory with the tokenizer; empty: where the weights are.
 
     Returns:
       What was read and written, as plain values.
@@ -33,7 +34,7 @@ def convert(name: str, target: str, dtype: str) -> dict[str, Any]:
     with new_directory(Path(target)) as directory:
         source = huggingface.open_source(name)
         model = source.model_config(dtype)
-        tokenizer = open_tokenizer(source.directory)
+        tokenizer = open_tokenizer(tokenizer_from or source.directory)
         config = untouched_config(dataclasses.replace(model, pretrained=target), tokenizer)
         num_stream_layers = config.streams.num_stream_layers
         params = huggingface.read_params(source, model, num_stream_layers, jnp.dtype(dtype))

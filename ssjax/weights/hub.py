@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ssjax.config import Config
 from ssjax.errors import UserError
+from ssjax.files.gguf import is_gguf
 from ssjax.messages import say_once
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -24,7 +25,7 @@ class Location:
     """A directory with the files of a model.
 
     Attributes:
-      directory: of the user, or a snapshot in the hub's cache.
+      directory: of the user, or a snapshot in the hub's cache; or a GGUF file.
       revision: the commit of the snapshot; empty: a directory of the user.
     """
 
@@ -44,6 +45,8 @@ def locate(name: str, files: Sequence[str] = _MODEL_FILES) -> Location:
     """
     if os.path.exists(name):
         return Location(Path(name))
+    if is_gguf(name):
+        raise UserError(f"{name} does not exist; give a GGUF file that does, or a directory")
     repository, at, revision = name.partition("@")
     if not _HUB_ID.fullmatch(repository) or (at and not _REVISION.fullmatch(revision)):
         raise UserError(

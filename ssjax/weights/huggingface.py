@@ -1,8 +1,8 @@
 """Hugging Face model directories: reading and writing safetensors without torch.
 
-A directory holds config.json and one or more *.safetensors files. What the tensors are called
-and what the config means is said by `families`; here are files and shapes. Of a file each device
-reads just what it needs, see `slices`.
+A directory holds config.json and one or more *.safetensors files; a GGUF file amounts to one, see
+`gguf`. What the tensors are called and what the config means is said by `families`; here are files
+and shapes. Of a file each device reads just what it needs, see `slices`.
 """
 
 import dataclasses
@@ -19,20 +19,20 @@ from safetensors.numpy import save_file
 from ssjax import config as config_lib
 from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.errors import UserError
-from ssjax.files.reading import read_json_object, to_json
+from ssjax.files.gguf import is_gguf, read_header
+from ssjax.files.reading import to_json
 from ssjax.files.writing import write_atomic
 from ssjax.messages import say_once
 from ssjax.models.axes import param_shardings
 from ssjax.models.parameters import Params, flatten, unflatten
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.parallel import partitioning
-from ssjax.weights import families, hub, tensor_files
+from ssjax.weights import config_json, families, gguf, hub, tensor_files
 from ssjax.weights.buffers import holds_what_is_computed
 from ssjax.weights.families import Family
 from ssjax.weights.slices import Place, check_dtype, reader
 from ssjax.weights.tensor_files import StoredTensor
 
-_DEEPEST = 50  # objects and lists within each other in a config.json
 # Bytes of one file when writing; a larger model is split into several, as published ones are.
 _SHARD_BYTES = 5 * 10**9
 
@@ -42,7 +42,7 @@ class Source:
     """An opened model directory; nothing but headers has been read."""
 
     name: str  # as the user gave it
-    directory: Path
+    directory: Path  # or a GGUF file
     revision: str  # commit of the hub's repository; empty: a directory of the user
     values: Mapping[str, Any]  # config.json
     family: Family
@@ -66,13 +66,14 @@ class Source:
 
 
 def open_source(name: str | Path) -> Source:
-    """Opens a directory, or fetches a repository of the Hugging Face hub and opens that.
+    """Opens a directory or a GGUF file, or fetches a repository of the hub and opens that.
 
     A head that is stored beside a config that ties it to the embedding is compared with it. If it
     is another one, `values` say that they are not tied, as transformers then has it.
 
     Args:
-      name: a directory, or an id such as "facebook/opt-125m" or "facebook/opt-125m@main".
+      name: a directory, a GGUF file (of a split model any part), or an id such as
+        "facebook/opt-125m" or "facebook/opt-125m@main".
 
     Raises:
       UserError: not there, not readable, not a model that we know; one line.
@@ -80,6 +81,9 @@ def open_source(name: str | Path) -> Source:
     name = str(name)
     place = hub.locate(name)
     values, family = _read_config(place.directory)
+    if is_gguf(place.directory):
+        tensors = gguf.find_tensors(read_header(place.directory))
+        return Source(name, place.directory, place.revision, values, family, tensors)
     tensors = tensor_files.find_tensors(place.directory)
     if (place.directory / "adapter_config.json").exists():
         say_once(
@@ -117,8 +121,8 @@ def read_model_config(name: str, dtype: str) -> ModelConfig:
 
 
 def _read_config(directory: Path) -> tuple[dict[str, Any], Family]:
-    values = read_config_json(directory)
-    return values, families.find_family(values, str(directory / "config.json"))
+    values = config_json.read_values(directory)
+    return values, families.find_family(values, str(config_json.place(directory)))
 
 
 def _model_config(name, directory, family, values, dtype) -> ModelConfig:
@@ -126,37 +130,8 @@ def _model_config(name, directory, family, values, dtype) -> ModelConfig:
         model = ModelConfig(pretrained=name, dtype=dtype, **family.model_fields(values))
         config_lib.validate_model(model)
     except UserError as error:
-        raise UserError(f"{directory / 'config.json'}: {error}") from None
+        raise UserError(f"{config_json.place(directory)}: {error}") from None
     return model
-
-
-def read_config_json(directory: Path) -> dict[str, Any]:
-    """The config.json of a model directory.
-
-    Raises:
-      UserError: missing, not a JSON object, or one that could not be written again.
-    """
-    path = directory / "config.json"
-    values = read_json_object(path, "give a Hugging Face model directory or a hub id")
-    level = [values]
-    for _ in range(_DEEPEST):
-        inner = [entry.values() if isinstance(entry, dict) else entry for entry in level]
-        level = [value for part in inner for value in part if isinstance(value, dict | list)]
-    if level:
-        raise UserError(f"{path}: JSON nested too deeply; it is no model's config")
-    try:
-        to_json(values).encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{path}: a text in it has half of a character; correct it") from None
-    return values
-
-
-def is_model_directory(directory: Path) -> bool:
-    """Whether config.json there is one of Hugging Face."""
-    if not (directory / "config.json").is_file():
-        return False
-    values = read_config_json(directory)
-    return "architectures" in values or "model_type" in values
 
 
 def read_params(

@@ -3,6 +3,7 @@
 run directory        config.json, tokenizer files, checkpoints/ (trained leaves), base.json
 model directory      config.json, tokenizer files, params/      (convert, export --format orbax)
 Hugging Face         config.json, tokenizer files, *.safetensors; or a hub id
+GGUF                 a file of that name, or any part of a split one
 portable             ssjax.json, streams.safetensors, tokenizer files: beside Hugging Face
                      weights (export --format hf) or alone (export --format adapter)
 """
@@ -21,6 +22,7 @@ from ssjax.config import Config, ModelConfig
 from ssjax.data.tokenizers.tokenizer import Tokenizer, open_tokenizer
 from ssjax.errors import DamagedError, UserError
 from ssjax.files import manifest
+from ssjax.files.gguf import is_gguf
 from ssjax.files.reading import read_json_object, to_json
 from ssjax.files.writing import write_atomic
 from ssjax.models import lora
@@ -30,7 +32,7 @@ from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.parallel import partitioning
 from ssjax.weights import adapter as adapter_lib
 from ssjax.weights import base as base_lib
-from ssjax.weights import checkpoint, huggingface, saved_steps
+from ssjax.weights import checkpoint, config_json, huggingface, saved_steps
 from ssjax.weights.base import Base, open_base, read_config
 from ssjax.weights.families import Family
 
@@ -86,13 +88,13 @@ def load_trained(
     if not os.path.isdir(path):
         return _load_base(directory, mesh)
     if adapter_lib.is_portable(path):
-        has_weights = huggingface.is_model_directory(path)
+        has_weights = config_json.is_model_directory(path)
         return _load_portable(path, path if has_weights else base, mesh)
     if (path / "checkpoints").is_dir():
         return _load_run(path, checkpoint_name, base, mesh)
     if (path / "params").is_dir():
         return _load_model_directory(path, mesh)
-    if not huggingface.is_model_directory(path):
+    if not config_json.is_model_directory(path):
         read_config(path)  # says what is missing
         raise UserError(f"{path} holds no checkpoints; is it the workdir of a run?")
     return _load_base(directory, mesh)
@@ -234,8 +236,8 @@ def _load_portable(path, base_name, mesh) -> Trained:
     config = adapter_lib.read_config(path)
     base = open_base(base_name or config.model.pretrained, config.model.dtype)
     values = base.config_json
-    if values is None and huggingface.is_model_directory(path):
-        values = huggingface.read_config_json(path)
+    if values is None and config_json.is_model_directory(path):
+        values = config_json.read_config_json(path)
     family = huggingface.families.find_family(values, str(path)) if values else None
     addition = adapter_lib.read_addition(path, family)
     check_finite(addition.leaves, str(path))
@@ -274,8 +276,10 @@ def _base_of(path: Path) -> str | Path:
 
 
 def holds_weights(directory: Path) -> bool:
-    """Whether a directory has all weights of a model, not what a fine-tune adds to its base."""
-    return (directory / "params").is_dir() or huggingface.is_model_directory(directory)
+    """Whether all weights of a model are there, not what a fine-tune adds to its base."""
+    if is_gguf(directory):
+        return True
+    return (directory / "params").is_dir() or config_json.is_model_directory(directory)
 
 
 def base_only(trained: Trained) -> Params:

@@ -36,7 +36,7 @@ class Place:
 
 def check_dtype(stored: StoredTensor) -> None:
     """Raises: UserError: it is stored in a form that is not read."""
-    if stored.dtype not in DTYPES:
+    if stored.value_dtype not in DTYPES:
         raise UserError(
             f"{stored.path}: tensor {stored.name} is stored as {stored.dtype}, and only "
             f"{', '.join(DTYPES)} are read; {families.DEQUANTISE}"

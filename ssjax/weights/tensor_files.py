@@ -31,6 +31,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: str  # as safetensors says it: F32, BF16, F16, ...
 
+    @property
+    def value_dtype(self) -> str:
+        """The dtype of what is read."""
+        return self.dtype
+
     def read(self, slices: tuple[slice, ...]) -> np.ndarray:
         """A part, with a slice for each axis."""
         # Opened anew each time: the pages of a file that stays mapped would add up to the size of

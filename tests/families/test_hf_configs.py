@@ -12,7 +12,7 @@ from ssjax.config import StreamsConfig
 from ssjax.models.attention import rotary_frequencies
 from ssjax.models.parameters import count
 from ssjax.models.transformer import Transformer, abstract_params
-from ssjax.weights import families, huggingface
+from ssjax.weights import config_json, families, huggingface
 
 COUNTS = json.loads((GOLDEN / "parameter_counts.json").read_text())
 
@@ -21,7 +21,7 @@ COUNTS = json.loads((GOLDEN / "parameter_counts.json").read_text())
 def published(request, shared):
     """(name, content of config.json, our config of it)."""
     directory = shared("hf_configs", request.param)
-    values = huggingface.read_config_json(directory)
+    values = config_json.read_config_json(directory)
     family = families.find_family(values, str(directory))
     source = huggingface.Source(request.param, directory, "", values, family, {})
     return request.param, values, source.model_config("float32")

@@ -69,8 +69,8 @@ def describe_merges(files: Mapping[str, bytes], settings: Settings, where: str) 
     lines = split_lines(decode_text(files[MERGES_FILE], f"{where}/{MERGES_FILE}"))
     own_class = _class_of_vocabulary(vocab, settings)
     name = settings.tokenizer_class or _inferred_class(own_class, settings, where)
-    cuts = _cuts(name, bool(settings.add_prefix_space))
-    if cuts is None:
+    own_cuts = cuts(name, bool(settings.add_prefix_space))
+    if own_cuts is None:
         raise UserError(
             f"{where}/{CONFIG}: the tokenizer_class {name!r} has rules for {VOCAB_FILE} and "
             f"{MERGES_FILE} that are not known here; {TO_JSON}"
@@ -93,7 +93,7 @@ def describe_merges(files: Mapping[str, bytes], settings: Settings, where: str) 
             for token in special
             if token in vocab
         ],
-        **cuts,
+        **own_cuts,
         "model": {
             "type": "BPE",
             "vocab": vocab,
@@ -107,9 +107,9 @@ def describe_merges(files: Mapping[str, bytes], settings: Settings, where: str) 
 
 def cuts_like(description: Mapping[str, Any], tokenizer_class: str) -> bool:
     """Whether a description cuts texts as a class does, which must be one that is known."""
-    cuts = _cuts(tokenizer_class, add_prefix_space=False)
+    own = cuts(tokenizer_class, add_prefix_space=False)
     return (description.get("decoder") or {}).get("type") == "ByteLevel" and all(
-        _without_offsets(description.get(part)) == _without_offsets(cuts.get(part))
+        _without_offsets(description.get(part)) == _without_offsets(own.get(part))
         for part in ("normalizer", "pre_tokenizer")
     )
 
@@ -123,7 +123,7 @@ def _without_offsets(part: Any) -> Any:
     return json.loads(json.dumps(part), object_hook=kept)
 
 
-def _cuts(name: str, add_prefix_space: bool) -> dict[str, Any] | None:
+def cuts(name: str, add_prefix_space: bool) -> dict[str, Any] | None:
     """How a class cuts a text; None: not known."""
     byte_level = {
         "type": "ByteLevel",

@@ -3,6 +3,7 @@
     tokenizer.json              Hugging Face's, read with the library `tokenizers`
     tokenizer.model             SentencePiece
     vocab.json and merges.txt   byte-level BPE, as GPT-2 and OPT have it
+    NAME.gguf                   a GGUF file, whose metadata amount to one of the first two
 
 `open_tokenizer` reads any of them, with the small files beside it (see `settings`);
 `train_tokenizer` makes one from texts. Texts are kept as they are, as far as the tokenizer's own
@@ -18,13 +19,14 @@ from typing import Any, Protocol
 
 import sentencepiece
 
-from ssjax.data.tokenizers import merges, tokenizer_json
+from ssjax.data.tokenizers import gguf, merges, tokenizer_json
 from ssjax.data.tokenizers import settings as settings_lib
 from ssjax.data.tokenizers.chat_template import Messages
 from ssjax.data.tokenizers.sentencepiece import FILE as SENTENCEPIECE_FILE
 from ssjax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from ssjax.data.tokenizers.tokenizer_json import JsonTokenizer
 from ssjax.errors import UserError
+from ssjax.files.gguf import is_gguf, read_header
 from ssjax.files.reading import read_bytes
 
 __all__ = [
@@ -138,12 +140,14 @@ class Tokenizer(Protocol):
 
 
 def open_tokenizer(directory: str | os.PathLike) -> Tokenizer:
-    """Opens the tokenizer of a Hugging Face model directory, or one that `save` wrote.
+    """Opens the tokenizer of a Hugging Face model directory or a GGUF file, or one of `save`.
 
     Raises:
       UserError: there is none, or a file of it is malformed.
     """
     path = Path(directory)
+    if is_gguf(path):
+        return tokenizer_from_files(gguf.tokenizer_files(read_header(path)), str(path))
     if not os.path.isdir(path):
         raise UserError(f"no tokenizer directory {path}; give one that exists")
     names = (*_TOKENIZER_FILES, *settings_lib.FILES)
