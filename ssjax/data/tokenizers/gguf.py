@@ -85,16 +85,16 @@ def tokenizer_files(header: GgufHeader) -> dict[str, bytes]:
     add_bos = metadata.get("add_bos_token", kind == "llama" or pre in _ADD_BOS)
     config: dict[str, Any] = {"add_bos_token": bool(add_bos)}
     for role, theirs in _ROLES.items():
-        token_id = metadata.get(f"{theirs}_token_id")
-        if isinstance(token_id, int) and 0 <= token_id < len(tokens):
+        token_id = _token_id(header, metadata, theirs, tokens)
+        if token_id is not None:
             config[f"{role}_token"] = tokens[token_id]
     if kind == "llama":
         config["tokenizer_class"] = "LlamaTokenizer"
     template = header.metadata.get("tokenizer.chat_template")
     if isinstance(template, str) and template:
         config["chat_template"] = template
-    ends = [metadata.get(f"{name}_token_id") for name in ("eos", "eot", "eom")]
-    generation = {"eos_token_id": list(dict.fromkeys(i for i in ends if isinstance(i, int)))}
+    ends = [_token_id(header, metadata, name, tokens) for name in ("eos", "eot", "eom")]
+    generation = {"eos_token_id": list(dict.fromkeys(i for i in ends if i is not None))}
     files[CONFIG] = json.dumps(config).encode()
     files[GENERATION] = json.dumps(generation).encode()
     return files
@@ -121,7 +121,17 @@ def _tokens(header: GgufHeader, metadata: Mapping[str, Any]) -> tuple[list[str],
     kinds = [_NORMAL] * len(tokens) if kinds is None else _numbers(header, metadata, "token_type")
     if len(kinds) != len(tokens):
         raise _damaged(header, f"{len(tokens)} tokens have {len(kinds)} types")
+    if not set(kinds) <= set(range(_NORMAL, _BYTE + 1)):
+        raise _damaged(header, "tokens have types that are not known")
     return tokens, kinds
+
+
+def _token_id(header, metadata: Mapping[str, Any], name: str, tokens: list[str]) -> int | None:
+    """An id that the metadata name; None: they do not."""
+    found = metadata.get(f"{name}_token_id")
+    if found is not None and not (type(found) is int and 0 <= found < len(tokens)):
+        raise _damaged(header, f"tokenizer.ggml.{name}_token_id is {show(found)}, no token's id")
+    return found
 
 
 def _numbers(header: GgufHeader, metadata: Mapping[str, Any], key: str) -> list:
@@ -171,7 +181,7 @@ def _sentencepiece(header, metadata, tokens: list[str], kinds: list[int]) -> byt
     scores = _numbers(header, metadata, "scores")
     if len(scores) != len(tokens):
         raise _damaged(header, f"{len(tokens)} tokens have {len(scores)} scores")
-    unknown = metadata.get("unknown_token_id", 0)
+    unknown = _token_id(header, metadata, "unknown", tokens) or 0
     model = messages.ModelProto()
     for i, (token, score, kind) in enumerate(zip(tokens, scores, kinds, strict=True)):
         if kind == _UNKNOWN or i == unknown:  # some files call it a control token
@@ -184,10 +194,11 @@ def _sentencepiece(header, metadata, tokens: list[str], kinds: list[int]) -> byt
     trainer.vocab_size = len(tokens)
     trainer.byte_fallback = _BYTE in kinds
     trainer.unk_id = unknown
-    for role, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        setattr(trainer, f"{role}_id", metadata.get(f"{theirs}_token_id", -1))
-        if f"{theirs}_token_id" in metadata and metadata[f"{theirs}_token_id"] < len(tokens):
-            setattr(trainer, f"{role}_piece", tokens[metadata[f"{theirs}_token_id"]])
+    for role in ("bos", "eos", "pad"):
+        token_id = _token_id(header, metadata, _ROLES[role], tokens)
+        setattr(trainer, f"{role}_id", -1 if token_id is None else token_id)
+        if token_id is not None:
+            setattr(trainer, f"{role}_piece", tokens[token_id])
     trainer.unk_piece = tokens[unknown]
     normalizer.name = "identity"
     normalizer.add_dummy_prefix = bool(metadata.get("add_space_prefix", True))
