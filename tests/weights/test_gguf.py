@@ -13,7 +13,7 @@ from ssjax.models.parameters import flatten
 from ssjax.weights import families, gguf_tensors, huggingface
 from ssjax.weights.base import open_base, read_model_config
 from ssjax.weights.conversion import convert
-from ssjax.weights.load import load_trained
+from ssjax.weights.load import load_trained, read_base, untouched_config
 
 package = pytest.importorskip("gguf", reason="gguf is not installed")
 
@@ -111,6 +111,22 @@ def test_a_file_opens_as_a_directory_does(tmp_path):
     again = flatten(load_trained(target).params)
     for name, leaf in flatten(trained.params).items():
         np.testing.assert_array_equal(again[name], leaf)
+
+
+def test_a_run_knows_its_file_again(tmp_path):
+    """By the digest of the dequantised weights, wherever the file lies now."""
+    path, moved = tmp_path / "m.gguf", tmp_path / "moved.gguf"
+    tiny_gguf.write_model(path, "llama", "llama", "Q8_0")
+    config = untouched_config(open_base(path, "float32").model, load_trained(path).tokenizer)
+    first, _ = read_base(tmp_path, config)
+    path.rename(moved)
+    again, _ = read_base(tmp_path, config, moved)
+    np.testing.assert_array_equal(first["embedder"], again["embedder"])
+    with pytest.raises(UserError, match="does not exist"):
+        read_base(tmp_path, config)
+    tiny_gguf.write_model(moved, "llama", "llama", "F32")
+    with pytest.raises(UserError, match="not the ones that the run was trained on"):
+        read_base(tmp_path, config, moved)
 
 
 def test_blocks_that_predict_further_are_left_out(tmp_path):
