@@ -86,6 +86,7 @@ def extra_parameters(entry: Entry) -> int:
     used = {
         "stream_embedding": drafter.num_streams,
         "stream_init": drafter.num_streams,
+        "stream_root": drafter.num_streams,
         "parent": drafter.num_streams or drafter.num_heads,
         "exit": drafter.kept_nodes or drafter.exit_threshold,
         "medusa": drafter.num_heads,

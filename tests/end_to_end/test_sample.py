@@ -30,7 +30,7 @@ def workdir(tmp_path_factory):
             "--config=experiments/dialogsum.py",
             f"--config.workdir={directory / 'run'}",
             f"--config.data.prepared_dir={directory / 'data'}",
-            "--config.train.num_steps=90",
+            "--config.train.num_steps=120",
             "--config.data.batch_size=8",
             "--config.eval.max_records=2",
         ],
