@@ -160,19 +160,19 @@ def outputs(run, **options):
     return [answer.completion.tokens for answer in answers]
 
 
-ROOT, PARENT = 64 * 2 * 32, 64 * (3 * 32 + 3)
+OF_ROOT, OF_PARENT = 64 * 2 * 32, 64 * (3 * 32 + 3)
 
 
 def test_counts_are_printed(runs):
-    """J * D and twice 2 * rank * D for the method, of rank 64 twice D for the root and three times D
-    and J for the parent; 3 * (in + out) per adapted projection."""
+    """J * D and twice 2 * rank * D for the method, of rank 64 2 * D for the root and 3 * D + J for
+    the parent; 3 * (in + out) per adapted projection."""
     said = runs["lossless"][1]
     layer = 3 * sum([32 + 32, 32 + 16, 32 + 16, 32 + 32, 3 * (32 + 48)])
     base = sum(leaf.size for leaf in flatten(load_trained(runs["lossless"][0]).frozen).values())
-    added = 3 * 32 + 8 * 32 + ROOT + PARENT
+    added = 3 * 32 + 8 * 32 + OF_ROOT + OF_PARENT
     assert f"parameters: base {base:,}; Speculative Streaming {added:,} (3 stream" in said
     assert f"embeddings {3 * 32:,}, map to their start {4 * 32:,}, root at their start" in said
-    assert f"start {ROOT:,}, correction by the parent {PARENT:,}, early-exit adapter" in said
+    assert f"start {OF_ROOT:,}, correction by the parent {OF_PARENT:,}, early-exit adapter" in said
     assert f"early-exit adapter {4 * 32:,}); LoRA {2 * layer:,};" in said
     assert f"LoRA {3 * layer:,};" in runs["shared"][1]
     assert f"LoRA {3 * layer:,}, of the streams alone {2 * layer:,};" in runs["detached"][1]
@@ -554,7 +554,7 @@ def test_benchmark_of_all_drafters(tmp_path, base, prepared, runs):
     extra = [row["extra_parameters"] for row in rows[:5]]
     lora = 2 * 3 * sum([32 + 32, 32 + 16, 32 + 16, 32 + 32, 3 * (32 + 48)])
     whole = sum(x.size for x in flatten(load_trained(base).params).values())
-    streams = 3 * 32 + 4 * 32 + ROOT + PARENT + lora
+    streams = 3 * 32 + 4 * 32 + OF_ROOT + OF_PARENT + lora
     assert extra == [0, streams, 2 * (32 * 32 + 32 + 520 * 32), whole, 0]
     for row in rows:
         low, value, high = (row["tokens_per_second"][k] for k in ("low", "value", "high"))
