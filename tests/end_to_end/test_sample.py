@@ -30,7 +30,7 @@ def workdir(tmp_path_factory):
             "--config=experiments/dialogsum.py",
             f"--config.workdir={directory / 'run'}",
             f"--config.data.prepared_dir={directory / 'data'}",
-            "--config.train.num_steps=120",
+            "--config.train.num_steps=200",
             "--config.data.batch_size=8",
             "--config.eval.max_records=2",
         ],
@@ -112,7 +112,11 @@ def test_python_interface(run):
 
 
 def test_stop_strings_log_probs_and_seeds(run):
-    texts = ["#Person1#: Hello, is this City Bank?\n#Person2#: Yes.", "#Person1#: Hi."]
+    dialogue = (
+        "#Person1#: Hi Nick, guess what? I'm moving to the city centre.\n"
+        "#Person2#: Really, Victor? Why is that?\n#Person1#: Well, there is no garden."
+    )
+    texts = [dialogue, "#Person1#: Hi."]
     whole = run.generate(texts, max_new_tokens=16, log_probs=True)
     middle = whole[0].text[5:8]
     [cut, other] = run.generate(texts, max_new_tokens=16, stop=(middle, "\0"), log_probs=True)
