@@ -11,7 +11,7 @@ Paper   python -m ssjax.train --config experiments/dialogsum.py:MODEL --config.d
         fine-tune, see ssjax/presets.py. Hardware: an accelerator that holds the base in bfloat16
         (3 GB for 1.3b, 14 GB for 7b) and the activations of a batch of 32.
 
-Expect  sample: 2.53 tokens per call, 200 of 200 outputs identical, 3 min 9 s in all
+Expect  sample: 3.87 tokens per call, 200 of 200 outputs identical, 2 min 35 s in all
         (2-core AMD EPYC)
         small: not measured; a base of this size, streams put on it: docs/results.md
         opt-1.3b, phi-1.5, openllama-7b, mistral-7b, llama-2-7b: not measured

@@ -14,6 +14,7 @@ Expect  small: 3.28 tokens per call at 16 draft nodes, 420 of 420 outputs identi
         of training (2-core AMD EPYC, beside other work)
         medium: 2.66 tokens per call at 7 draft nodes, 100 of 100 identical, 1.13 times as fast as
         plain decoding; 1.18 times after `ssjax.calibrate` (same machine)
+        (both of before streams knew root and parent; with streams.parent_rank and root_rank 0)
         opt-1.3b, phi-1.5, openllama-7b, mistral-7b, llama-2-7b: not measured
 """
 

@@ -20,7 +20,8 @@ Expect     tokens per call, 8 draft nodes; every output equal to plain decoding,
            lossless 3.07   shared 3.72   e2e-lossless 1.12   e2e-shared 3.52
            e2e-lossless shows the limit of the mode: its streams learn what people wrote about
            restaurants, and the frozen base goes on telling stories. Distilled, with 400 steps
-           and streams.parent_rank 64: 3.34
+           and the parent (streams.root_rank 0): 3.34. The other figures are of streams that
+           know neither (parent_rank 0, root_rank 0)
 """
 
 from ssjax import config as config_lib

@@ -100,9 +100,8 @@ def find_candidates(
     width = min(max(width, NUM_RANKED_ANEW), vocab_size)
     best, tokens = _best(logits, width)
     total = jax.nn.logsumexp(logits, axis=-1)
-    inside = jnp.exp(jax.nn.logsumexp(best, axis=-1) - total)
     # What the others weigh, whose logits nobody corrects.
-    outside = total + jnp.log1p(-jnp.minimum(inside, _MOST_INSIDE))
+    outside = total + log_outside(best - total[..., None])
     first = jnp.broadcast_to(root[:, None, None], tokens[:, :1].shape).astype(tokens.dtype)
     parents = jnp.concatenate([first, tokens[:, :-1]], axis=1)
     correction = make_correction(params)

@@ -3,6 +3,9 @@
 A header is metadata (key -> number, text or list) and a list of tensors; the data of the tensors
 follows. A model may be split into `NAME-00001-of-0000N.gguf`, of which the first has the metadata.
 Files are read as they are on x86 and ARM, little-endian, versions 2 and 3 of the format.
+
+Read here and not by the package `gguf`, so that files of plain numbers need no package, the parts
+of a split file are one model, and a damaged file ends in one line.
 """
 
 import dataclasses
