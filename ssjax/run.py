@@ -26,7 +26,6 @@ from ssjax.decoding.ways import Situation
 from ssjax.errors import UserError
 from ssjax.messages import say, say_once
 from ssjax.models.lora import merge_lora, merged_adaptation
-from ssjax.models.parameters import count as count_parameters
 from ssjax.parallel import partitioning
 from ssjax.weights.load import Trained, load_trained, make_model
 
@@ -81,7 +80,7 @@ class Run:
     def __repr__(self) -> str:
         return (
             f"Run({str(self.workdir)!r}, step {self.step}, task {self.config.data.task}, "
-            f"{count_parameters(self.decoder.params):,} parameters, {self.config.model.dtype}, "
+            f"{self.decoder.num_parameters:,} parameters, {self.config.model.dtype}, "
             f"{self.config.streams.num_streams} streams)"
         )
 

@@ -84,6 +84,8 @@ def from_dict(values: dict[str, Any]) -> Config:
             main_reads_streams=False,
             init_rank=0,
             root_rank=0,
+            draft_vocab_size=0,
+            draft_tokens=(),
             parent_rank=config.drafter.parent_rank,
             exit_rank=0,
             medusa_heads=config.drafter.num_heads,

@@ -1,6 +1,7 @@
 """What values of a config must be together."""
 
 import dataclasses
+import itertools
 
 from ssjax.config import ranges
 from ssjax.config.keys import Config, DecodeConfig, ModelConfig, StreamsConfig
@@ -26,6 +27,7 @@ def validate(config: Config) -> None:
         streams.medusa_heads == 0 or config.drafter.kind == "medusa",
         "streams.medusa_heads is set by drafter.kind=medusa; give drafter.num_heads instead",
     )
+    _validate_draft_vocabulary(streams)
     if not config.model.pretrained:  # else num_layers is not known yet
         check_stream_layers(config)
     _validate_adaptation(config)
@@ -57,6 +59,23 @@ def validate(config: Config) -> None:
     )
     validate_decode(decode, streams)
     _validate_best(config)
+
+
+def _validate_draft_vocabulary(streams: StreamsConfig) -> None:
+    size, tokens = streams.draft_vocab_size, streams.draft_tokens
+    _check(
+        size == 0 or streams.num_streams > 0,
+        "streams.draft_vocab_size needs streams, and streams.num_streams is 0",
+    )
+    _check(
+        len(tokens) <= size,
+        f"streams.draft_tokens names {len(tokens)} tokens and streams.draft_vocab_size is {size}; "
+        "give their number, or leave draft_tokens empty to take the most frequent",
+    )
+    _check(
+        all(a < b for a, b in itertools.pairwise(tokens)),
+        "streams.draft_tokens must rise: no id twice, the smallest first",
+    )
 
 
 def _validate_best(config: Config) -> None:

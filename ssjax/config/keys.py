@@ -97,6 +97,11 @@ class StreamsConfig:
     # Rank of what the token just emitted, the root of the draft, adds to the start of the streams.
     # The streams then run after verification (decode.deferred); 0: they do not know the root.
     root_rank: Count = 64
+    # Tokens that streams can draft, the most frequent of the training targets: a smaller product
+    # in every pass and in training. Any token can still be emitted. 0: the whole vocabulary.
+    draft_vocab_size: Count = 0
+    # Their ids, rising: found when the run begins, unless they are given.
+    draft_tokens: tuple[Id, ...] = ()
     exit_rank: Count = 0  # rank of the early-exit adapter that prunes drafts; 0: none, paper: 8
     medusa_heads: Few = 0  # extra heads in place of streams; set by drafter.kind=medusa
 

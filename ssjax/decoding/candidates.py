@@ -9,13 +9,14 @@ A stream alone says the same after every parent; a model with the parent correct
 Trees of every kind are read off this table.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ssjax.models.head import head_logits, make_head, make_medusa_head
+from ssjax.models.head import head_logits, make_draft_head, make_medusa_head
 from ssjax.models.parameters import Params
 from ssjax.models.parent import candidate_logits, make_correction
 from ssjax.models.transformer import Transformer
@@ -89,27 +90,34 @@ def find_candidates(
       hidden: [B, J, D], ready for the LM head: of some streams, from the first on, or of all heads.
       root: [B] int32, the token that stream 1 follows.
       width: how many a drafter may use. W is that, NUM_RANKED_ANEW where parents are known and it
-        is less, and V at most.
+        is less, and at most V, or as many as the model can draft.
     """
-    head = make_medusa_head(params) if of_heads else make_head(params, model.config)
+    streams = model.streams
+    of_streams = functools.partial(make_draft_head, params, model.config, streams)
+    head = make_medusa_head(params) if of_heads else of_streams()
+    # With a draft vocabulary, rows of the head and candidates are numbered within it until the end.
+    ids = jnp.array(streams.draft_tokens) if streams.draft_tokens else None
     logits = head_logits(hidden, head, model.execution)
     logits = constrain(logits, "batch", "length", "vocab")
     vocab_size = logits.shape[-1]
-    if not model.streams.knows_parents:
-        return independent(jax.nn.log_softmax(logits, axis=-1), min(width, vocab_size))
+    if not streams.knows_parents:
+        alone = independent(jax.nn.log_softmax(logits, axis=-1), min(width, vocab_size))
+        return alone if ids is None else alone.replace(tokens=ids[alone.tokens])
     width = min(max(width, NUM_RANKED_ANEW), vocab_size)
     best, tokens = _best(logits, width)
     total = jax.nn.logsumexp(logits, axis=-1)
     # What the others weigh, whose logits nobody corrects.
     outside = total + log_outside(best - total[..., None])
-    first = jnp.broadcast_to(root[:, None, None], tokens[:, :1].shape).astype(tokens.dtype)
+    rows = tokens.astype(jnp.int32)
+    tokens = rows if ids is None else ids[rows]
+    first = jnp.broadcast_to(root[:, None, None], tokens[:, :1].shape)
     parents = jnp.concatenate([first, tokens[:, :-1]], axis=1)
     correction = make_correction(params)
-    after = candidate_logits(correction, head, hidden, parents, tokens)  # [B, J, P, W]
+    after = candidate_logits(correction, head, hidden, parents, rows)  # [B, J, P, W]
     norm = jnp.logaddexp(jax.nn.logsumexp(after, axis=-1), outside[:, :, None])
     scores = after - norm[..., None]
     scores = jnp.where(jnp.isnan(scores), -jnp.inf, jnp.minimum(scores, 0.0))
-    return Candidates(tokens.astype(jnp.int32), scores)
+    return Candidates(tokens, scores)
 
 
 def _best(scores: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:

@@ -23,7 +23,8 @@ from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
 from ssjax.errors import UserError
 from ssjax.models.execution import Execution
-from ssjax.models.parameters import Params, cast, join_projections, unstack_layers
+from ssjax.models.head import with_draft_head
+from ssjax.models.parameters import Params, cast, count, join_projections, unstack_layers
 from ssjax.models.transformer import Transformer
 from ssjax.parallel import partitioning
 from ssjax.parallel.partitioning import to_host
@@ -91,7 +92,10 @@ class Decoder:
         self.model = model.clone(scan=scan, execution=execution)
         params = cast(params, model.config.dtype)
         params = params if scan else unstack_layers(params)
-        self.params = join_projections(params) if joined else params
+        params = join_projections(params) if joined else params
+        self.num_parameters = count(params)
+        with jax.set_mesh(self.mesh):
+            self.params = with_draft_head(params, model.config, model.streams)
         self.eos_ids = tuple(eos_ids)
         self.pad_id = pad_id
         self.prompt_buckets = tuple(sorted(prompt_buckets))

@@ -13,7 +13,6 @@ from ssjax.evaluation import speed
 from ssjax.evaluation.benchmark_tables import describe, open_entry, quality
 from ssjax.evaluation.prompts import Prompts
 from ssjax.evaluation.speed import Entry
-from ssjax.models.parameters import count
 from ssjax.run import Run
 
 
@@ -77,6 +76,6 @@ def time_entries(
         "dtype": run.config.model.dtype,
         "temperature": decode.temperature,
         "max_new_tokens": decode.max_new_tokens,
-        "parameters": count(run.decoder.params),
+        "parameters": run.decoder.num_parameters,
         "rows": rows,
     }

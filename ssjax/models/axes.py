@@ -43,6 +43,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "medusa_weight": ("streams", "features", "embed"),
     "medusa_bias": ("streams", "features"),
     "medusa_head": ("streams", "vocab", "embed"),
+    "draft_head": ("vocab", "embed"),  # of `head.with_draft_head`
 }
 
 

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ssjax.config import ModelConfig
+from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.models.attention import matmul_precision
 from ssjax.models.axes import gathered
 from ssjax.models.execution import Execution
 from ssjax.models.parameters import Params
 from ssjax.models.projection import project
+
+DRAFT_HEAD = "draft_head"  # a leaf of `with_draft_head`, which no model has by itself
 
 
 @struct.dataclass
@@ -59,6 +61,29 @@ def make_head(params: Params, config: ModelConfig) -> Head:
     """The LM head among the parameters: its own table, or the tied embedding."""
     table = params["embedder"] if config.tie_embeddings else params["lm_head"]
     return Head(table, params.get("lm_head_bias"), config.logit_softcap)
+
+
+def make_draft_head(params: Params, config: ModelConfig, streams: StreamsConfig) -> Head:
+    """The LM head as streams use it: its rows at `streams.draft_tokens`, all if there are none.
+
+    Row i is that of token draft_tokens[i]: logits and candidates are then numbered so.
+    """
+    head = make_head(params, config)
+    if not streams.draft_tokens:
+        return head
+    tokens = jnp.array(streams.draft_tokens)
+    bias = None if head.bias is None else head.bias[tokens]
+    if DRAFT_HEAD in params:
+        return Head(params[DRAFT_HEAD], bias, head.softcap)
+    return Head(head_rows(head, tokens, head.table.dtype), bias, head.softcap)
+
+
+def with_draft_head(params: Params, config: ModelConfig, streams: StreamsConfig) -> Params:
+    """The parameters and, for `make_draft_head`, its rows: gathered once and not in every pass."""
+    if not streams.draft_tokens:
+        return params
+    rows = jax.jit(lambda params: make_draft_head(params, config, streams).table)(params)
+    return params | {DRAFT_HEAD: rows}
 
 
 def make_medusa_head(params: Params) -> Head:

@@ -27,10 +27,18 @@ from ssjax.config import LossConfig, StreamsConfig
 from ssjax.models import parent
 from ssjax.models.attention import Causal
 from ssjax.models.execution import Execution
-from ssjax.models.head import Head, head_logits, make_head, make_medusa_head
+from ssjax.models.head import (
+    Head,
+    head_logits,
+    make_draft_head,
+    make_head,
+    make_medusa_head,
+)
 from ssjax.models.transformer import Transformer
 from ssjax.parallel.partitioning import constrain, num_batch_shards
 from ssjax.training.teacher import Teacher, objective
+
+NO_ROW = -1  # in place of a target that a head has no row for
 
 
 @struct.dataclass
@@ -50,8 +58,9 @@ class Batch:
 class LossSums:
     """Sums over target tokens, one entry an output.
 
-    Main, stream 1..J, the same with their parents, early exit, as far as there are any. With
-    Medusa heads: main, head 1..K, the same with their parents.
+    A target outside of the draft vocabulary teaches a stream nothing: its cross-entropy counts as 0
+    there, and it is a miss. Main, stream 1..J, the same with their parents, early exit, as far as
+    there are any. With Medusa heads: main, head 1..K, the same with their parents.
     """
 
     cross_entropy: jax.Array  # [Q] float32, nats
@@ -175,37 +184,47 @@ def loss_sums(
         parents = targets[:, :, : streams.num_ahead]
         return parent.with_parents(parent.make_correction(params), ahead, parents)
 
-    hidden = [at_anchors(output.hidden)[:, :, None]]
+    main = at_anchors(output.hidden)
+    parts = [_Part(main[:, :, None], make_head(params, model.config))]
     if streams.num_streams:
-        hidden.append(output.stream_hidden)
-        if streams.knows_parents:
-            hidden.append(with_parents(output.stream_hidden))
+        head = make_draft_head(params, model.config, streams)
+        parts.append(_Part(output.stream_hidden, head, streams.draft_tokens))
+    elif streams.medusa_heads:
+        ahead = model.apply({"params": params}, main, method="medusa")
+        parts.append(_Part(ahead, make_medusa_head(params)))
+    if streams.knows_parents:
+        parts.append(parts[1].replace(hidden=with_parents(parts[1].hidden)))
     if streams.exit_rank:
         trunk_hidden = at_anchors(output.trunk_hidden)
-        exit_hidden = model.apply({"params": params}, trunk_hidden, method="early_exit")
-        hidden.append(exit_hidden[:, :, None])
-    hidden = hidden[0] if len(hidden) == 1 else jnp.concatenate(hidden, axis=2)
+        early = model.apply({"params": params}, trunk_hidden, method="early_exit")
+        parts.append(parts[0].replace(hidden=early[:, :, None]))
+    if streams.num_streams and not streams.draft_tokens:  # one head for all: one product
+        every = jnp.concatenate([part.hidden for part in parts], axis=2)
+        parts = [parts[0].replace(hidden=every)]
 
-    main_head = make_head(params, model.config)
-    main = jax.lax.stop_gradient(hidden[:, :, 0])
+    sums, begin = [], 0
+    for part in parts:
+        outputs = slice(begin, begin + part.hidden.shape[2])
+        scored = Scored(part.hidden, part.head, targets[:, :, outputs], weights[:, :, outputs])
+        teacher, taught = None, offsets[outputs]
+        if config.distillation and any(taught):
+            # Of what streams cannot draft, the main stream does not speak to them either.
+            head = part.head if part.tokens else parts[0].head
+            hidden, head = jax.lax.stop_gradient((main, head))
+            teacher = Teacher(hidden, head, anchors, weights[:, :, 0], taught, config)
+        scored = scored.within(part.tokens)
+        sums.append(chunked_cross_entropy(scored, config.chunk_size, model.execution, teacher))
+        begin = outputs.stop
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *sums)
 
-    def sums_of(hidden, head, outputs):
-        scored = Scored(hidden, head, targets[:, :, outputs], weights[:, :, outputs])
-        teacher = None
-        if config.distillation and streams.num_ahead:
-            taught = offsets[outputs]
-            teacher = Teacher(main, jax.lax.stop_gradient(main_head), anchors, taught, config)
-        return chunked_cross_entropy(scored, config.chunk_size, model.execution, teacher)
 
-    sums = sums_of(hidden, main_head, slice(0, hidden.shape[2]))
-    if not streams.medusa_heads:
-        return sums
-    heads_hidden = model.apply({"params": params}, hidden[:, :, 0], method="medusa")
-    own = slice(1, 1 + streams.medusa_heads)
-    parts = [sums, sums_of(heads_hidden, make_medusa_head(params), own)]
-    if streams.knows_parents:
-        parts.append(sums_of(with_parents(heads_hidden), make_medusa_head(params), own))
-    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+@struct.dataclass
+class _Part:
+    """Outputs that follow each other and go through one head."""
+
+    hidden: jax.Array  # [B, A, Q, D]
+    head: Head
+    tokens: tuple[int, ...] = struct.field(pytree_node=False, default=())  # of its rows; (): all
 
 
 @struct.dataclass
@@ -214,8 +233,16 @@ class Scored:
 
     hidden: jax.Array  # [B, A, Q, D] float32 or bfloat16
     head: Head  # the LM head, or one for each output
-    targets: jax.Array  # [B, A, Q] int32
+    targets: jax.Array  # [B, A, Q] int32, rows of the head; NO_ROW where it has none
     weights: jax.Array  # [B, A, Q] float32
+
+    def within(self, tokens: tuple[int, ...]) -> "Scored":
+        """Targets as rows of a head that has these tokens alone, rising; (): all, as they are."""
+        if not tokens:
+            return self
+        ids = jnp.array(tokens)
+        rows = jnp.minimum(jnp.searchsorted(ids, self.targets), len(tokens) - 1)
+        return self.replace(targets=jnp.where(ids[rows] == self.targets, rows, NO_ROW))
 
 
 def chunked_cross_entropy(
@@ -238,8 +265,10 @@ def chunked_cross_entropy(
     rows_per_chunk = min(num_rows, max(1, chunk_size // width))
     num_chunks = -(-num_rows // rows_per_chunk)
     padding = num_chunks * rows_per_chunk - num_rows
-    # Rows that count come first, so that the chunks at the end hold padding alone.
-    counts = weights.max(axis=2).reshape(num_parts, num_rows)
+    # Rows that count come first, so that the chunks at the end hold padding alone. One that no
+    # output has a target at may still teach the rows before it.
+    counts = weights.max(axis=2) if teacher is None else teacher.real
+    counts = counts.reshape(num_parts, num_rows)
     order = jnp.argsort(-counts, axis=1, stable=True)
 
     def cut(x, more=0):
@@ -258,10 +287,12 @@ def chunked_cross_entropy(
     def sum_chunk(hidden, targets, weights, taught=None):
         logits = head_logits(hidden, head, execution)  # [Z, rows, Q, V] float32
         logits = constrain(logits, "batch", "length", "streams", "vocab")
-        target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        known = targets != NO_ROW
+        rows = jnp.maximum(targets, 0)
+        target_logit = jnp.take_along_axis(logits, rows[..., None], axis=-1)[..., 0]
         total = jax.nn.logsumexp(logits, axis=-1)
-        cross_entropy = minimised = total - target_logit
-        hits = (target_logit >= logits.max(axis=-1)).astype(jnp.float32)
+        cross_entropy = minimised = jnp.where(known, total - target_logit, 0.0)
+        hits = (known & (target_logit >= logits.max(axis=-1))).astype(jnp.float32)
         if taught is not None:
             main, stands = taught  # [Z, rows + J, D], [Z, rows, Q]
             main = constrain(head_logits(main, teacher.head, execution), "batch", "length", "vocab")

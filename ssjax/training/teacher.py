@@ -27,6 +27,7 @@ class Teacher:
     hidden: jax.Array  # [B, A, D]
     head: Head  # the LM head
     positions: jax.Array  # [B, A] int32, of the anchors
+    real: jax.Array  # [B, A] float32: 1 where the main stream has a target, else 0: padding
     offsets: tuple[int, ...] = struct.field(pytree_node=False)  # j by output; 0: has no teacher
     config: LossConfig = struct.field(pytree_node=False)
 

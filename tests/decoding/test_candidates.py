@@ -1,5 +1,6 @@
 """The table that drafts are read off: conditional probabilities, and the trees over them."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -12,7 +13,7 @@ from ssjax.decoding.candidates import NUM_RANKED_ANEW, Candidates, find_candidat
 from ssjax.decoding.chances import log_chances, rows_needed
 from ssjax.decoding.drafters import BestFirstDrafter, Context, StaticDrafter
 from ssjax.decoding.tree import StaticTree, best_first_tree, static_tree
-from ssjax.models.head import make_head
+from ssjax.models.head import make_head, with_draft_head
 from ssjax.models.parent import candidate_logits, make_correction, with_parents
 
 J, V, ROWS = 3, 13, 4
@@ -68,6 +69,35 @@ def test_fewer_candidates_leave_their_share_to_the_others(monkeypatch, places):
     outside = np.exp(logits).sum(axis=-1) - np.exp(inside).sum(axis=-1)
     whole = np.exp(np.asarray(raw, np.float64)).sum(axis=-1) + outside[:, :, None]
     np.testing.assert_allclose(scores, raw - np.log(whole)[..., None], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("parent_rank", [0, 5])
+def test_a_draft_vocabulary_is_all_that_can_be_drafted(places, parent_rank):
+    """Tokens and scores are those of logits whose other entries are minus infinity."""
+    model, params, hidden = places
+    few = (0, 2, 3, 7, 9, 12)
+    streams = dataclasses.replace(
+        model.streams, parent_rank=parent_rank, draft_vocab_size=len(few), draft_tokens=few
+    )
+    model = model.clone(streams=streams)
+    hidden = hidden.astype(jnp.float32)
+    others = np.setdiff1d(np.arange(V), few)
+    for prepared in (params, with_draft_head(params, model.config, streams)):
+        found = find_candidates(model, prepared, hidden, jnp.asarray(ROOTS), V)
+        assert found.tokens.shape == (ROWS, J, len(few))
+        alone = np.array(oracles.logits_of(model, params, hidden))
+        alone[..., others] = -np.inf
+        np.testing.assert_array_equal(found.tokens, np.argsort(-alone)[..., : len(few)])
+        for stream, p in itertools.product(range(J), range(found.scores.shape[2])):
+            after = alone[:, stream]
+            if parent_rank:
+                parents = ROOTS if stream == 0 else found.tokens[:, stream - 1, p]
+                after = conditional(places, stream, parents)
+                after[:, others] = -np.inf
+            expected = np.take_along_axis(
+                oracles.log_softmax(after), np.asarray(found.tokens[:, stream]), axis=1
+            )
+            np.testing.assert_allclose(found.scores[:, stream, p], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_model_without_the_correction_says_the_same_after_every_parent():

@@ -43,6 +43,7 @@ from ssjax.models.parameters import unstack_layers
 VOCAB, BUCKET, NEW, ROWS, ALONE = 16, 8, 12, 200, 5
 CAPACITY = BUCKET + NEW
 EOS = (14, 15)
+UNDRAFTED = (3, 10)  # tokens that streams cannot draft, and that are drawn all the same
 SIZES = {
     "vocab_size": VOCAB,
     "embed_dim": 16,
@@ -185,7 +186,9 @@ class Weights:
 @pytest.fixture(scope="module")
 def weights():
     """Of one model with streams, an early exit and Medusa heads: random, and trained to count."""
-    model = oracles.make_model(exit_rank=2, medusa_heads=3, **SIZES)
+    few = tuple(token for token in range(VOCAB) if token not in UNDRAFTED)
+    drafted = {"draft_vocab_size": len(few), "draft_tokens": few}
+    model = oracles.make_model(exit_rank=2, medusa_heads=3, **drafted, **SIZES)
     params = oracles.random_params(model, seed=0)
     # Trained without root and parent, which are silent there: drafts of every length.
     trained = params | oracles.train_to_count(150, **(SIZES | PLAIN_STREAMS))[1]

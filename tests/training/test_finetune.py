@@ -78,6 +78,7 @@ def settings(workdir, prepared, base, mode):
     c.workdir, c.data.prepared_dir, c.model.pretrained = map(str, (workdir, prepared, base))
     c.adaptation.mode, c.adaptation.rank, c.adaptation.alpha = mode, 3, 12.0
     c.streams.exit_rank = c.streams.init_rank = 2
+    c.streams.draft_vocab_size = 200 if mode == "lossless" else 0
     c.loss.main_weight = 0.0 if mode == "lossless" else 1.0
     c.optimizer.learning_rate = 0.01
     c.optimizer.warmup_steps = 2

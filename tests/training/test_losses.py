@@ -103,6 +103,45 @@ def test_sums_equal_numpy(tiny, sums_of):
     assert weight.min() > 0
 
 
+@pytest.mark.parametrize("distillation", [0.0, 1.0])
+def test_streams_with_a_draft_vocabulary_equal_numpy(tiny, distillation):
+    """Softmax over some tokens; a target that is none of them teaches nothing and is missed.
+
+    The main stream has all tokens, and as a teacher the same ones as the streams.
+    """
+    model, params = tiny
+    few = (1, 8, EOS)
+    drafted = {"draft_vocab_size": len(few), "draft_tokens": few}
+    model = model.clone(streams=dataclasses.replace(model.streams, **drafted))
+    cross_entropy, correct, objective = np.zeros((3, 1 + J))
+    num_outside = 0
+    for prompt, target in zip(PROMPTS, TARGETS, strict=True):
+        whole = prompt + target
+        main, streams = oracles.forward(params, model.config, whole, range(len(whole)), J)
+        for t, j in itertools.product(range(len(prompt) - 1, len(whole) - 1), range(1 + J)):
+            if t + 1 + j >= len(whole):
+                continue
+            token, drafts = whole[t + 1 + j], j > 0
+            scores = oracles.log_softmax(streams[t, j - 1][list(few)] if drafts else main[t])
+            known = not drafts or token in few
+            place = few.index(token) if drafts and known else token
+            own = -scores[place] if known else 0.0
+            num_outside += not known
+            cross_entropy[j] += own
+            correct[j] += known and scores.argmax() == place
+            if drafts and distillation:
+                taught = oracles.log_softmax(main[t + j][list(few)])
+                own = (np.exp(taught) * (taught - scores)).sum()
+            objective[j] += own
+    config = LossConfig(distillation=distillation)
+    sums = jax.jit(lambda batch: loss_sums(model, params, batch, 5, config))(make_batch())
+    assert num_outside > 3
+    np.testing.assert_allclose(sums.cross_entropy, cross_entropy, rtol=LOGIT_TOLERANCE)
+    np.testing.assert_array_equal(sums.correct, correct)
+    np.testing.assert_allclose(sums.objective, objective, rtol=LOGIT_TOLERANCE)
+    np.testing.assert_array_equal(sums.weight, [9, 6, 4, 2])
+
+
 def test_top_1_hits_are_counted():
     """Literal logits: hidden states pick rows of the identity."""
     hidden = jnp.eye(4)[jnp.array([[[0, 1], [2, 3]]])]  # [1, 2, 2, 4]
