@@ -129,11 +129,9 @@ def train(config: Config | ConfigDict, callbacks: Sequence[Callback] = ()) -> Ru
     """
     from pathlib import Path
 
-    import jax
-
     from ssjax import config as config_lib
     from ssjax.evaluation.decoded_validation import DecodedValidation
-    from ssjax.files.writing import make_directory
+    from ssjax.parallel import program_cache
     from ssjax.run import open_run
     from ssjax.training import trainer
 
@@ -141,8 +139,7 @@ def train(config: Config | ConfigDict, callbacks: Sequence[Callback] = ()) -> Ru
     values = config_lib.to_dict(config) if is_frozen else config.to_dict()
     config = config_lib.from_dict(values)
     if config.compilation_cache:
-        make_directory(config.compilation_cache)
-        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+        program_cache.keep(config.compilation_cache)
     with trainer.held(Path(config.workdir)):
         outcome = trainer.train(config, callbacks, decode_validation=DecodedValidation())
     return open_run(outcome.trained, outcome.mesh)

@@ -13,6 +13,7 @@ from absl import flags
 
 from ssjax.cli import command_line, options, start
 from ssjax.errors import UserError
+from ssjax.parallel import program_cache
 from ssjax.weights.base import title
 from ssjax.weights.conversion import convert
 
@@ -31,6 +32,7 @@ def main() -> int:
     """Converts the model of the command line; returns the exit code."""
     if not _TARGET.value:
         raise UserError("--target is missing: the directory to write")
+    program_cache.keep()
     result = convert(_SOURCE.value, _TARGET.value, _DTYPE.value, _TOKENIZER.value)
     options.write_json(_JSON.value, result)
     print(

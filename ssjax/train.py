@@ -19,7 +19,7 @@ from ssjax.data.tasks import get_task
 from ssjax.errors import EXIT_RESUMABLE
 from ssjax.evaluation import report, teacher_forcing
 from ssjax.metrics.quality import require_packages
-from ssjax.parallel import distributed
+from ssjax.parallel import distributed, program_cache
 
 _EXPERIMENT = options.define_experiment_flags()
 _JSON = options.define_output("json", "Also write the evaluation to this file.")
@@ -31,6 +31,7 @@ def main() -> int:
     config = _EXPERIMENT.read()
     require_packages(get_task(config.data.task).metrics)
     with start.processes(_DISTRIBUTED.value):
+        program_cache.keep(config.compilation_cache)
         run = ssjax.train(config)
         if run.step < config.train.num_steps:
             messages.say(f"stopped at step {run.step}, saved; run the same command to continue")

@@ -10,6 +10,9 @@ import pytest
 # With the TPU compiler installed, processes that do not say so look for a TPU first.
 os.environ["JAX_PLATFORMS"] = "cpu"
 jax.config.update("jax_platforms", "cpu")
+# Verbs keep compiled programs in the user's home, unless JAX's own switch is off. What tests of
+# several processes share lies in a directory of theirs, and so switches it on.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import `oracles`
 # Nearly all the time of these tests is XLA compiling small programs: 5.8 s against 3.6 s for one
 # drafter without optimisations, and a third less again with the emitters of before 2025 (52 s

@@ -18,7 +18,7 @@ from ssjax.errors import UserError
 from ssjax.evaluation import pictures
 from ssjax.files.reading import to_json
 from ssjax.files.writing import check_directory, check_file, write_atomic
-from ssjax.parallel import partitioning
+from ssjax.parallel import partitioning, program_cache
 from ssjax.run import Run, load
 from ssjax.weights.load import Trained, load_trained
 
@@ -126,15 +126,17 @@ class ModelFlags:
 
     def open(self, mesh: Mesh | None = None) -> Run:
         """The model, ready to decode. Raises: UserError, as `ssjax.load`."""
-        self._register_task()
+        self._prepare()
         return load(self.workdir, self._checkpoint.value, **self._parts, mesh=mesh)
 
     def read(self, mesh: Mesh | None = None) -> Trained:
         """Its weights as they were trained. Raises: UserError, as `ssjax.load`."""
-        self._register_task()
+        self._prepare()
         return load_trained(self.workdir, self._checkpoint.value, **self._parts, mesh=mesh)
 
-    def _register_task(self):
+    def _prepare(self):
+        # Where the run kept its programs does not count: they are code, and it may be a stranger's.
+        program_cache.keep()
         if self._task_file.value:
             experiment_lib.run(self._task_file.value)
 

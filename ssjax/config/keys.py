@@ -336,7 +336,8 @@ class Config:
     """A whole run. See each group for units and meanings."""
 
     workdir: str = "runs/default"  # the run directory; an existing run continues
-    # Where compiled programs are kept between starts; empty: JAX_COMPILATION_CACHE_DIR, if set.
+    # Where a training keeps compiled programs between starts; none: nowhere; empty:
+    # JAX_COMPILATION_CACHE_DIR, else ~/.cache/ssjax/compiled, and from Python nowhere.
     compilation_cache: str = ""
     seed: Count = 0  # weights, data order, tokenizer sample
     model: ModelConfig = ModelConfig()

@@ -39,6 +39,7 @@ def environment(shared):
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": "",
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

@@ -72,6 +72,11 @@ def assert_one_line_error(finished, *fragments, code=2):
         assert fragment in lines[0]
 
 
+def assert_keeps_programs(finished):
+    place = ENVIRONMENT["JAX_COMPILATION_CACHE_DIR"]
+    assert finished.stderr.count(f"compiled programs are kept in {place}\n") == 1
+
+
 def saved_params(workdir):
     steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     state = ocp.load(str(workdir / "checkpoints" / str(steps[-1])), checkpointable_name="state")
@@ -81,6 +86,7 @@ def saved_params(workdir):
 @pytest.fixture(scope="module", autouse=True)
 def compilation_cache(tmp_path_factory):
     """Most processes here compile the same programs."""
+    ENVIRONMENT["JAX_ENABLE_COMPILATION_CACHE"] = "true"
     ENVIRONMENT["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
     ENVIRONMENT["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
@@ -97,6 +103,7 @@ def run(tmp_path_factory, prepared):
     finished = call_anew("train", *train_arguments(workdir, prepared))
     assert finished.returncode == 0, finished.stderr
     assert "identical outputs" in finished.stdout and "8 of 8" in finished.stdout
+    assert_keeps_programs(finished)
     return workdir
 
 
@@ -194,6 +201,7 @@ def test_generate_from_flag_file_and_standard_input(run, tmp_path):
     by_flag = call("generate", "--workdir", run, "--prompt", DIALOGUE)
     by_file = call("generate", "--workdir", run, "--prompts_file", file, "--json", out)
     by_stdin = call("generate", "--workdir", run, text=file.read_text())
+    assert_keeps_programs(by_stdin)
     assert by_flag.returncode == by_file.returncode == by_stdin.returncode == 0, by_file.stderr
     assert by_file.stdout == by_stdin.stdout
     first, blank, _ = by_file.stdout.splitlines()
