@@ -32,6 +32,7 @@ from ssjax.decoding.forward import DraftOutput, Forward
 from ssjax.decoding.sampling import start_history, warp
 from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
 from ssjax.decoding.tree import NO_PARENT, root_only
+from ssjax.models import cache as cache_lib
 from ssjax.models.cache import KVCache, cache_from_block, write_path
 from ssjax.models.parameters import Params
 from ssjax.models.transformer import Transformer
@@ -105,6 +106,36 @@ def _start(
         calls=jnp.zeros(batch, jnp.int32),
         history=start_history(spec.sampling, rows.prompts, length, forward.model.config.vocab_size),
         log_probs=jnp.zeros(per_token, jnp.float32) if spec.log_probs else None,
+    )
+
+
+def grow(state: DecodeState, rows: Rows, capacity: int, pad_id: int) -> DecodeState:
+    """The state of a prefill with more slots per row.
+
+    So prompts are read by the same program however long their outputs may become.
+
+    Args:
+      state: what `prefill` made of the rows, with slots for two tokens and the deepest draft
+        after the longest prompt: with fewer, rows would be done, and a draft model's cache cut.
+      rows: the prompts.
+      capacity: tokens per row, at least those of the state.
+      pad_id: as in the spec.
+    """
+    more = [(0, 0), (0, capacity - state.tokens.shape[1])]
+
+    def larger(leaf):
+        return cache_lib.grow(leaf, capacity) if isinstance(leaf, KVCache) else leaf
+
+    kept = state.log_probs
+    return state.replace(
+        tokens=jnp.pad(state.tokens, more, constant_values=pad_id),
+        born=jnp.pad(state.born, more),
+        drafted=jnp.pad(state.drafted, more),
+        limit=jnp.minimum(rows.prompt_length + rows.max_new_tokens, capacity),
+        # A draft model has a cache of its own.
+        memory=jax.tree.map(larger, state.memory, is_leaf=lambda x: isinstance(x, KVCache)),
+        cache=cache_lib.grow(state.cache, capacity),
+        log_probs=None if kept is None else jnp.pad(kept, more),
     )
 
 

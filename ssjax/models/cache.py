@@ -49,6 +49,17 @@ def cache_from_block(block: KVCache, length: jax.Array, capacity: int) -> KVCach
     return jax.tree.map(fit, block)
 
 
+def grow(cache: KVCache, capacity: int) -> KVCache:
+    """The cache with more slots per row, which hold zeros. capacity: at least those it has."""
+
+    def longer(leaf):
+        more = [(0, 0)] * leaf.ndim
+        more[-2] = (0, capacity - leaf.shape[-2])
+        return _constrained(jnp.pad(leaf, more))
+
+    return jax.tree.map(longer, cache)
+
+
 def valid_slots(cache: KVCache | None, length: jax.Array | None) -> jax.Array | None:
     """[B, 1, S] bool: the slots below length [B] int32; None without a cache."""
     if cache is None:

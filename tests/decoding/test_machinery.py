@@ -10,13 +10,17 @@ import numpy as np
 import oracles
 import pytest
 
+from ssjax.config import StreamsConfig
 from ssjax.decoding import decoder as decoder_module
 from ssjax.decoding import loop
 from ssjax.decoding.decoder import num_compilations
+from ssjax.decoding.draft_model import ModelDrafter
 from ssjax.decoding.drafters import BestFirstDrafter, Memoryless, PlainDrafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.state import DecodeSpec, Rows
 from ssjax.decoding.tree import NO_PARENT
+from ssjax.models.parameters import unstack_layers
+from ssjax.models.transformer import init_params
 
 CACHE_TOLERANCE = 1e-5  # of the largest entry of a layer's keys or values
 BATCH, BUCKET, NEW, CAPACITY = 4, 16, 24, 64
@@ -182,6 +186,51 @@ def test_one_compilation_per_bucket(decoder, model, params, kit):
     other = kit.make_decoder(model, kit.make_params(model, seed=1), buckets=(8, 16))
     assert generate(other, 6) != first
     assert num_compilations() == after
+
+
+def test_prompts_are_read_by_one_program_however_long_outputs_may_be(model, params, kit):
+    """A prefill and a loop at first; then each capacity is a small program and a loop."""
+    decoder = kit.make_decoder(model, params, eos_ids=kit.NEVER, buckets=(16,))
+    prompts = kit.random_prompts(25, 3, (16, 2, 9))
+    sampled = Sampling(temperature=0.7, repetition_penalty=1.2)
+    outputs = []
+    for limits, programs in (([6] * 3, 2), ([60] * 3, 2), ([130] * 3, 2), ([7, 60, 0], 0)):
+        before = num_compilations()
+        found = oracles.generate(
+            decoder, prompts, DRAFTER, max_new_tokens=limits, sampling=sampled, log_probs=True
+        )
+        assert num_compilations() - before == programs
+        assert [len(completion.tokens) for completion in found] == limits
+        outputs.append(found)
+    *others, longest, _ = outputs
+    for found in (*others, outputs[-1]):
+        for short, long in zip(found, longest, strict=True):
+            count = len(short.tokens)
+            assert short.tokens == long.tokens[:count]
+            assert short.runs[:-1] == long.runs[: len(short.runs) - 1]
+            np.testing.assert_allclose(short.log_probs, long.log_probs[:count], atol=1e-4)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 40])
+def test_a_grown_state_is_that_of_a_prefill_with_more_slots(limit, static, rows, model, kit):
+    """The cache of a draft model too, which has drafted before; a prompt fills its bucket."""
+    draft = kit.make_model(model.config.vocab_size).clone(streams=StreamsConfig(0, 2), scan=False)
+    draft_params = unstack_layers(init_params(draft.clone(scan=True), 4))
+    static = (*static[:2], ModelDrafter(draft, 3), static[3])
+    rows = rows.replace(max_new_tokens=jnp.full_like(rows.max_new_tokens, limit))
+    expected = decoder_module.prefill_program(*static, rows, draft_params)
+    few = dataclasses.replace(static[3], capacity=BUCKET + 2 + 3)
+    state = decoder_module.prefill_program(*static[:3], few, rows, draft_params)
+    grown = decoder_module.grow_program(state, rows, CAPACITY, kit.PAD)
+    ours, theirs = (jax.tree.leaves_with_path(tree) for tree in (grown, expected))
+    for (path, leaf), (_, other) in zip(ours, theirs, strict=True):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf, other = map(jax.random.key_data, (leaf, other))
+        assert leaf.shape == other.shape, jax.tree_util.keystr(path)
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            assert_close(leaf, other)
+        else:
+            np.testing.assert_array_equal(leaf, other, err_msg=jax.tree_util.keystr(path))
 
 
 def test_no_transfer_while_decoding(static, start):
