@@ -1,11 +1,12 @@
-"""What root and parent add to a decode pass, on this device.
+"""What root, parent and more streams add to a decode pass, on this device.
 
     python benchmarks/correction_cost.py
     python benchmarks/correction_cost.py --json benchmarks/results/correction_cost.json
 
 The same random weights of about 100M parameters, streams as in the paper, and told the root, the
-parent or both (`streams.root_rank`, `streams.parent_rank`, 64 each). All passes are timed in turn,
-see `ssjax/evaluation/pass_time.py`; ratios are to the paper's streams with the same draft.
+parent or both (`streams.root_rank`, `streams.parent_rank`, 64 each), 4 of them, and with both 6 and
+8. All passes are timed in turn, see `ssjax/evaluation/pass_time.py`; ratios are to the paper's
+streams with the same draft.
 """
 
 import dataclasses
@@ -36,11 +37,13 @@ CONFIG = ModelConfig(
     head_dim=64,
     mlp_dim=2048,
 )
-KINDS = {
-    "paper": {"parent_rank": 0, "root_rank": 0},
-    "root": {"parent_rank": 0},
-    "parent": {"root_rank": 0},
-    "both": {},
+KINDS = {  # streams, and what is changed of them
+    "paper": (4, {"parent_rank": 0, "root_rank": 0}),
+    "root": (4, {"parent_rank": 0}),
+    "parent": (4, {"root_rank": 0}),
+    "both": (4, {}),
+    "both, 6": (6, {}),
+    "both, 8": (8, {}),
 }
 
 
@@ -55,14 +58,14 @@ def step_of(streams: StreamsConfig):
 
 def main() -> int:
     """Times all kinds; returns the exit code."""
-    streams = StreamsConfig(num_streams=4, num_stream_layers=2)
+    streams = StreamsConfig(num_streams=8, num_stream_layers=2)
     model = Transformer(CONFIG, streams, scan=True)
     params = jax.jit(lambda: init_params(model, 0))()
     decoder = Decoder(model, params, eos_ids=(0,), pad_id=0, prompt_buckets=(_PROMPT.value,))
     ways, steps, names = [Way(PlainDrafter(), True)], [loop.decode_step], [("plain", 0)]
     for nodes in map(int, _NODES.value):
-        for kind, changes in KINDS.items():
-            ways.append(Way(BestFirstDrafter(nodes, streams.num_streams), True))
+        for kind, (number, changes) in KINDS.items():
+            ways.append(Way(BestFirstDrafter(nodes, number), True))
             steps.append(step_of(dataclasses.replace(streams, **changes)))
             names.append((kind, nodes))
     shape = PassShape(1, _PROMPT.value, 64)

@@ -2,11 +2,12 @@
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --json benchmarks/results/train_step.json
+    python benchmarks/train_step.py --streams 6
 
 Both steps are the ones that `ssjax.train` compiles, on one device, with the same batch, model
 and optimizer; they run in turn, compilation excluded. Time is the median of the ratios of
 neighbouring steps, memory what the compiler reports: arguments, results and temporaries. The
-shape is that of DialogSum: prompts of 256 tokens and targets of 48, 12 layers, 4 of them with 4
+shape is that of DialogSum: prompts of 256 tokens and targets of 48, 12 layers, 4 of them with the
 streams.
 """
 
@@ -30,6 +31,7 @@ _VOCAB = flags.DEFINE_integer("vocab", 4096, "Vocabulary.")
 _BATCH = flags.DEFINE_integer("batch", 4, "Sequences a step.")
 _PROMPT = flags.DEFINE_integer("prompt", 256, "Prompt tokens.")
 _TARGET = flags.DEFINE_integer("target", 48, "Target tokens.")
+_STREAMS = flags.DEFINE_integer("streams", 4, "Number of streams.")
 _STEPS = flags.DEFINE_integer("steps", 7, "Timed pairs of steps.")
 _REMAT = flags.DEFINE_string("remat", "none", "none, products or full.")
 _JSON = flags.DEFINE_string("json", "", "Also write the result to this file.")
@@ -85,7 +87,8 @@ def compile_step(config: Config):
 
 def main() -> int:
     """Measures both steps; returns the exit code."""
-    steps = {name: list(compile_step(make_config(n))) for name, n in (("plain", 0), ("streams", 4))}
+    numbers = {"plain": 0, "streams": _STREAMS.value}
+    steps = {name: list(compile_step(make_config(n))) for name, n in numbers.items()}
     seconds = {name: [] for name in steps}
     for _ in range(1 + _STEPS.value):  # the first warms up
         for name, (compiled, state, batch, _) in steps.items():
@@ -103,6 +106,7 @@ def main() -> int:
         "prompt": _PROMPT.value,
         "target": _TARGET.value,
         "remat": _REMAT.value,
+        "streams": _STREAMS.value,
         "seconds": {name: statistics.median(times[1:]) for name, times in seconds.items()},
         "time_ratio": statistics.median(a / b for a, b in pairs),
         "bytes": needed,
