@@ -108,6 +108,20 @@ _GEMMA3 = _GEMMA2 | {
     "rope_scaling": {"factor": 4.0, "rope_type": "linear"},
     "sliding_window_pattern": 3,
 }
+_PHI3 = _llama(
+    architectures=["Phi3ForCausalLM"],
+    model_type="phi3",
+    num_key_value_heads=1,
+    original_max_position_embeddings=128,
+    rope_scaling=None,
+    attention_bias=False,
+    sliding_window=7,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+    embd_pdrop=0.0,
+    resid_pdrop=0.0,
+)
 _OPT = {
     "architectures": ["OPTForCausalLM"],
     "model_type": "opt",
@@ -158,6 +172,27 @@ TINY_MODELS = (
             "embd_pdrop": 0.0,
             "resid_pdrop": 0.1,
             "torch_dtype": "float16",
+        },
+    ),
+    TinyModel("phi3", (5, 9), _PHI3),
+    TinyModel(
+        "phi3_long",
+        (2, 6),
+        # As Phi-4-mini: a part of each head, with a factor for each pair, and a window that no
+        # sequence outgrows.
+        _PHI3
+        | {
+            "num_attention_heads": 2,
+            "partial_rotary_factor": 0.75,
+            "max_position_embeddings": 8 * MAX_LENGTH,
+            "original_max_position_embeddings": MAX_LENGTH,
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0, 1.1, 1.3, 1.8, 2.5, 3.0],
+                "long_factor": [1.0, 1.5, 3.0, 6.0, 20.0, 40.0],
+            },
+            "sliding_window": 200,
+            "tie_word_embeddings": True,
         },
     ),
     TinyModel("llama", (2, 7), _llama(), num_files=2),

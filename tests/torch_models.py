@@ -6,6 +6,7 @@ exactly.
 """
 
 import contextlib
+import copy
 import json
 import warnings
 from typing import Any
@@ -42,7 +43,8 @@ def hf_config(config_json: dict[str, Any]):
     import transformers
 
     with quiet():
-        config = transformers.AutoConfig.for_model(**config_json)
+        # Of a copy: it writes into the groups that it is given.
+        config = transformers.AutoConfig.for_model(**copy.deepcopy(config_json))
     config._attn_implementation = "eager"  # the only one with the soft caps of Gemma 2
     return config
 

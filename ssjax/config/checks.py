@@ -185,6 +185,14 @@ def _validate_model(model: ModelConfig) -> None:
         model.rotary_dim <= model.head_dim and model.rotary_dim % 2 == 0,
         f"model.rotary_dim {model.rotary_dim} must be even and at most model.head_dim",
     )
+    num_pairs = (model.rotary_dim or model.head_dim) // 2
+    _check(
+        model.rope_scaling != "longrope"
+        or (len(model.rope_factors) == num_pairs and model.rope_original_positions > 0),
+        f"model.rope_scaling longrope needs model.rope_factors for {num_pairs} pairs of channels "
+        f"and model.rope_original_positions, not {len(model.rope_factors)} and "
+        f"{model.rope_original_positions}",
+    )
     _check(
         model.positions == "rotary" or model.max_positions > 0,
         "model.max_positions must be given for learned positions",

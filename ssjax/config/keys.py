@@ -13,6 +13,7 @@ Few = Annotated[int, Range(0, 256)]
 Some = Annotated[int, Range(1, 256)]
 Weight = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(above=0)]
+Factor = Annotated[float, Range(above=0, high=1e6)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +43,16 @@ class ModelConfig:
     rotary_dim: Count = 0  # leading part of each head that is rotated; 0: all of it
     rope_theta: Positive = 10000.0  # base of the rotary wavelengths
     rope_local_theta: Weight = 0.0  # of the layers in local_layers; 0: rope_theta, scaled alike
-    rope_scaling: Literal["none", "linear", "llama3"] = "none"  # linear: positions / factor
+    # linear: positions / factor; longrope: rope_factors, for up to rope_original_positions tokens.
+    rope_scaling: Literal["none", "linear", "llama3", "longrope"] = "none"
     rope_factor: Positive = 1.0  # linear, llama3: how many times longer the context is
     rope_low_freq_factor: Positive = 1.0  # llama3
     rope_high_freq_factor: Positive = 4.0  # llama3
-    rope_original_positions: Count = 0  # llama3: length before scaling
+    rope_factors: tuple[Factor, ...] = ()  # longrope: what the frequency of each pair is over
+    rope_attention_factor: Positive = 1.0  # longrope: times the rotated part of queries and keys
+    # Length before scaling. llama3: one of the rule's ends; longrope: no sequence may be longer,
+    # because the model then has other factors.
+    rope_original_positions: Count = 0
 
     # Order of norms and residuals, see models/layers.py.
     block: Literal["pre_norm", "post_norm", "parallel", "sandwich"] = "pre_norm"
@@ -70,6 +76,13 @@ class ModelConfig:
     logit_softcap: Weight = 0.0  # the same for the LM head
     window: Count = 0  # tokens that the layers in local_layers see; 0: no layer is local
     local_layers: tuple[Id, ...] = ()  # numbers of layers, from 0
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens that no sequence may exceed; 0: there is no such limit."""
+        if self.positions == "learned":
+            return self.max_positions
+        return self.rope_original_positions if self.rope_scaling == "longrope" else 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,13 +20,13 @@ def check_positions(config: ModelConfig, num_tokens: int) -> None:
     Raises:
       UserError: the model has no positions for so many.
     """
-    if num_tokens <= config.max_positions or not config.max_positions:
-        return
-    if config.positions == "learned":
+    if 0 < config.longest_sequence < num_tokens:
         raise UserError(
             f"prompt and output may have {num_tokens} tokens, but the model has positions for "
-            f"{config.max_positions}; shorten the prompt or lower max_new_tokens"
+            f"{config.longest_sequence}; shorten the prompt or lower max_new_tokens"
         )
+    if num_tokens <= config.max_positions or not config.max_positions:
+        return
     # Without the number of tokens, which would make it another line for every batch.
     say_once(
         "a prompt with its new tokens is longer than the "

@@ -68,6 +68,21 @@ class Fields:
         wanted = "a number above 0" + ("" if most == _LARGEST else f" and at most {most:g}")
         return float(self._value(key, default, wanted, lambda n: _is_positive(n) and n <= most))
 
+    def numbers(self, key: str, length: int) -> tuple[float, ...]:
+        """A list of so many numbers above 0."""
+        wanted = f"a list of {length} numbers above 0"
+        found = self._value(
+            key,
+            REQUIRED,
+            wanted,
+            lambda value: (
+                isinstance(value, list)
+                and len(value) == length
+                and all(_is_positive(number) and number <= _LARGEST for number in value)
+            ),
+        )
+        return tuple(float(number) for number in found)
+
     def flag(self, key: str, default: Any = REQUIRED):
         """true or false."""
         return self._value(key, default, "true or false", lambda value: isinstance(value, bool))

@@ -172,8 +172,11 @@ def rotary_frequencies(config: ModelConfig, local: bool) -> np.ndarray:
     own_theta = local and config.rope_local_theta
     theta = config.rope_local_theta if own_theta else config.rope_theta
     exponent = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
-    frequencies = (1.0 / np.float32(theta) ** exponent).astype(np.float32)
-    if config.rope_scaling == "none" or own_theta:
+    periods = np.float32(theta) ** exponent
+    if config.rope_scaling == "longrope" and not own_theta:
+        periods = np.array(config.rope_factors, np.float32) * periods
+    frequencies = (1.0 / periods).astype(np.float32)
+    if config.rope_scaling in ("none", "longrope") or own_theta:
         return frequencies
     if config.rope_scaling == "linear":
         return frequencies / np.float32(config.rope_factor)
@@ -190,10 +193,17 @@ def _llama3_frequencies(frequencies, config):
     return ((1 - smooth) * stretched + smooth * frequencies).astype(np.float32)
 
 
-def rotary_tables(positions: jax.Array, frequencies: np.ndarray) -> tuple:
-    """Cosine and sine of the rotary angles, float32, each positions.shape + frequencies.shape."""
+def rotary_tables(positions: jax.Array, frequencies: np.ndarray, factor: float = 1.0) -> tuple:
+    """Cosine and sine of the rotary angles, float32, each positions.shape + frequencies.shape.
+
+    Args:
+      positions: of rows, any shape.
+      frequencies: angles per position, float32.
+      factor: that both are multiplied by, and so what is rotated by them.
+    """
     angle = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angle), jnp.sin(angle)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return (cos, sin) if factor == 1 else (cos * factor, sin * factor)
 
 
 def rotate_stream_values(values_BTJKH: jax.Array, angle: float) -> jax.Array:

@@ -102,7 +102,8 @@ def make_layouts(
     def layout(local, masks):
         cos = sin = None
         if config.positions == "rotary":
-            cos, sin = rotary_tables(rows, rotary_frequencies(config, local))
+            frequencies = rotary_frequencies(config, local)
+            cos, sin = rotary_tables(rows, frequencies, config.rope_attention_factor)
         return Layout(
             cos=cos,
             sin=sin,

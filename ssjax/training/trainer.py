@@ -87,7 +87,7 @@ def train(
     config = draft_vocabulary.kept(config, workdir)
     tokenizer = open_tokenizer(workdir)
     model = load.make_model(config, tokenizer)
-    _check_learned_positions(config)
+    _check_longest_sequence(config)
     programs = make_train_programs(config, model, mesh)
     trainable, frozen = starting_params(workdir, config, model, base, mesh)
     messages.say(parameter_line(model, trainable, frozen))
@@ -174,10 +174,11 @@ def prepare(workdir: Path, config: Config, base: Base | None) -> None:
     tokenizer.save(workdir)
 
 
-def _check_learned_positions(config: Config) -> None:
+def _check_longest_sequence(config: Config) -> None:
     needed = config.data.max_prompt_length + config.data.max_target_length
-    if config.model.positions == "learned" and needed > config.model.max_positions:
+    longest = config.model.longest_sequence
+    if 0 < longest < needed:
         raise UserError(
             f"config: data.max_prompt_length + data.max_target_length is {needed}, but the model "
-            f"has positions for {config.model.max_positions}"
+            f"has positions for {longest}"
         )

@@ -134,7 +134,7 @@ def _read_config(values: Fields) -> Config:
 
 
 def _has_peft_form(family: Family) -> bool:
-    return all(tensor.num_parts == 1 for tensor in family.tensors.values())
+    return not any(tensor.parts for tensor in family.tensors.values())
 
 
 def _module_of(name: str, family: Family) -> tuple[str, str, str]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from ssjax.config.ranges import INT32_MAX
 from ssjax.files.objects import Fields
+from ssjax.weights import rotary
+from ssjax.weights.rotary import LAYER_TYPES
 
 # Layers, and channels of a head: far beyond any model, and few enough to be gone through.
 _MOST_LAYERS = 10_000
@@ -30,66 +32,6 @@ def _activation(values: Fields, key: str, default: str) -> str:
     if name not in _ACTIVATIONS:
         raise values.wrong(key, f"an activation that is supported: {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
-
-
-def _rope_group(values: Fields, now: Fields) -> Fields:
-    """Rotary settings stand in one group since transformers 5, before that in "rope_scaling"."""
-    before = values.group("rope_scaling")
-    if not before.values or before.values == now.values:
-        return now
-    if now.values:
-        raise values.wrong("rope_scaling", f'what "{now.prefix.removesuffix(".")}" says')
-    return before
-
-
-def _rope(values: Fields, rope: Fields, theta: float = 10_000.0) -> dict[str, Any]:
-    """Fields of the rotary positions.
-
-    Args:
-      values: the whole config, where older files have the base.
-      rope: the group of these settings.
-      theta: the base where neither has it.
-    """
-    for layers in _LAYER_TYPES:
-        if rope.has(layers):
-            raise rope.wrong(layers, "left out: all layers have the same rotary positions here")
-    theta = rope.number("rope_theta", values.number("rope_theta", theta))
-    key = "rope_type" if rope.has("rope_type") else "type"
-    kind = rope.text(key, "default")
-    positions = values.whole("max_position_embeddings", 0)
-    fields = {"rope_theta": theta, "max_positions": positions}
-    if kind == "default":
-        rope.refuse(factor=1)  # a factor that nothing says the meaning of
-        return fields
-    if kind not in ("linear", "llama3"):
-        raise rope.wrong(key, "default, linear or llama3: no other scaling is supported")
-    factor = rope.number("factor")
-    fields |= {"rope_scaling": kind, "rope_factor": factor}
-    if kind == "linear":  # the number is that before scaling; llama3 and Gemma 3 have scaled it
-        fields["max_positions"] = int(min(positions * factor, INT32_MAX))
-    if kind == "llama3":
-        low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
-        if low >= high:
-            raise rope.wrong("high_freq_factor", f'above "low_freq_factor" {low:g}')
-        fields |= {"rope_low_freq_factor": low, "rope_high_freq_factor": high}
-        fields["rope_original_positions"] = _original_positions(values, rope)
-    return fields
-
-
-def _original_positions(values: Fields, rope: Fields) -> int:
-    """As in transformers, one beside the group goes first."""
-    key = "original_max_position_embeddings"
-    if values.has(key):
-        return values.whole(key)
-    return rope.whole(key) if rope.has(key) else values.whole("max_position_embeddings")
-
-
-def _whole_rope(values: Fields) -> dict[str, Any]:
-    """Rotary positions of whole heads, the same in all layers."""
-    rope = _rope_group(values, values.group("rope_parameters"))
-    for group in (values, rope):
-        group.refuse(partial_rotary_factor=1)
-    return _rope(values, rope)
 
 
 def _sizes(values: Fields, head_dim: int | None = None) -> dict[str, Any]:
@@ -139,18 +81,15 @@ def _rotary_sizes(values: Fields, head_dim: int | None = None) -> dict[str, Any]
     }
 
 
-_LAYER_TYPES = ("full_attention", "sliding_attention")
-
-
 def _local_layers(values: Fields, is_local: Callable[[int], bool]) -> tuple[int, ...]:
     """Which layers see a window; `layer_types` of newer files goes before the family's rule."""
     layers = range(values.whole("num_hidden_layers", most=_MOST_LAYERS))
     if not values.has("layer_types"):
         return tuple(layer for layer in layers if is_local(layer))
     types = values.texts("layer_types")
-    if len(types) != len(layers) or not set(types) <= set(_LAYER_TYPES):
+    if len(types) != len(layers) or not set(types) <= set(LAYER_TYPES):
         raise values.wrong(
-            "layer_types", f"a list of {' or '.join(_LAYER_TYPES)} for each of {len(layers)} layers"
+            "layer_types", f"a list of {' or '.join(LAYER_TYPES)} for each of {len(layers)} layers"
         )
     return tuple(layer for layer in layers if types[layer] == "sliding_attention")
 
@@ -165,7 +104,7 @@ def _llama_like(values: Fields, head_dim: int | None = None) -> dict[str, Any]:
     """What Llama, Mistral and Qwen have in common; no biases."""
     return {
         **_rotary_sizes(values, head_dim),
-        **_whole_rope(values),
+        **rotary.whole_head_fields(values),
         "activation": _activation(values, "hidden_act", "silu"),
         "tie_embeddings": values.flag("tie_word_embeddings", False),
     }
@@ -233,7 +172,7 @@ def gemma(values: Fields) -> dict[str, Any]:
     if values.has(key) and _activation(values, key, "") != activation:
         raise values.wrong(key, 'left out, or that of "hidden_act"')
     sizes = values.with_defaults(num_key_value_heads=16)
-    return _gemma_like(sizes) | _whole_rope(values) | {"activation": activation}
+    return _gemma_like(sizes) | rotary.whole_head_fields(values) | {"activation": activation}
 
 
 def _gemma2_like(values: Fields) -> dict[str, Any]:
@@ -254,7 +193,7 @@ def gemma2(values: Fields) -> dict[str, Any]:
     )
     return {
         **_gemma2_like(values),
-        **_whole_rope(values),
+        **rotary.whole_head_fields(values),
         **_windows(values, lambda layer: layer % 2 == 0),
         "attention_softcap": values.number("attn_logit_softcapping", 0.0),
     }
@@ -270,17 +209,17 @@ def gemma3(values: Fields) -> dict[str, Any]:
     period = values.whole("sliding_window_pattern", 6)
     rope = values.group("rope_parameters")
     for key in rope.values:
-        if key not in _LAYER_TYPES:
-            raise rope.wrong(key, f"in a group {' or '.join(_LAYER_TYPES)}: each has its own")
+        if key not in LAYER_TYPES:
+            raise rope.wrong(key, f"in a group {' or '.join(LAYER_TYPES)}: each has its own")
     local = rope.group("sliding_attention")
     local.refuse(rope_type="default", type="default", factor=1)
-    full = _rope_group(values, rope.group("full_attention"))
+    full = rotary.settings(values, rope.group("full_attention"))
     for group in (values, local, full):
         group.refuse(partial_rotary_factor=1)
     return {
         **_gemma2_like(values),
         **_windows(values, lambda layer: (layer + 1) % period != 0),
-        **_rope(values, full, 1_000_000.0),
+        **rotary.scaled_fields(values, full, 1_000_000.0),
         "max_positions": values.whole("max_position_embeddings", 0),
         "rope_local_theta": local.number(
             "rope_theta", values.number("rope_local_base_freq", 10_000.0)
@@ -324,20 +263,13 @@ def opt(values: Fields) -> dict[str, Any]:
 def phi(values: Fields) -> dict[str, Any]:
     """Phi 1, 1.5 and 2."""
     values.refuse(qk_layernorm=False)
-    rope = _rope_group(values, values.group("rope_parameters"))
+    rope = rotary.settings(values, values.group("rope_parameters"))
     sizes = _sizes(values)
-    owner = rope if rope.has("partial_rotary_factor") else values
-    share = owner.number("partial_rotary_factor", 0.5, most=1.0)
-    rotary_dim = int(sizes["head_dim"] * share)
-    if rotary_dim < 2 or rotary_dim % 2:
-        raise owner.wrong(
-            "partial_rotary_factor", f"such that it gives an even part of {sizes['head_dim']}"
-        )
     return {
         **sizes,
-        **_rope(values, rope),
+        **rotary.scaled_fields(values, rope),
         "mlp_dim": values.whole("intermediate_size"),
-        "rotary_dim": rotary_dim,
+        "rotary_dim": rotary.width_of(values, rope, sizes["head_dim"], 0.5),
         "norm": "layer",
         "norm_epsilon": _epsilon(values, "layer_norm_eps", 1e-5),
         "block": "parallel",
@@ -349,6 +281,26 @@ def phi(values: Fields) -> dict[str, Any]:
         "mlp_bias": True,
         "head_bias": True,
     }
+
+
+def phi3(values: Fields) -> dict[str, Any]:
+    """Phi-3, 3.5, 4 and 4-mini."""
+    sizes = _rotary_sizes(values)
+    rope = rotary.settings(values, values.group("rope_parameters"))
+    rotary_dim = rotary.width_of(values, rope, sizes["head_dim"], 1.0)
+    fields = {
+        **sizes,
+        **rotary.long_fields(values, rope, rotary_dim),
+        "rotary_dim": 0 if rotary_dim == sizes["head_dim"] else rotary_dim,
+        "norm_epsilon": _epsilon(values, "rms_norm_eps", 1e-5),
+        "activation": _activation(values, "hidden_act", "silu"),
+        "tie_embeddings": values.flag("tie_word_embeddings", False),
+    }
+    window = values.whole("sliding_window", INT32_MAX)
+    # One that no sequence outgrows changes nothing.
+    if window < fields.get("rope_original_positions", INT32_MAX):
+        fields |= {"window": window, "local_layers": tuple(range(fields["num_layers"]))}
+    return fields
 
 
 def gpt2(values: Fields) -> dict[str, Any]:

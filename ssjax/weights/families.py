@@ -91,6 +91,7 @@ FAMILIES = (
     Family("Gemma 3", ("Gemma3ForCausalLM",), architectures.gemma3, naming.GEMMA2, "model."),
     Family("OPT", ("OPTForCausalLM",), architectures.opt, naming.OPT, "model."),
     Family("Phi", ("PhiForCausalLM",), architectures.phi, naming.PHI, "model."),
+    Family("Phi-3", ("Phi3ForCausalLM",), architectures.phi3, naming.PHI3, "model."),
     Family("GPT-2", ("GPT2LMHeadModel",), architectures.gpt2, naming.GPT2, "transformer."),
 )
 
@@ -105,5 +106,6 @@ _OF_TYPE = {
     "gemma3_text": "Gemma3ForCausalLM",
     "opt": "OPTForCausalLM",
     "phi": "PhiForCausalLM",
+    "phi3": "Phi3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
 }

@@ -155,10 +155,9 @@ def read_params(
         that is not finite.
     """
     structs = _base_structs(config, num_stream_layers)
-    places = {
-        name: _places(source, config, name, leaf.shape, config.num_layers - num_stream_layers)
-        for name, leaf in flatten(structs).items()
-    }
+    shapes = {name: leaf.shape for name, leaf in flatten(structs).items()}
+    num_trunk = config.num_layers - num_stream_layers
+    places = {name: _places(source, config, name, shapes, num_trunk) for name in shapes}
     _check_nothing_left(source, config, places)
     shardings = flatten(param_shardings(structs, config, mesh or partitioning.one_device()))
     leaves = {}
@@ -254,6 +253,11 @@ def _table_name(name: str) -> tuple[str, str | None]:
     return (f"layer/{rest}", stack) if rest else (name, None)
 
 
+def _own_name(table_name: str, stack: str | None) -> str:
+    """The inverse of `_table_name`."""
+    return f"{stack}/layers/{table_name.removeprefix('layer/')}" if stack else table_name
+
+
 def _full_name(family: Family, name: str) -> str:
     """Of a tensor, with the prefix; the head stands beside the model that has it."""
     return name if name.startswith("lm_head") else family.prefix + name
@@ -267,16 +271,26 @@ def _find(source: Source, table_name: str, layer: int | None = None) -> StoredTe
     return source.tensors.get(name) or source.tensors.get(source.family.prefix + name)
 
 
-def _places(source: Source, config: ModelConfig, name: str, shape, num_trunk: int) -> list[Place]:
-    """Where a parameter comes from, one place a layer; a single one outside the stacks."""
+def _places(source: Source, config: ModelConfig, name: str, shapes, num_trunk: int) -> list[Place]:
+    """Where a parameter comes from, one place a layer; a single one outside the stacks.
+
+    Args:
+      source, config: of the model.
+      name: of the parameter.
+      shapes: of all of them.
+      num_trunk: layers of the trunk.
+    """
     table_name, stack = _table_name(name)
     if table_name not in source.family.tensors:
         raise UserError(f"{source.directory}: {source.family.name} models have no {name}")
     tensor = source.family.tensors[table_name]
-    first = {"trunk": 0, "stream_layers": num_trunk, None: 0}[stack]
-    own_shape, count = (shape[1:], shape[0]) if stack else (shape, 1)
+    begin = {"trunk": 0, "stream_layers": num_trunk, None: 0}[stack]
+    own_shape, count = (shapes[name][1:], shapes[name][0]) if stack else (shapes[name], 1)
+    rows = {part: shapes[_own_name(part, stack)][bool(stack)] for part in tensor.parts}
+    before = list(rows)[: list(rows).index(table_name)] if rows else []
+    first = sum(rows[part] for part in before)
     places = []
-    for layer in range(first, first + count):
+    for layer in range(begin, begin + count):
         stored = _find(source, table_name, layer)
         if stored is None and table_name == "embedder" and config.tie_embeddings:
             stored = _find(source, "lm_head")  # of two equal tensors the file holds this one
@@ -286,7 +300,7 @@ def _places(source: Source, config: ModelConfig, name: str, shape, num_trunk: in
                 f"{source.directory}: tensor {missing} is missing; the files do not hold the "
                 "whole model that config.json describes"
             )
-        expected = (tensor.num_parts * own_shape[0], *own_shape[1:])
+        expected = (sum(rows.values()) or own_shape[0], *own_shape[1:])
         expected = expected[::-1] if tensor.transposed else expected
         if stored.shape != expected:
             raise UserError(
@@ -294,7 +308,7 @@ def _places(source: Source, config: ModelConfig, name: str, shape, num_trunk: in
                 f"config.json asks for {list(expected)}"
             )
         check_dtype(stored)
-        places.append(Place(stored, tensor))
+        places.append(Place(stored, tensor, first))
     return places
 
 
@@ -331,22 +345,24 @@ def _stored_tensors(params: Params, config: ModelConfig, family: Family):
         first = num_trunk if stack == "stream_layers" else 0
         for row in range(leaf.shape[0] if stack else 1):
             stored = _full_name(family, tensor.name.format(first + row))
-            by_name.setdefault(stored, []).append((tensor, leaf, row if stack else None))
+            place = tensor.parts.index(table_name) if tensor.parts else 0
+            part = (place, tensor, leaf, row if stack else None)
+            by_name.setdefault(stored, []).append(part)
     for stored in sorted(by_name, key=_natural):
-        parts = sorted(by_name[stored], key=lambda part: part[0].part)
+        parts = sorted(by_name[stored], key=lambda part: part[0])
 
         def make(parts=parts):
             arrays = []
-            for tensor, leaf, row in parts:
+            for _, tensor, leaf, row in parts:
                 array = np.asarray(jax.device_get(leaf if row is None else leaf[row]))
                 arrays.append(array.T if tensor.transposed else array)
-            axis = -1 if parts[0][0].transposed else 0
+            axis = -1 if parts[0][1].transposed else 0
             # save_file ignores strides: a transposed view would be written wrongly.
             return np.ascontiguousarray(np.concatenate(arrays, axis=axis))
 
         size = sum(
             (leaf.size // (1 if row is None else leaf.shape[0])) * leaf.dtype.itemsize
-            for _, leaf, row in parts
+            for _, _, leaf, row in parts
         )
         yield stored, make, size
 

@@ -15,14 +15,27 @@ class Tensor:
     """Where a parameter lies in a file; {} in the name stands for the layer."""
 
     name: str
-    part: int = 0  # of a tensor that holds several parameters of equal shape, one after another
-    num_parts: int = 1
+    parts: tuple[str, ...] = ()  # ours that lie in it one after another; empty: this one alone
     transposed: bool = False  # stored [in, out]
 
 
 def _linear(ours: str, theirs: str, **options) -> dict[str, Tensor]:
     """Weight and bias of a projection or a norm."""
     return {f"{ours}/{leaf}": Tensor(f"{theirs}.{leaf}", **options) for leaf in ("weight", "bias")}
+
+
+def _fused(ours: tuple[str, ...], theirs: str, **options) -> dict[str, Tensor]:
+    """Weights and biases of projections that a file holds as one, in this order."""
+    return {
+        f"{one}/{leaf}": Tensor(
+            f"{theirs}.{leaf}", tuple(f"{part}/{leaf}" for part in ours), **options
+        )
+        for one in ours
+        for leaf in ("weight", "bias")
+    }
+
+
+_QKV = tuple(f"layer/attention/{name}_proj" for name in "qkv")
 
 
 LLAMA = {
@@ -75,6 +88,12 @@ PHI = {
     **_linear("layer/mlp/down_proj", "layers.{}.mlp.fc2"),
 }
 
+PHI3 = {
+    **LLAMA,
+    **_fused(_QKV, "layers.{}.self_attn.qkv_proj"),
+    **_fused(("layer/mlp/gate_proj", "layer/mlp/up_proj"), "layers.{}.mlp.gate_up_proj"),
+}
+
 GPT2 = {
     "embedder": Tensor("wte.weight"),
     "lm_head": Tensor("lm_head.weight"),
@@ -82,9 +101,7 @@ GPT2 = {
     **_linear("final_norm", "ln_f"),
     **_linear("layer/attention_norm", "h.{}.ln_1"),
     **_linear("layer/mlp_norm", "h.{}.ln_2"),
-    **_linear("layer/attention/q_proj", "h.{}.attn.c_attn", num_parts=3, transposed=True),
-    **_linear("layer/attention/k_proj", "h.{}.attn.c_attn", part=1, num_parts=3, transposed=True),
-    **_linear("layer/attention/v_proj", "h.{}.attn.c_attn", part=2, num_parts=3, transposed=True),
+    **_fused(_QKV, "h.{}.attn.c_attn", transposed=True),
     **_linear("layer/attention/o_proj", "h.{}.attn.c_proj", transposed=True),
     **_linear("layer/mlp/up_proj", "h.{}.mlp.c_fc", transposed=True),
     **_linear("layer/mlp/down_proj", "h.{}.mlp.c_proj", transposed=True),

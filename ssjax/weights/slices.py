@@ -32,6 +32,7 @@ class Place:
 
     stored: StoredTensor
     tensor: Tensor
+    first: int  # of its rows there, behind those of other parameters
 
 
 def check_dtype(stored: StoredTensor) -> None:
@@ -100,8 +101,7 @@ def _empty_aligned(shape, dtype):
 def _read_part(place: Place, shape, bounds):
     """Reads [start, stop) of every axis of one parameter of one layer."""
     tensor, bounds = place.tensor, list(bounds)
-    first = tensor.part * shape[0]
-    bounds[0] = (first + bounds[0][0], first + bounds[0][1])
+    bounds[0] = (place.first + bounds[0][0], place.first + bounds[0][1])
     flipped = tensor.transposed and len(shape) == 2
     slices = tuple(slice(*bound) for bound in (bounds[::-1] if flipped else bounds))
     part = place.stored.read(slices)

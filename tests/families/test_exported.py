@@ -46,6 +46,7 @@ TOKENIZERS = {
     "phi": config(merges(), tokenizer_class="CodeGenTokenizer", eos_token="<|endoftext|>"),
     "llama": LLAMA,
     "mistral": config(metaspace(), tokenizer_class="LlamaTokenizer", add_bos_token=True),
+    "phi3": LLAMA,
     "qwen2": byte_level(),
     "qwen3": QWEN,
     "gemma": GEMMA,

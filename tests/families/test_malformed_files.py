@@ -71,6 +71,7 @@ KEYS = {
     ),
     "phi": {key: kind for key, kind in LLAMA.items() if key != "rms_norm_eps"}
     | keys(number="layer_norm_eps partial_rotary_factor", fixed="qk_layernorm"),
+    "phi3": LLAMA | keys(number="partial_rotary_factor", whole="sliding_window"),
     "gpt2": keys(
         whole="vocab_size n_embd n_layer n_head n_positions n_inner",
         number="layer_norm_epsilon",
@@ -126,6 +127,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 40,
 }
+LONG = {"type": "longrope", "short_factor": [1.0] * 6, "long_factor": [2.0] * 6}
 SLIDING, FULL = "sliding_attention", "full_attention"
 ODD = [  # name of the model, changes, what the line says
     ("llama", {"hidden_size": 64.0}, '"hidden_size" is 64.0, but must be a whole number from 1 to'),
@@ -205,6 +207,21 @@ ODD = [  # name of the model, changes, what the line says
     ("gemma2", {"use_bidirectional_attention": True}, '"use_bidirectional_attention" is true'),
     ("gpt2", {"scale_attn_weights": False}, '"scale_attn_weights" is false, but must be true'),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "is true, but must be false"),
+    *(
+        ("phi3_long", {"rope_scaling": LONG | {key: value}}, f'"rope_scaling.{key}" is ')
+        for key in ("short_factor", "long_factor")
+        for value in ([1.0] * 5, [1.0] * 7, [1.0] * 5 + [0], [1.0] * 5 + [NAN], ["1"] * 6, 1.0, {})
+    ),
+    *(
+        ("phi3_long", {"rope_scaling": LONG | {key: None}}, f'"rope_scaling.{key}" is missing')
+        for key in ("short_factor", "long_factor")
+    ),
+    ("phi3_long", {"rope_scaling": LONG | {"factor": 0}}, '"rope_scaling.factor" is 0'),
+    ("phi3_long", {"rope_scaling": LONG | {"attention_factor": -1}}, "attention_factor"),
+    ("phi3_long", {"rope_scaling": LONG | {"type": "su"}}, "must be default or longrope"),
+    ("phi3_long", {"rope_scaling": {"factor": 2.0}}, '"rope_scaling.factor" is 2.0, but must be 1'),
+    ("phi3_long", {"original_max_position_embeddings": 1}, "must be a whole number from 2 to"),
+    ("llama", {"rope_scaling": LONG}, "must be default, linear or llama3"),
     ("phi", {"rope_parameters": {"partial_rotary_factor": 0.05}}, '"rope_parameters.partial_rot'),
 ]
 

@@ -26,6 +26,10 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 40,
 }
+LONG = {
+    "short_factor": [1.0, 1.1, 1.3, 1.8, 2.5, 3.0],
+    "long_factor": [1.0, 1.5, 3.0, 6.0, 20.0, 40.0],
+}
 SLIDING, FULL = "sliding_attention", "full_attention"
 LEFT_OUT = object()
 NO_ROPE = {"rope_theta": LEFT_OUT, "rope_scaling": LEFT_OUT, "partial_rotary_factor": LEFT_OUT}
@@ -71,6 +75,47 @@ ODD = {
             "head_dim": 20,
             "partial_rotary_factor": 0.43,
             "rope_parameters": {"rope_type": "default", "rope_theta": 30.0},
+        },
+    ),
+    "phi3, no longer than before": (
+        "phi3_long",
+        {
+            "rope_scaling": LONG | {"type": "longrope"},
+            "rope_theta": LEFT_OUT,
+            "original_max_position_embeddings": 50,
+            "max_position_embeddings": 50,
+            "num_key_value_heads": None,
+        },
+    ),
+    "phi3, how much and how far is said": (
+        "phi3_long",
+        {
+            "rope_scaling": LEFT_OUT,
+            "partial_rotary_factor": LEFT_OUT,
+            "rope_parameters": LONG
+            | {
+                "rope_type": "longrope",
+                "rope_theta": 30.0,
+                "partial_rotary_factor": 0.75,
+                "factor": 9.0,
+            },
+            "original_max_position_embeddings": LEFT_OUT,
+            "sliding_window": 5,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "phi3, attention factor": (
+        "phi3_long",
+        {"rope_scaling": LONG | {"rope_type": "longrope", "attention_factor": 0.8}},
+    ),
+    "phi3, a part without scaling": (
+        "phi3",
+        {
+            "partial_rotary_factor": 0.5,
+            "rope_scaling": LEFT_OUT,
+            "sliding_window": LEFT_OUT,
+            "hidden_act": "gelu",
+            "rms_norm_eps": 0.01,
         },
     ),
     "qwen2, heads of their own": (
@@ -219,6 +264,9 @@ ODD = {
 SLOW = (
     "phi, whole heads",
     "phi, a part that is rounded",
+    "phi3, no longer than before",
+    "phi3, attention factor",
+    "phi3, a part without scaling",
     "qwen2, a window of one",
     "qwen3, heads of one pair",
     "mistral",

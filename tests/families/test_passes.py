@@ -181,11 +181,11 @@ def test_tree_equals_its_paths(trees, passes):
     assert first == len(passes["whole"])
 
 
-@pytest.mark.parametrize("name", ["opt", "gpt2"])
-def test_last_learned_position(name, tmp_path, transformers):
-    """A row that ends where the table of positions does."""
+@pytest.mark.parametrize("name", ["opt", "gpt2", "phi3_long"])
+def test_longest_sequence(name, tmp_path, transformers):
+    """A row that ends where the table of positions does, or where other factors begin."""
     case = family_cases.live_case(tiny_models.find(name), tmp_path)
-    (row,) = tiny_models.random_ids(case.tiny, 0, (case.config.max_positions,))
+    (row,) = tiny_models.random_ids(case.tiny, 0, (case.config.longest_sequence,))
     hidden = oracles.run_model(case.model, case.params, [row]).hidden
     expected = torch_models.run(case.torch_model, row)
     assert_close(oracles.logits_of(case.model, case.params, hidden)[0], expected)

@@ -91,7 +91,7 @@ def test_a_device_reads_its_own_slices(directory, params, monkeypatch):
     """Rows of a part of the layers: just those are asked from the file."""
     source = huggingface.open_source(directory)
     name, shape = "trunk/layers/mlp/up_proj/weight", (2, 40, 24)
-    places = huggingface._places(source, CONFIG, name, shape, 2)
+    places = huggingface._places(source, CONFIG, name, {name: shape}, 2)
     asked = []
     original = slices._read_part
 
