@@ -231,6 +231,23 @@ TINY_MODELS = (
         "llama_bias", (9, 0), _llama(attention_bias=True, mlp_bias=True, num_key_value_heads=1)
     ),
     TinyModel("mistral", (9, 2), _MISTRAL),
+    TinyModel(
+        "granite",
+        (8, 0),
+        _llama(
+            architectures=["GraniteForCausalLM"],
+            model_type="granite",
+            attention_bias=False,
+            mlp_bias=False,
+            embedding_multiplier=3.0,
+            residual_multiplier=0.7,
+            attention_multiplier=0.2,
+            logits_scaling=1.25,
+            rope_scaling=None,
+            pad_token_id=0,
+            tie_word_embeddings=True,
+        ),
+    ),
     TinyModel("qwen2", (7, 9), _QWEN2),
     TinyModel(
         "qwen2_window",

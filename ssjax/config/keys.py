@@ -71,9 +71,12 @@ class ModelConfig:
 
     table_dim: Count = 0  # width of the embedding table, projected to D and back; 0: D
     scale_embeddings: bool = False  # embeddings times sqrt(D)
+    embedding_multiplier: Positive = 1.0  # embeddings times it
+    residual_multiplier: Positive = 1.0  # what attention and MLP add, times it
     query_scale: Weight = 0.0  # times query-key products; 0: head_dim ** -0.5
     attention_softcap: Weight = 0.0  # c * tanh(scores / c); 0: off
     logit_softcap: Weight = 0.0  # the same for the LM head
+    logit_divisor: Positive = 1.0  # logits over it, before the cap
     window: Count = 0  # tokens that the layers in local_layers see; 0: no layer is local
     local_layers: tuple[Id, ...] = ()  # numbers of layers, from 0
 

@@ -20,6 +20,7 @@ class Head:
 
     table: jax.Array  # [V, D], or [Q, V, D]
     bias: jax.Array | None  # [V]
+    divisor: float = struct.field(pytree_node=False)  # of the logits, before the cap
     softcap: float = struct.field(pytree_node=False)  # 0: off
 
 
@@ -41,12 +42,14 @@ def head_logits(hidden: jax.Array, head: Head, execution: Execution) -> jax.Arra
     logits = project(hidden, table, hidden.dtype, execution, result=jnp.float32)
     if head.bias is not None:
         logits = logits + head.bias.astype(jnp.float32)
-    return capped(logits, head.softcap)
+    return finished(logits, head)
 
 
-def capped(logits: jax.Array, softcap: float) -> jax.Array:
-    """c * tanh(logits / c); as they are for c = 0."""
-    return softcap * jnp.tanh(logits / softcap) if softcap else logits
+def finished(logits: jax.Array, head: Head) -> jax.Array:
+    """What becomes of products and bias: x over the divisor, then c tanh(x / c); c = 0: no cap."""
+    if head.divisor != 1:
+        logits = logits / head.divisor
+    return head.softcap * jnp.tanh(logits / head.softcap) if head.softcap else logits
 
 
 def head_rows(head: Head, tokens: jax.Array, dtype) -> jax.Array:
@@ -60,7 +63,8 @@ def head_rows(head: Head, tokens: jax.Array, dtype) -> jax.Array:
 def make_head(params: Params, config: ModelConfig) -> Head:
     """The LM head among the parameters: its own table, or the tied embedding."""
     table = params["embedder"] if config.tie_embeddings else params["lm_head"]
-    return Head(table, params.get("lm_head_bias"), config.logit_softcap)
+    bias = params.get("lm_head_bias")
+    return Head(table, bias, config.logit_divisor, config.logit_softcap)
 
 
 def make_draft_head(params: Params, config: ModelConfig, streams: StreamsConfig) -> Head:
@@ -88,4 +92,4 @@ def with_draft_head(params: Params, config: ModelConfig, streams: StreamsConfig)
 
 def make_medusa_head(params: Params) -> Head:
     """The vocabulary projections of the Medusa heads among the parameters."""
-    return Head(params["medusa_head"], None, 0.0)
+    return Head(params["medusa_head"], None, divisor=1.0, softcap=0.0)

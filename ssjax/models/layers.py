@@ -3,7 +3,7 @@
 Everything but attention is row-wise; only LoRA and `Attention` tell main rows from stream rows, by
 the `Layout`.
 
-Blocks, f attention or MLP, n a norm:
+Blocks, f attention or MLP (times `residual_multiplier`), n a norm:
 
     pre_norm    x + f(n(x))          one after the other (Llama, GPT-2, most OPT)
     post_norm   n(x + f(x))          one after the other (OPT-350m)
@@ -62,6 +62,11 @@ class Norm(nn.Module):
             zeros = nn.initializers.zeros
             normed = normed + self.param("bias", zeros, (x.shape[-1],), jnp.float32)
         return normed.astype(x.dtype)
+
+
+def multiplied(x: jax.Array, factor: float) -> jax.Array:
+    """x times a number of the config, in float32 and back; for 1 the same array."""
+    return x if factor == 1 else (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
 class MLP(nn.Module):
@@ -265,11 +270,13 @@ class Block(nn.Module):
         def attention(x):
             with jax.named_scope("attention"):
                 module = Attention(config, self.lora, self.execution, name="attention")
-                return module(x, prefix, block, layout)
+                attended, computed = module(x, prefix, block, layout)
+                return multiplied(attended, config.residual_multiplier), computed
 
         def mlp(x):
             with jax.named_scope("mlp"):
-                return MLP(config, self.lora, self.execution, name="mlp")(x, layout)
+                output = MLP(config, self.lora, self.execution, name="mlp")(x, layout)
+                return multiplied(output, config.residual_multiplier)
 
         if config.block == "pre_norm":
             attended, computed = attention(norm("attention_norm")(x))

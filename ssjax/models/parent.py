@@ -19,7 +19,7 @@ from flax import struct
 
 from ssjax.models.attention import matmul_precision
 from ssjax.models.axes import gathered
-from ssjax.models.head import Head, capped, head_rows
+from ssjax.models.head import Head, finished, head_rows
 from ssjax.models.parameters import Params
 
 _EPSILON = 1e-6  # of the norm of an embedding row
@@ -93,7 +93,7 @@ def candidate_logits(
     up = correction.up.astype(dtype)
     outer = jnp.einsum("...jwd,dr->...jwr", rows, up, precision=precision)
     change = jnp.einsum("...jpr,...jwr->...jpw", low, outer, **float32)
-    return capped(alone[..., None, :] + change, head.softcap)
+    return finished(alone[..., None, :] + change, head)
 
 
 def normed_rows(embedder: jax.Array, tokens: jax.Array, dtype) -> jax.Array:

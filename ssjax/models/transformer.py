@@ -33,7 +33,7 @@ from ssjax.models.cache import KVCache, valid_slots
 from ssjax.models.execution import Execution
 from ssjax.models.fused_attention import is_fused
 from ssjax.models.head import Head, head_logits
-from ssjax.models.layers import Norm, Stack
+from ssjax.models.layers import Norm, Stack, multiplied
 from ssjax.models.layout import Keys, MainRows, StreamRows, make_layouts, rows_of_mask
 from ssjax.models.outputs import Anchors, ModelOutput, TrunkOutput
 from ssjax.models.parameters import Params
@@ -290,7 +290,8 @@ class Transformer(nn.Module):
         config = self.config
         table = self.embedder if config.tie_embeddings else self.lm_head
         bias = self.lm_head_bias if config.head_bias else None
-        logits = head_logits(hidden, Head(table, bias, config.logit_softcap), self.execution)
+        head = Head(table, bias, config.logit_divisor, config.logit_softcap)
+        logits = head_logits(hidden, head, self.execution)
         between = ("length",) * (logits.ndim - 2)
         return constrain(logits, "batch", *between, "vocab")
 
@@ -326,6 +327,7 @@ class Transformer(nn.Module):
             x = self._project(x, self.table_in)
         if config.scale_embeddings:
             x = x * jnp.asarray(config.embed_dim**0.5, dtype)
+        x = multiplied(x, config.embedding_multiplier)
         if config.positions == "learned":
             # Draft nodes may lie past the end of the table; they are never emitted.
             place = jnp.minimum(positions, config.max_positions - 1) + config.position_offset

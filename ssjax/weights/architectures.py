@@ -121,6 +121,16 @@ def llama(values: Fields) -> dict[str, Any]:
     return _llama_like(values) | _attention_biases(values) | {"mlp_bias": mlp_bias}
 
 
+def granite(values: Fields) -> dict[str, Any]:
+    """Granite 3, dense: Llama with a number at every place where scales can drift."""
+    return llama(values) | {
+        "embedding_multiplier": values.number("embedding_multiplier", 1.0),
+        "residual_multiplier": values.number("residual_multiplier", 1.0),
+        "query_scale": values.number("attention_multiplier", 1.0),
+        "logit_divisor": values.number("logits_scaling", 1.0),
+    }
+
+
 def mistral(values: Fields) -> dict[str, Any]:
     """Mistral."""
     values = values.with_defaults(sliding_window=4096, num_key_value_heads=8)

@@ -84,6 +84,7 @@ def find_family(values: Mapping[str, Any], where: str) -> Family:
 FAMILIES = (
     Family("Llama", ("LlamaForCausalLM",), architectures.llama, naming.LLAMA, "model."),
     Family("Mistral", ("MistralForCausalLM",), architectures.mistral, naming.LLAMA, "model."),
+    Family("Granite", ("GraniteForCausalLM",), architectures.granite, naming.LLAMA, "model."),
     Family("Qwen2", ("Qwen2ForCausalLM",), architectures.qwen2, naming.LLAMA, "model."),
     Family("Qwen3", ("Qwen3ForCausalLM",), architectures.qwen3, naming.LLAMA, "model."),
     Family("Gemma", ("GemmaForCausalLM",), architectures.gemma, naming.LLAMA, "model."),
@@ -99,6 +100,7 @@ FAMILIES = (
 _OF_TYPE = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
+    "granite": "GraniteForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "gemma": "GemmaForCausalLM",

@@ -56,6 +56,11 @@ GEMMA2 = {key: kind for key, kind in LLAMA.items() if key != "hidden_act"} | key
 # What a family reads.
 KEYS = {
     "llama3": LLAMA | keys(flag="attention_bias mlp_bias"),
+    "granite": LLAMA
+    | keys(
+        flag="attention_bias mlp_bias",
+        number="embedding_multiplier residual_multiplier attention_multiplier logits_scaling",
+    ),
     "mistral": LLAMA | keys(whole="sliding_window"),
     "qwen2_window": QWEN | keys(whole="sliding_window"),
     "qwen3": QWEN | keys(flag="attention_bias"),

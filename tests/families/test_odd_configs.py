@@ -118,6 +118,21 @@ ODD = {
             "rms_norm_eps": 0.01,
         },
     ),
+    "granite": (
+        "granite",
+        {
+            "embedding_multiplier": LEFT_OUT,
+            "residual_multiplier": 1,
+            "attention_multiplier": 0.5,
+            "logits_scaling": LEFT_OUT,
+            "head_dim": 12,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "num_key_value_heads": None,
+            "rope_scaling": LINEAR,
+            "tie_word_embeddings": False,
+        },
+    ),
     "qwen2, heads of their own": (
         "qwen2",
         {
@@ -267,6 +282,7 @@ SLOW = (
     "phi3, no longer than before",
     "phi3, attention factor",
     "phi3, a part without scaling",
+    "granite",
     "qwen2, a window of one",
     "qwen3, heads of one pair",
     "mistral",

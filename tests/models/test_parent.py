@@ -13,7 +13,12 @@ from ssjax.models.parent import candidate_logits, make_correction, with_parents
 J, RANK, V = 3, 5, 13
 KINDS = {
     "tied": {},
-    "untied-bias-softcap": {"tie_embeddings": False, "head_bias": True, "logit_softcap": 5.0},
+    "untied-bias-softcap": {
+        "tie_embeddings": False,
+        "head_bias": True,
+        "logit_divisor": 1.5,
+        "logit_softcap": 5.0,
+    },
     "narrow-table": {"table_dim": 16},
     "medusa": {"num_streams": 0, "medusa_heads": J},
 }
@@ -45,7 +50,7 @@ def logits_of(model, params, hidden):
     if model.streams.medusa_heads:
         return np.einsum("...qd,qvd->...qv", np.asarray(hidden, np.float64), params["medusa_head"])
     logits = np.asarray(hidden, np.float64) @ params.get("lm_head", params["embedder"]).T
-    logits = logits + params.get("lm_head_bias", 0.0)
+    logits = (logits + params.get("lm_head_bias", 0.0)) / model.config.logit_divisor
     cap = model.config.logit_softcap
     return cap * np.tanh(logits / cap) if cap else logits
 

@@ -31,7 +31,7 @@ TARGETS = [[8, 9, EOS], [4, 0, 6, 1, EOS], [], [EOS]]
 
 
 def head(table):
-    return Head(table, None, 0.0)
+    return Head(table, None, divisor=1.0, softcap=0.0)
 
 
 def make_batch(width=9):
