@@ -248,6 +248,17 @@ TINY_MODELS = (
             tie_word_embeddings=True,
         ),
     ),
+    TinyModel(
+        "olmo2",
+        (1, 7),
+        _llama(
+            architectures=["Olmo2ForCausalLM"],
+            model_type="olmo2",
+            attention_bias=False,
+            rope_scaling=None,
+            pad_token_id=1,
+        ),
+    ),
     TinyModel("qwen2", (7, 9), _QWEN2),
     TinyModel(
         "qwen2_window",

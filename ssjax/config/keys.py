@@ -55,12 +55,13 @@ class ModelConfig:
     rope_original_positions: Count = 0
 
     # Order of norms and residuals, see models/layers.py.
-    block: Literal["pre_norm", "post_norm", "parallel", "sandwich"] = "pre_norm"
+    block: Literal["pre_norm", "post_norm", "output_norm", "parallel", "sandwich"] = "pre_norm"
     norm: Literal["rms", "layer"] = "rms"  # rms or layer (mean taken off, bias)
     norm_epsilon: Annotated[float, Range(above=0, below=1)] = 1e-5  # added to variances
     norm_offset: float = 0.0  # added to norm weights: 1 where they are stored around 0
     final_norm: bool = True  # a norm before the LM head
-    query_key_norm: bool = False  # RMS norm of each query and key head
+    query_key_norm: bool = False  # RMS norm of queries and keys
+    query_key_norm_over: Literal["head", "projection"] = "head"  # each head, or all as one vector
     activation: Literal["silu", "relu", "gelu", "gelu_tanh"] = "silu"  # of the MLP
     gated_mlp: bool = True  # down(act(gate(x)) * up(x)), else down(act(up(x)))
 

@@ -7,6 +7,7 @@ Blocks, f attention or MLP (times `residual_multiplier`), n a norm:
 
     pre_norm    x + f(n(x))          one after the other (Llama, GPT-2, most OPT)
     post_norm   n(x + f(x))          one after the other (OPT-350m)
+    output_norm x + n'(f(x))         one after the other (OLMo 2)
     sandwich    x + n'(f(n(x)))      one after the other (Gemma 2 and 3)
     parallel    x + attention(n(x)) + mlp(n(x))          one norm (Phi)
 """
@@ -141,7 +142,7 @@ class Attention(nn.Module):
         q = constrain(q, "batch", "length", "heads", "head_dim")
         k, v = (constrain(x, "batch", "length", "kv_heads", "head_dim") for x in (k, v))
         if config.query_key_norm:
-            q, k = Norm(config, name="q_norm")(q), Norm(config, name="k_norm")(k)
+            q, k = self._normed(q, "q_norm"), self._normed(k, "k_norm")
         if layout.cos is not None:
             q = apply_rotary(q, layout.cos, layout.sin)
             k = apply_rotary(k, layout.cos, layout.sin)
@@ -161,6 +162,13 @@ class Attention(nn.Module):
         joined = rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)
         output = linear(config.embed_dim, config.output_bias, "o_proj")
         return output(joined, layout), block
+
+    def _normed(self, x_BXNH, name):
+        """Queries or keys after their norm, over each head or over all heads together."""
+        norm = Norm(self.config, name=name)
+        if self.config.query_key_norm_over == "head":
+            return norm(x_BXNH)
+        return norm(x_BXNH.reshape(*x_BXNH.shape[:2], -1)).reshape(x_BXNH.shape)
 
     def _attend_main(self, q_BTNH, seen, layout):
         """The main rows, [B, T, N*H]."""
@@ -286,6 +294,10 @@ class Block(nn.Module):
             attended, computed = attention(x)
             x = norm("attention_norm")(x + attended)
             x = norm("mlp_norm")(x + mlp(x))
+        elif config.block == "output_norm":
+            attended, computed = attention(x)
+            x = x + norm("attention_post_norm")(attended)
+            x = x + norm("mlp_post_norm")(mlp(x))
         elif config.block == "sandwich":
             attended, computed = attention(norm("attention_norm")(x))
             x = x + norm("attention_post_norm")(attended)

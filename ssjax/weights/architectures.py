@@ -131,6 +131,21 @@ def granite(values: Fields) -> dict[str, Any]:
     }
 
 
+def olmo2(values: Fields) -> dict[str, Any]:
+    """OLMo 2."""
+    bias = _attention_biases(values)
+    return (
+        _llama_like(values)
+        | bias
+        | {
+            "norm_epsilon": _epsilon(values, "rms_norm_eps", 1e-5),
+            "block": "output_norm",
+            "query_key_norm": True,
+            "query_key_norm_over": "projection",
+        }
+    )
+
+
 def mistral(values: Fields) -> dict[str, Any]:
     """Mistral."""
     values = values.with_defaults(sliding_window=4096, num_key_value_heads=8)

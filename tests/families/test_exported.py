@@ -48,6 +48,7 @@ TOKENIZERS = {
     "mistral": config(metaspace(), tokenizer_class="LlamaTokenizer", add_bos_token=True),
     "phi3": LLAMA,
     "granite": config(merges(), tokenizer_class="GPT2Tokenizer", eos_token="<|endoftext|>"),
+    "olmo2": config(merges(), tokenizer_class="GPT2Tokenizer", eos_token="<|endoftext|>"),
     "qwen2": byte_level(),
     "qwen3": QWEN,
     "gemma": GEMMA,

@@ -61,6 +61,7 @@ KEYS = {
         flag="attention_bias mlp_bias",
         number="embedding_multiplier residual_multiplier attention_multiplier logits_scaling",
     ),
+    "olmo2": LLAMA | keys(flag="attention_bias"),
     "mistral": LLAMA | keys(whole="sliding_window"),
     "qwen2_window": QWEN | keys(whole="sliding_window"),
     "qwen3": QWEN | keys(flag="attention_bias"),

@@ -133,6 +133,17 @@ ODD = {
             "tie_word_embeddings": False,
         },
     ),
+    "olmo2": (
+        "olmo2",
+        {
+            "head_dim": 12,
+            "num_key_value_heads": None,
+            "attention_bias": True,
+            "rms_norm_eps": LEFT_OUT,
+            "rope_scaling": LLAMA3,
+            "tie_word_embeddings": True,
+        },
+    ),
     "qwen2, heads of their own": (
         "qwen2",
         {
@@ -283,6 +294,7 @@ SLOW = (
     "phi3, attention factor",
     "phi3, a part without scaling",
     "granite",
+    "olmo2",
     "qwen2, a window of one",
     "qwen3, heads of one pair",
     "mistral",
