@@ -197,10 +197,11 @@ def _validate_model(model: ModelConfig) -> None:
         model.positions == "rotary" or model.max_positions > 0,
         "model.max_positions must be given for learned positions",
     )
-    _check(
-        all(layer < model.num_layers for layer in model.local_layers),
-        f"model.local_layers {model.local_layers} names a layer that does not exist",
-    )
+    for key in ("local_layers", "no_rope_layers"):
+        _check(
+            all(layer < model.num_layers for layer in getattr(model, key)),
+            f"model.{key} {getattr(model, key)} names a layer that does not exist",
+        )
     _check(
         not model.local_layers or model.window > 0,
         "model.window must be positive where model.local_layers names layers",

@@ -80,6 +80,7 @@ class ModelConfig:
     logit_divisor: Positive = 1.0  # logits over it, before the cap
     window: Count = 0  # tokens that the layers in local_layers see; 0: no layer is local
     local_layers: tuple[Id, ...] = ()  # numbers of layers, from 0
+    no_rope_layers: tuple[Id, ...] = ()  # numbers of layers that rotate neither queries nor keys
 
     @property
     def longest_sequence(self) -> int:

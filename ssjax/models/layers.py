@@ -257,19 +257,19 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        per_layer: tuple[KV | None, KV | None, jax.Array | bool],
-        layouts: tuple[Layout, Layout | None],
+        per_layer: tuple[KV | None, KV | None, jax.Array | int],
+        layouts: tuple[Layout, ...],
     ):
         """Returns the rows after this layer, [B, X, D], and its main `KV`.
 
         Args:
           x: [B, X, D] rows.
-          per_layer: (cached prefix, main block of an earlier call, whether the layer is
-            local), see `Attention`; local is an array where layers of both kinds are scanned.
-          layouts: positions and masks of global and of local layers.
+          per_layer: (cached prefix, main block of an earlier call, number of its layout), see
+            `Attention`; the number is an array where layers are scanned.
+          layouts: positions and masks of each kind of layers.
         """
-        prefix, block, local = per_layer
-        layout = choose(layouts, local)
+        prefix, block, number = per_layer
+        layout = choose(layouts, number)
         config = self.config
 
         def norm(name):
@@ -326,7 +326,7 @@ class Stack(nn.Module):
     """
 
     config: ModelConfig
-    local: tuple[bool, ...]  # one a layer: whether it sees a window only
+    kinds: tuple[int, ...]  # one a layer: the number of its layout
     lora: LoRA | None
     scan: bool
     execution: Execution
@@ -338,9 +338,9 @@ class Stack(nn.Module):
         Args:
           x: [B, X, D] rows.
           prefix, block: per layer, in the form of `KVCache` for this stack, or None.
-          layouts: positions and masks of global layers, and of local ones or None.
+          layouts: positions and masks of each kind of layers.
         """
-        num_layers = len(self.local)
+        num_layers = len(self.kinds)
         if self.scan:
             scanned = nn.scan(
                 _with_remat(Block, self.execution.remat),
@@ -353,16 +353,16 @@ class Stack(nn.Module):
                 # for a training step of 4 layers of width 192.
                 unroll=num_layers if self.execution.platform == "cpu" else 1,
             )
-            per_layer = (prefix, block, jnp.array(self.local))
-            if len(set(self.local)) == 1:  # no choice to make at run time
-                layouts = (choose(layouts, self.local[0]), None)
+            per_layer = (prefix, block, jnp.array(self.kinds))
+            if len(set(self.kinds)) == 1:  # no choice to make at run time
+                layouts = (choose(layouts, self.kinds[0]),)
             return scanned(self.config, self.lora, self.execution, name="layers")(
                 x, per_layer, layouts
             )
         blocks = []
-        for i, local in enumerate(self.local):
+        for i, number in enumerate(self.kinds):
             kv = (None if prefix is None else prefix[i], None if block is None else block[i])
             layer = Block(self.config, self.lora, self.execution, name=f"layers_{i}")
-            x, computed = layer(x, (*kv, local), layouts)
+            x, computed = layer(x, (*kv, number), layouts)
             blocks.append(computed)
         return x, tuple(blocks)

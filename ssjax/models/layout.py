@@ -52,6 +52,25 @@ class Layout:
     fused: bool = struct.field(pytree_node=False)  # main rows by a kernel, main_mask unused
 
 
+@dataclasses.dataclass(frozen=True, order=True)
+class LayerKind:
+    """What may differ from layer to layer."""
+
+    is_local: bool  # it sees a window only
+    is_unrotated: bool  # its queries and keys have no rotary positions
+
+
+def layer_kinds(config: ModelConfig) -> tuple[LayerKind, ...]:
+    """The kind of every layer."""
+    local, unrotated = set(config.local_layers), set(config.no_rope_layers)
+    return tuple(LayerKind(i in local, i in unrotated) for i in range(config.num_layers))
+
+
+def kinds_in_use(config: ModelConfig) -> tuple[LayerKind, ...]:
+    """The kinds that the layers of a model have, in the order of their layouts."""
+    return tuple(sorted(set(layer_kinds(config))))
+
+
 @dataclasses.dataclass(frozen=True)
 class MainRows:
     """The T main rows of a call, and what they see of their own block."""
@@ -87,8 +106,10 @@ def make_layouts(
     streams: StreamRows | None,
     keys: Keys,
     dropout: bool,
-) -> tuple[Layout, Layout | None]:
-    """The `Layout` of global layers and that of local ones, None if there are none.
+) -> tuple[Layout, ...]:
+    """The `Layout` of every kind of layers, as `kinds_in_use` orders them.
+
+    All in the same shapes, so that a scanned layer can choose between them.
 
     Args:
       config: of the model.
@@ -99,11 +120,13 @@ def make_layouts(
     """
     rows = _positions(main, streams)
 
-    def layout(local, masks):
+    def layout(kind, masks):
         cos = sin = None
         if config.positions == "rotary":
-            frequencies = rotary_frequencies(config, local)
+            frequencies = rotary_frequencies(config, kind.is_local)
             cos, sin = rotary_tables(rows, frequencies, config.rope_attention_factor)
+        if cos is not None and kind.is_unrotated:
+            cos, sin = jnp.ones_like(cos), jnp.zeros_like(sin)  # x * 1 - y * 0 is x, to the bit
         return Layout(
             cos=cos,
             sin=sin,
@@ -117,18 +140,18 @@ def make_layouts(
             fused=main is not None and main.fused,
         )
 
-    if not config.local_layers:
-        masks = {
-            "main_mask": main and main.mask,
-            "stream_mask": streams and streams.mask,
-            "main_prefix": keys.prefix_mask,
-            "stream_prefix": keys.prefix_mask,
-        }
-        return layout(False, masks), None
-    # Both kinds in the same shapes, so that a scanned layer can choose between them.
-    windows = (jnp.iinfo(jnp.int32).max, config.window)
-    everywhere, nearby = _masks_within(windows, main, streams, keys)
-    return layout(False, everywhere), layout(True, nearby)
+    everywhere = {
+        "main_mask": main and main.mask,
+        "stream_mask": streams and streams.mask,
+        "main_prefix": keys.prefix_mask,
+        "stream_prefix": keys.prefix_mask,
+    }
+    nearby = everywhere
+    if config.local_layers:
+        windows = (jnp.iinfo(jnp.int32).max, config.window)
+        everywhere, nearby = _masks_within(windows, main, streams, keys)
+    kinds = kinds_in_use(config)
+    return tuple(layout(kind, nearby if kind.is_local else everywhere) for kind in kinds)
 
 
 def rows_of_mask(mask: jax.Array | Causal, anchors: jax.Array, num_tokens: int) -> jax.Array:
@@ -146,14 +169,15 @@ def rows_of_mask(mask: jax.Array | Causal, anchors: jax.Array, num_tokens: int) 
     return jnp.take_along_axis(mask, anchors[:, :, None], axis=1)
 
 
-def choose(layouts: tuple[Layout, Layout | None], local: jax.Array | bool) -> Layout:
-    """The layout of a layer, which is local or not; an array where that is known at run time."""
-    global_layout, local_layout = layouts
-    if local_layout is None:
-        return global_layout
-    if isinstance(local, bool):
-        return local_layout if local else global_layout
-    return jax.tree.map(lambda g, w: jnp.where(local, w, g), global_layout, local_layout)
+def choose(layouts: tuple[Layout, ...], number: jax.Array | int) -> Layout:
+    """The layout of this number; an array where a layer's is known at run time."""
+    if isinstance(number, int):
+        return layouts[number]
+    chosen = layouts[0]
+    for other, layout in enumerate(layouts[1:], start=1):
+        is_it = number == other
+        chosen = jax.tree.map(lambda x, y, is_it=is_it: jnp.where(is_it, y, x), chosen, layout)
+    return chosen
 
 
 def _positions(main, streams):

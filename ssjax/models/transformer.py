@@ -34,7 +34,15 @@ from ssjax.models.execution import Execution
 from ssjax.models.fused_attention import is_fused
 from ssjax.models.head import Head, head_logits
 from ssjax.models.layers import Norm, Stack, multiplied
-from ssjax.models.layout import Keys, MainRows, StreamRows, make_layouts, rows_of_mask
+from ssjax.models.layout import (
+    Keys,
+    MainRows,
+    StreamRows,
+    kinds_in_use,
+    layer_kinds,
+    make_layouts,
+    rows_of_mask,
+)
 from ssjax.models.outputs import Anchors, ModelOutput, TrunkOutput
 from ssjax.models.parameters import Params
 from ssjax.models.projection import project
@@ -106,15 +114,16 @@ class Transformer(nn.Module):
             self.medusa_head = matrix("medusa_head", heads, config.vocab_size, table_dim)
 
         num_trunk = config.num_layers - streams.num_stream_layers
-        local = tuple(layer in config.local_layers for layer in range(config.num_layers))
+        used = kinds_in_use(config)
+        kinds = tuple(used.index(kind) for kind in layer_kinds(config))
         below = lora.trunk_lora(self.adaptation)
         above = lora.stream_layers_lora(self.adaptation, streams.num_streams)
 
-        def stack(local, adapters):
-            return Stack(config, local, adapters, self.scan, self.execution)
+        def stack(kinds, adapters):
+            return Stack(config, kinds, adapters, self.scan, self.execution)
 
-        self.trunk = stack(local[:num_trunk], below) if num_trunk else None
-        self.stream_layers = stack(local[num_trunk:], above)
+        self.trunk = stack(kinds[:num_trunk], below) if num_trunk else None
+        self.stream_layers = stack(kinds[num_trunk:], above)
         self.final_norm = Norm(config) if config.final_norm else None
 
     def __call__(

@@ -146,6 +146,35 @@ def olmo2(values: Fields) -> dict[str, Any]:
     )
 
 
+def smollm3(values: Fields) -> dict[str, Any]:
+    """SmolLM3."""
+    values = values.with_defaults(num_key_value_heads=4)
+    rotated = _rotated_layers(values)
+    used = values.flag("use_sliding_window", False) and values.has("sliding_window")
+    windows = _windows(values, lambda layer: used and not rotated[layer])
+    if windows and not used:
+        raise values.wrong("layer_types", 'full_attention: "use_sliding_window" is off')
+    return {
+        **llama(values),
+        **rotary.whole_head_fields(values, 2_000_000.0),
+        **windows,
+        "no_rope_layers": tuple(layer for layer, turned in enumerate(rotated) if not turned),
+        "tie_embeddings": values.flag("tie_word_embeddings", True),
+    }
+
+
+def _rotated_layers(values: Fields) -> tuple[int, ...]:
+    """1 for each layer with rotary positions, 0 for the others: what `no_rope_layers` holds."""
+    num_layers = values.whole("num_hidden_layers", most=_MOST_LAYERS)
+    if not values.has("no_rope_layers"):
+        interval = values.whole("no_rope_layer_interval", 4)
+        return tuple(int((layer + 1) % interval != 0) for layer in range(num_layers))
+    rotated = values.ids("no_rope_layers")
+    if len(rotated) < num_layers or not set(rotated) <= {0, 1}:
+        raise values.wrong("no_rope_layers", f"a list of 0 or 1 for each of {num_layers} layers")
+    return rotated[:num_layers]
+
+
 def mistral(values: Fields) -> dict[str, Any]:
     """Mistral."""
     values = values.with_defaults(sliding_window=4096, num_key_value_heads=8)

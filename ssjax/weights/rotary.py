@@ -54,12 +54,12 @@ def scaled_fields(values: Fields, rope: Fields, theta: float = 10_000.0) -> dict
     return fields
 
 
-def whole_head_fields(values: Fields) -> dict[str, Any]:
-    """Rotary positions of whole heads, the same in all layers."""
+def whole_head_fields(values: Fields, theta: float = 10_000.0) -> dict[str, Any]:
+    """Rotary positions of whole heads, the same in all layers; theta: where the config has none."""
     rope = settings(values, values.group("rope_parameters"))
     for group in (values, rope):
         group.refuse(partial_rotary_factor=1)
-    return scaled_fields(values, rope)
+    return scaled_fields(values, rope, theta)
 
 
 def long_fields(values: Fields, rope: Fields, rotary_dim: int) -> dict[str, Any]:

@@ -153,6 +153,11 @@ def test_settings_stay_where_the_mathematics_holds(values, keys):
         ("model.positions", "learned", "model.max_positions must be given"),
         ("model.local_layers", (1,), "model.window must be positive"),
         ("model.local_layers", (6,), "names a layer that does not exist"),
+        (
+            "model.no_rope_layers",
+            (6,),
+            "model.no_rope_layers (6,) names a layer",
+        ),
         ("model.rotary_dim", 33, "model.rotary_dim 33"),
         ("streams.num_stream_layers", 9, "streams.num_stream_layers 9"),
         ("train.accumulation", 5, "data.batch_size 32 is not a multiple"),

@@ -49,6 +49,7 @@ TOKENIZERS = {
     "phi3": LLAMA,
     "granite": config(merges(), tokenizer_class="GPT2Tokenizer", eos_token="<|endoftext|>"),
     "olmo2": config(merges(), tokenizer_class="GPT2Tokenizer", eos_token="<|endoftext|>"),
+    "smollm3": byte_level(),
     "qwen2": byte_level(),
     "qwen3": QWEN,
     "gemma": GEMMA,

@@ -62,6 +62,7 @@ KEYS = {
         number="embedding_multiplier residual_multiplier attention_multiplier logits_scaling",
     ),
     "olmo2": LLAMA | keys(flag="attention_bias"),
+    "smollm3": LLAMA | keys(flag="attention_bias mlp_bias use_sliding_window"),
     "mistral": LLAMA | keys(whole="sliding_window"),
     "qwen2_window": QWEN | keys(whole="sliding_window"),
     "qwen3": QWEN | keys(flag="attention_bias"),
@@ -180,6 +181,15 @@ ODD = [  # name of the model, changes, what the line says
     ("llama", {"model_type": "x" * 10**6}, '"model_type" is \'xxx'),
     ("mistral", {"layer_types": [FULL] * 4}, '"layer_types" is'),
     ("mistral", {"layer_types": [SLIDING, FULL] * 2}, '"layer_types" is'),
+    *(
+        ("smollm3", {"no_rope_layers": value}, '"no_rope_layers" is ')
+        for value in ([1, 1, 0], [1, 1, 0, 2], [True] * 4, [1.0] * 4, "1101", {}, 1, [])
+    ),
+    (
+        "smollm3",
+        {"layer_types": [FULL, SLIDING] * 2, "sliding_window": 7},
+        '"use_sliding_window" is off',
+    ),
     ("qwen2", {"layer_types": [FULL, SLIDING] * 2}, '"use_sliding_window" is off'),
     *(
         ("qwen2_window", {"layer_types": types}, '"layer_types" is ')

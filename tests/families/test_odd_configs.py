@@ -144,6 +144,31 @@ ODD = {
             "tie_word_embeddings": True,
         },
     ),
+    "smollm3": (
+        "smollm3",
+        {
+            "no_rope_layers": LEFT_OUT,
+            "no_rope_layer_interval": 3,
+            "rope_theta": LEFT_OUT,
+            "num_key_value_heads": LEFT_OUT,
+            "tie_word_embeddings": LEFT_OUT,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+        },
+    ),
+    "smollm3, every kind of layer": (
+        "smollm3",
+        {
+            "no_rope_layers": [1, 0, 1, 0, 0],
+            "layer_types": [FULL, FULL, SLIDING, SLIDING],
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "tie_word_embeddings": False,
+            "head_dim": 12,
+        },
+    ),
     "qwen2, heads of their own": (
         "qwen2",
         {
@@ -295,6 +320,8 @@ SLOW = (
     "phi3, a part without scaling",
     "granite",
     "olmo2",
+    "smollm3",
+    "smollm3, every kind of layer",
     "qwen2, a window of one",
     "qwen3, heads of one pair",
     "mistral",
