@@ -1,6 +1,7 @@
 """GGUF files of the tiny models, written as llama.cpp's converter writes them."""
 
 import json
+import math
 from pathlib import Path
 
 import family_cases
@@ -24,16 +25,19 @@ NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.qkv_proj": "attn_qkv",
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
     "attn.c_attn": "attn_qkv",
     "attn.c_proj": "attn_output",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
+    "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
 }
+PAIRED = ("llama", "granite", "smollm3")  # architectures that store rows in pairs
 TOKENS = ["<s>", "</s>", "a", "b", "ab", "c"]
 
 
@@ -52,9 +56,9 @@ def tensors_of(name: str, architecture: str) -> dict[str, np.ndarray]:
         block = f"blk.{parts[1]}." if parts[0] in ("layers", "h") else ""
         kind = ".".join(parts[2:]) if block else stem
         target = NAMES[kind]
-        if architecture in ("gemma2", "gemma3") and kind == "post_attention_layernorm":
+        if architecture in ("gemma2", "gemma3", "olmo2") and kind == "post_attention_layernorm":
             target = "post_attention_norm"
-        if architecture == "llama" and target in ("attn_q", "attn_k"):
+        if architecture in PAIRED and target in ("attn_q", "attn_k"):
             key = "num_attention_heads" if target == "attn_q" else "num_key_value_heads"
             heads = values.get(key, values["num_attention_heads"])
             shape = tensor.shape
@@ -65,8 +69,13 @@ def tensors_of(name: str, architecture: str) -> dict[str, np.ndarray]:
         if architecture == "gpt2" and block and tensor.ndim == 2:
             tensor = tensor.T
         found[f"{block}{target}.{leaf}"] = np.ascontiguousarray(tensor)
-    if values.get("rope_scaling", {}).get("rope_type") == "llama3":
+    rope = values.get("rope_scaling") or {}
+    if rope.get("rope_type") == "llama3":
         found["rope_freqs.weight"] = llama3_factors(values)
+    for length in ("short", "long"):
+        if f"{length}_factor" in rope:
+            factors = np.array(rope[f"{length}_factor"], np.float32)
+            found[f"rope_factors_{length}.weight"] = factors
     return found
 
 
@@ -114,7 +123,22 @@ def metadata_of(name: str, architecture: str) -> dict:
     }
     if "rope_theta" in values:
         found["rope.freq_base"] = float(values["rope_theta"])
-    if architecture in ("gemma2", "gemma3"):
+    if architecture == "phi3":
+        del found["attention.key_length"], found["attention.value_length"]
+        longest, original = (
+            values[key] for key in ("max_position_embeddings", "original_max_position_embeddings")
+        )
+        found["rope.scaling.original_context_length"] = original
+        found["rope.scaling.attn_factor"] = math.sqrt(
+            1 + math.log(longest / original) / math.log(original)
+        )
+        found["rope.dimension_count"] = int(values.get("partial_rotary_factor", 1.0) * head_dim)
+    if architecture == "granite":
+        found["attention.scale"] = values["attention_multiplier"]
+        found["embedding_scale"] = values["embedding_multiplier"]
+        found["residual_scale"] = values["residual_multiplier"]
+        found["logit_scale"] = values["logits_scaling"]
+    if architecture in ("gemma2", "gemma3", "phi3"):
         found["attention.sliding_window"] = values["sliding_window"]
     if architecture == "gemma2":
         found["attn_logit_softcapping"] = values["attn_logit_softcapping"]

@@ -24,6 +24,11 @@ MODELS = [
     ("llama_bias", "llama"),
     ("qwen2", "qwen2"),
     ("qwen3", "qwen3"),
+    ("phi3", "phi3"),
+    ("phi3_long", "phi3"),
+    ("granite", "granite"),
+    ("olmo2", "olmo2"),
+    ("smollm3", "smollm3"),
     ("gemma", "gemma"),
     ("gemma2", "gemma2"),
     ("gemma3", "gemma3"),
@@ -45,8 +50,18 @@ def test_as_the_safetensors_path(tmp_path, name, architecture):
     if architecture in ("gemma2", "gemma3"):  # a file does not say it: that of published models
         theirs = dataclasses.replace(theirs, values=theirs.values | {"query_pre_attn_scalar": 12})
         ours = dataclasses.replace(ours, values=ours.values | {"query_pre_attn_scalar": 12})
-    config = dataclasses.replace(ours.model_config("float32"), pretrained="")
-    assert config == dataclasses.replace(theirs.model_config("float32"), pretrained="")
+    if architecture == "smollm3":  # nor which layers are rotated
+        theirs = dataclasses.replace(theirs, values=theirs.values | {"no_rope_layers": None})
+        theirs = dataclasses.replace(theirs, values=theirs.values | {"no_rope_layer_interval": 4})
+    config, expected = (
+        dataclasses.replace(source.model_config("float32"), pretrained="")
+        for source in (ours, theirs)
+    )
+    factor = pytest.approx(expected.rope_attention_factor, rel=1e-7)  # float32 in the file
+    assert config.rope_attention_factor == factor
+    assert dataclasses.replace(config, rope_attention_factor=1.0) == dataclasses.replace(
+        expected, rope_attention_factor=1.0
+    )
     expected = params_of(theirs)
     for path, leaf in params_of(ours).items():
         is_shifted = architecture.startswith("gemma") and "norm" in path
@@ -206,6 +221,41 @@ def test_what_is_not_computed(tmp_path, changes, words):
     if architecture != "llama":
         tiny_gguf.write(path, architecture, {}, {})
     fails(path, *words)
+
+
+@pytest.mark.parametrize(
+    "name, changes, words",
+    [
+        ("phi3", {"attention__sliding_window": None}, ["phi3.attention.sliding_window", "null"]),
+        ("phi3", {"rope__scaling__type": "yarn"}, ["rope.scaling.type", "yarn"]),
+        ("phi3", {"rope__dimension_count": 3}, ["partial_rotary_factor"]),
+        ("phi3", {"logit_scale": 0.5}, ["logit_scale", "0.5"]),
+        ("phi3_long", {"rope__scaling__attn_factor": None}, ["attn_factor", "null"]),
+        ("phi3_long", {"rope__scaling__original_context_length": None}, ["original", "null"]),
+        ("phi3_long", {"rope__dimension_count": 8}, ["long_factor", "a list of 4 numbers"]),
+        ("olmo2", {"attention__sliding_window": 7}, ["olmo2.attention.sliding_window", "7"]),
+        ("smollm3", {"residual_scale": 0.5}, ["residual_scale", "0.5"]),
+        ("granite", {"expert_count": 4}, ["expert_count", "4"]),
+    ],
+    ids=str,
+)
+def test_what_is_not_computed_of_others(tmp_path, name, changes, words):
+    architecture = name.partition("_")[0]
+    changes = {f"{architecture}__{key}": value for key, value in changes.items()}
+    tiny_gguf.write_model(tmp_path / "m.gguf", name, architecture, **changes)
+    fails(tmp_path / "m.gguf", *words)
+
+
+def test_a_window_of_none_and_scales_of_others(tmp_path):
+    """What a missing or an empty key means."""
+    path = tmp_path / "m.gguf"
+    tiny_gguf.write_model(path, "phi3", "phi3", phi3__attention__sliding_window=0)
+    assert huggingface.open_source(path).model_config("float32").local_layers == ()
+    changes = {f"granite.{key}": None for key in ("attention.scale", "embedding_scale")}
+    tiny_gguf.write_model(path, "granite", "granite", **changes)
+    config = huggingface.open_source(path).model_config("float32")
+    assert (config.query_scale, config.embedding_multiplier) == (8**-0.5, 1.0)
+    assert (config.residual_multiplier, config.logit_divisor) == (0.7, 1.25)
 
 
 def test_unknown_forms_and_other_files(tmp_path):
