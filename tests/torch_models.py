@@ -39,12 +39,15 @@ def quiet():
 
 
 def hf_config(config_json: dict[str, Any]):
-    """The transformers config of a config.json; attention as written down, not a fused kernel."""
+    """The transformers config of a config.json; attention as written down, not a fused kernel.
+
+    Of a model that reads images too, that of its text model.
+    """
     import transformers
 
     with quiet():
         # Of a copy: it writes into the groups that it is given.
-        config = transformers.AutoConfig.for_model(**copy.deepcopy(config_json))
+        config = transformers.AutoConfig.for_model(**copy.deepcopy(config_json)).get_text_config()
     config._attn_implementation = "eager"  # the only one with the soft caps of Gemma 2
     return config
 

@@ -2,8 +2,8 @@
 
 python tests/update_family_goldens.py [--configs DIR]
 
-DIR holds published config.json files, one directory a model; their parameter counts are written
-too, the files themselves are not. Without it the counts stay.
+DIR holds published config.json files, one directory a model; their parameter counts and those of
+`published_sizes` are written too, the files themselves are not. Without it the counts stay.
 """
 
 import argparse
@@ -73,13 +73,15 @@ def write_weights(tiny, model, directory: Path) -> None:
 
 
 def write_counts(configs: Path) -> None:
-    """The number of parameters of every published config there."""
+    """The number of parameters of every published config."""
+    import published_sizes
     import torch_models
 
-    counts = {
-        path.parent.name: torch_models.count_parameters(json.loads(path.read_text()))
-        for path in sorted(configs.glob("*/config.json"))
+    published = {
+        path.parent.name: json.loads(path.read_text()) for path in configs.glob("*/config.json")
     }
+    published |= published_sizes.SIZES
+    counts = {name: torch_models.count_parameters(published[name]) for name in sorted(published)}
     (GOLDEN / "parameter_counts.json").write_text(_json(counts))
 
 

@@ -7,17 +7,20 @@ from ssjax.errors import UserError
 from ssjax.files.gguf import is_gguf, read_header
 from ssjax.files.reading import read_json_object, to_json
 from ssjax.weights import gguf
+from ssjax.weights.text_part import text_values
 
 _DEEPEST = 50  # objects and lists within each other in a config.json
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The config.json of a model directory or of a GGUF file.
+    """The config.json of the text model in a directory or a GGUF file.
 
     Raises:
-      UserError: as `read_config_json` and `gguf.config_values`.
+      UserError: as `read_config_json`, `text_values` and `gguf.config_values`.
     """
-    return gguf.config_values(read_header(path)) if is_gguf(path) else read_config_json(path)
+    if is_gguf(path):
+        return gguf.config_values(read_header(path))
+    return text_values(read_config_json(path), str(place(path)))
 
 
 def place(path: Path) -> Path:

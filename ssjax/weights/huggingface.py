@@ -32,6 +32,7 @@ from ssjax.weights.buffers import holds_what_is_computed
 from ssjax.weights.families import Family
 from ssjax.weights.slices import Place, check_dtype, reader
 from ssjax.weights.tensor_files import StoredTensor
+from ssjax.weights.text_part import text_tensors
 
 # Bytes of one file when writing; a larger model is split into several, as published ones are.
 _SHARD_BYTES = 5 * 10**9
@@ -84,7 +85,7 @@ def open_source(name: str | Path) -> Source:
     if is_gguf(place.directory):
         tensors = gguf.find_tensors(read_header(place.directory))
         return Source(name, place.directory, place.revision, values, family, tensors)
-    tensors = tensor_files.find_tensors(place.directory)
+    tensors = text_tensors(tensor_files.find_tensors(place.directory))
     if (place.directory / "adapter_config.json").exists():
         say_once(
             f"{place.directory}: the adapter of adapter_config.json is not applied; merge it into "
@@ -319,7 +320,7 @@ def _check_nothing_left(source, config, places) -> None:
     if head is not None:  # equal to the embedding, see `open_source`
         read.add(head.name)
     for name, tensor in source.tensors.items():
-        if name in read:
+        if tensor.name in read:
             continue
         known = holds_what_is_computed(tensor, config)
         if known is None:

@@ -237,7 +237,7 @@ def _load_portable(path, base_name, mesh) -> Trained:
     base = open_base(base_name or config.model.pretrained, config.model.dtype)
     values = base.config_json
     if values is None and config_json.is_model_directory(path):
-        values = config_json.read_config_json(path)
+        values = config_json.read_values(path)
     family = huggingface.families.find_family(values, str(path)) if values else None
     addition = adapter_lib.read_addition(path, family)
     check_finite(addition.leaves, str(path))

@@ -1,18 +1,21 @@
 """Published config.json files: sizes, rotary positions and windows as transformers reads them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_models
 import torch_models
 from family_cases import GOLDEN
+from published_sizes import SIZES
 
 from ssjax.config import StreamsConfig
 from ssjax.models.attention import rotary_frequencies
 from ssjax.models.parameters import count
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.weights import config_json, families, huggingface
+from ssjax.weights.text_part import text_values
 
 COUNTS = json.loads((GOLDEN / "parameter_counts.json").read_text())
 
@@ -20,15 +23,20 @@ COUNTS = json.loads((GOLDEN / "parameter_counts.json").read_text())
 @pytest.fixture(scope="module", params=sorted(COUNTS))
 def published(request, shared):
     """(name, content of config.json, our config of it)."""
-    directory = shared("hf_configs", request.param)
-    values = config_json.read_config_json(directory)
-    family = families.find_family(values, str(directory))
-    source = huggingface.Source(request.param, directory, "", values, family, {})
-    return request.param, values, source.model_config("float32")
+    name = request.param
+    if name in SIZES:
+        values = SIZES[name]
+    else:
+        values = config_json.read_config_json(shared("hf_configs", name))
+    of_text = text_values(values, name)
+    family = families.find_family(of_text, name)
+    source = huggingface.Source(name, Path(name), "", of_text, family, {})
+    return name, values, source.model_config("float32")
 
 
 def test_all_are_counted(shared):
-    assert {path.name for path in shared("hf_configs").iterdir()} == set(COUNTS)
+    whole_files = {path.name for path in shared("hf_configs").iterdir()}
+    assert whole_files | set(SIZES) == set(COUNTS)
 
 
 def test_number_of_parameters(published):
@@ -46,11 +54,15 @@ def test_positions_and_windows_are_those_of_transformers(published, transformers
     _, values, config = published
     hf_config = torch_models.hf_config(values)
     window = getattr(hf_config, "sliding_window", None)
+    if window and 0 < config.longest_sequence <= window:
+        window = None  # no sequence outgrows it
     types = getattr(hf_config, "layer_types", None) or ["sliding_attention"] * config.num_layers
     local = [i for i, kind in enumerate(types) if kind == "sliding_attention"]
     assert config.local_layers == tuple(local if window else ())
     assert config.window == (window if config.local_layers else 0)
 
+    rotated = getattr(hf_config, "no_rope_layers", [1] * config.num_layers)
+    assert config.no_rope_layers == tuple(i for i, turned in enumerate(rotated) if not turned)
     assert config.max_positions == hf_config.max_position_embeddings
     frequencies = torch_models.rotary_frequencies(hf_config)
     assert bool(frequencies) == (config.positions == "rotary")
