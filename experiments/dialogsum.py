@@ -20,7 +20,7 @@ Expect  sample: 3.87 tokens per call, 200 of 200 outputs identical, 2 min 35 s i
 from ssjax import config as config_lib
 from ssjax import presets
 
-VARIANTS = ("sample", "small", "smoke", *presets.PAPER_MODELS)
+VARIANTS = ("sample", "small", "smoke", *presets.REAL_MODELS, *presets.PAPER_MODELS)
 
 
 def get_config(variant: str = "sample"):
@@ -37,6 +37,8 @@ def get_config(variant: str = "sample"):
         c.workdir = "runs/dialogsum-smoke"
         _sample(c)
         config_lib.shrink(c)
+    elif variant in presets.REAL_MODELS:
+        presets.use_real_model(c, variant, lengths=(512, 96), buckets=(192, 320, 512))
     elif variant in presets.PAPER_MODELS:
         presets.use_paper_model(c, variant, num_examples=12460, v1_share=2, lengths=(768, 128))
     else:
@@ -51,6 +53,7 @@ def _sample(c):
     c.model.num_kv_heads = 2
     c.model.head_dim = 32
     c.model.mlp_dim = 384
+    c.streams.num_streams = 6
     c.loss.stream_weight = 0.3
     c.optimizer.learning_rate = 3e-3
     c.data.tokenizer_vocab_size = 1536

@@ -21,7 +21,7 @@ Expect  small: 3.28 tokens per call at 16 draft nodes, 420 of 420 outputs identi
 from ssjax import config as config_lib
 from ssjax import presets
 
-VARIANTS = ("small", "medium", "smoke", *presets.PAPER_MODELS)
+VARIANTS = ("small", "medium", "smoke", *presets.REAL_MODELS, *presets.PAPER_MODELS)
 
 
 def get_config(variant: str = "small"):
@@ -39,6 +39,8 @@ def get_config(variant: str = "small"):
         c.workdir = "runs/e2e_nlg-smoke"
         _small(c)
         config_lib.shrink(c)
+    elif variant in presets.REAL_MODELS:
+        presets.use_real_model(c, variant, lengths=(192, 128), buckets=(32, 48, 64))
     elif variant in presets.PAPER_MODELS:
         presets.use_paper_model(c, variant, num_examples=42061, v1_share=2, lengths=(128, 96))
     else:

@@ -17,7 +17,7 @@ Expect  small: not measured; a base of this size, streams put on it: docs/result
 from ssjax import config as config_lib
 from ssjax import presets
 
-VARIANTS = ("small", "smoke", *presets.PAPER_MODELS)
+VARIANTS = ("small", "smoke", *presets.REAL_MODELS, *presets.PAPER_MODELS)
 
 
 def get_config(variant: str = "small"):
@@ -32,6 +32,8 @@ def get_config(variant: str = "small"):
         config_lib.shrink(c)
         c.data.max_prompt_length, c.data.max_target_length = 96, 48
         c.decode.prompt_buckets = (96,)
+    elif variant in presets.REAL_MODELS:
+        presets.use_real_model(c, variant, lengths=(256, 96), buckets=(64, 96, 128))
     elif variant in presets.PAPER_MODELS:
         presets.use_paper_model(c, variant, num_examples=62819, v1_share=6, lengths=(256, 96))
     else:

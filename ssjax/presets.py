@@ -95,6 +95,45 @@ def use_lossless(c: ConfigDict, source: str, *, num_examples: int, lengths: tupl
     c.decode.prompt_buckets = (lengths[0] // 2, lengths[0])
 
 
+# Small enough for a CPU; `experiments/models/fetch.py` brings the files.
+REAL_MODELS = {
+    "smollm2-135m": "models/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "gemma3-270m": "models/gemma-3-270m-Q4_K_M.gguf",
+}
+
+
+def use_real_model(
+    c: ConfigDict, name: str, *, lengths: tuple[int, int], buckets: tuple[int, ...]
+) -> None:
+    """A fine-tune of a real model with streams that cannot touch it, in minutes on a CPU.
+
+    Six streams in the top four layers, that draft the tokens of the task; sequences are packed.
+
+    Args:
+      c: to change.
+      name: of `REAL_MODELS`.
+      lengths: prompt tokens of a packed row and its target tokens, each of several sequences.
+      buckets: padded prompt lengths of decoding.
+    """
+    c.workdir = f"runs/{c.data.task}-{name}"
+    c.model.pretrained = REAL_MODELS[name]
+    c.adaptation.mode = "detached"
+    c.adaptation.rank, c.adaptation.alpha = 16, 32.0
+    c.streams.num_streams, c.streams.num_stream_layers = 6, 4
+    c.streams.draft_vocab_size = 4096
+    c.loss.stream_weight, c.loss.distillation = 1.0, 1.0
+    c.optimizer.learning_rate, c.optimizer.decay = 1.5e-3, "linear"
+    c.optimizer.warmup_steps, c.optimizer.weight_decay = 15, 0.0
+    c.data.packing, c.data.batch_size = True, 4
+    c.data.max_prompt_length, c.data.max_target_length = lengths
+    c.train.num_steps, c.train.log_every = 160, 10
+    c.train.eval_every, c.train.eval_prompts = 80, 16
+    c.checkpoint.save_every = 40
+    c.decode.num_nodes, c.decode.max_new_tokens = 7, 64
+    c.decode.prompt_buckets = buckets
+    c.eval.max_records = 100
+
+
 def _optimise(c, num_examples):
     c.optimizer.learning_rate, c.optimizer.final_learning_rate = 5e-4, 0.0
     c.optimizer.decay = "linear"
