@@ -78,8 +78,8 @@ def make_draft_head(params: Params, config: ModelConfig, streams: StreamsConfig)
     tokens = jnp.array(streams.draft_tokens)
     bias = None if head.bias is None else head.bias[tokens]
     if DRAFT_HEAD in params:
-        return Head(params[DRAFT_HEAD], bias, head.softcap)
-    return Head(head_rows(head, tokens, head.table.dtype), bias, head.softcap)
+        return head.replace(table=params[DRAFT_HEAD], bias=bias)
+    return head.replace(table=head_rows(head, tokens, head.table.dtype), bias=bias)
 
 
 def with_draft_head(params: Params, config: ModelConfig, streams: StreamsConfig) -> Params:
