@@ -94,7 +94,7 @@ class Decoder:
         execution = Execution(platform, few_rows_as_columns=alone_on_cpu, joined_projections=joined)
         self.model = model.clone(scan=scan, execution=execution)
         params = cast(params, model.config.dtype)
-        params = params if scan else unstack_layers(params)
+        params = params if scan else unstack_layers(params, in_place=alone_on_cpu)
         params = join_projections(params) if joined else params
         self.num_parameters = count(params)
         with jax.set_mesh(self.mesh):

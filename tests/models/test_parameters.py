@@ -100,6 +100,20 @@ def test_the_two_forms_are_those_of_the_model():
         )
 
 
+def test_layers_may_stay_where_they_are():
+    """Equal to those that are copied, without memory of their own, and alive without the rest."""
+    stacked = {"layers": {"weight": jnp.arange(3 * 64 * 32, dtype=jnp.float32).reshape(3, 64, 32)}}
+    expected = jax.device_get(stacked["layers"]["weight"]).copy()
+    start, size = stacked["layers"]["weight"].unsafe_buffer_pointer(), expected[0].nbytes
+    layers = unstack_layers({"trunk": stacked}, in_place=True)["trunk"]
+    del stacked
+    jnp.zeros_like(expected).block_until_ready()  # would take the memory, were it free
+    for i in range(3):
+        leaf = layers[f"layers_{i}"]["weight"]
+        assert leaf.unsafe_buffer_pointer() == start + i * size
+        np.testing.assert_array_equal(leaf, expected[i])
+
+
 @pytest.mark.parametrize(
     "mode, targets, joined",
     [
