@@ -53,7 +53,6 @@ def _sample(c):
     c.model.num_kv_heads = 2
     c.model.head_dim = 32
     c.model.mlp_dim = 384
-    c.streams.num_streams = 6
     c.loss.stream_weight = 0.3
     c.optimizer.learning_rate = 3e-3
     c.data.tokenizer_vocab_size = 1536
