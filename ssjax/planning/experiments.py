@@ -27,7 +27,12 @@ def resolve_shapes(config: Config) -> tuple[Config, Transformer]:
         model = read_model_config(model.pretrained, model.dtype)
     elif not model.vocab_size:
         model = dataclasses.replace(model, vocab_size=config.data.tokenizer_vocab_size)
-    config = dataclasses.replace(config, model=model)
+    streams = config.streams
+    if streams.draft_vocab_size and not streams.draft_tokens:
+        # Which tokens a run will find is in its data; their number is all that a plan needs.
+        some = tuple(range(min(streams.draft_vocab_size, model.vocab_size)))
+        streams = dataclasses.replace(streams, draft_tokens=some)
+    config = dataclasses.replace(config, model=model, streams=streams)
     config_lib.check_stream_layers(config)
     shapes = dataclasses.replace(model, pretrained="")
     return config, Transformer(shapes, config.streams, True, config.adaptation)

@@ -16,6 +16,7 @@ from ssjax.decoding.sampling import make_sampling
 from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
 from ssjax.models.axes import placed
 from ssjax.models.execution import Execution
+from ssjax.models.head import with_draft_head
 from ssjax.models.lora import merged_adaptation
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.parallel import partitioning
@@ -81,6 +82,7 @@ def plan_decoding(config: Config, model: Transformer, mesh: Mesh, hbm: int) -> P
     drafter = make_drafter(decode, config.streams)
     dtype = jnp.dtype(config.model.dtype)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract_params(model))
+    params = jax.eval_shape(lambda x: with_draft_head(x, model.config, model.streams), params)
     params = placed(params, config.model, mesh)
     capacity = data.max_prompt_length + decode.max_new_tokens
     spec = DecodeSpec(

@@ -52,6 +52,19 @@ def test_products_are_counted_through_loops_and_branches():
     assert count_flops(looped, a) == (4 + 1 + 1 + 1) * 2 * 3 * 5 * 5
 
 
+def test_a_draft_vocabulary_is_planned_by_its_size(tmp_path):
+    """The products of the streams with the head are smaller, in training and in a pass."""
+    flops = {}
+    for size in (0, 128):
+        path = tmp_path / f"{size}.json"
+        told = call("--json", path, f"--config.streams.draft_vocab_size={size}")
+        assert told.returncode == 0, told.stderr
+        plan = json.loads(path.read_text())
+        flops[size] = [plan[program]["flops"] for program in ("train", "decode")]
+    for few, whole in zip(flops[128], flops[0], strict=True):
+        assert few < whole
+
+
 def test_collectives_are_counted_as_often_as_their_loop_runs():
     """Five times an all-reduce of [8, 16] float32 in a loop, and a gather outside it."""
     mesh = meshes.make_mesh((1, 1, 8))
