@@ -104,7 +104,7 @@ def make_model(config: Config, tokenizer: Tokenizer) -> Transformer:
     """The scanned form of the model that a config describes.
 
     Raises:
-      UserError: the tokenizer has ids that the model has no embedding for.
+      UserError: the tokenizer or the draft vocabulary has ids that the model has no embedding for.
     """
     size, vocab_size = config.model.vocab_size, tokenizer.vocab_size
     if config.model.pretrained:  # published tables are often padded beyond the tokenizer
@@ -120,6 +120,12 @@ def make_model(config: Config, tokenizer: Tokenizer) -> Transformer:
         )
     else:
         size = vocab_size
+    drafted = config.streams.draft_tokens
+    if drafted and drafted[-1] >= size:
+        raise UserError(
+            f"config: streams.draft_tokens names the id {drafted[-1]}, but the model has embeddings "
+            f"for {size}; leave it empty to take the most frequent tokens of the training targets"
+        )
     # Where weights came from does not belong to the model: equal models compile once.
     model = dataclasses.replace(config.model, vocab_size=size, pretrained="")
     return Transformer(model, config.streams, True, config.adaptation)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 
@@ -9,6 +10,7 @@ from ssjax.config import Config, DataConfig, StreamsConfig, from_dict, to_dict
 from ssjax.errors import UserError
 from ssjax.files.reading import to_json
 from ssjax.training import draft_vocabulary
+from ssjax.weights.load import make_model
 
 WITH_TEN = Config(streams=StreamsConfig(draft_vocab_size=10))
 
@@ -68,6 +70,16 @@ def test_the_tokens_of_a_run_are_those_of_its_data(tmp_path):
     assert said == [
         f"draft vocabulary: {len(tokens):,} tokens, {covered:.2%} of those in training targets"
     ]
+
+
+def test_ids_that_the_model_lacks_are_one_line():
+    class Tokenizer:
+        vocab_size = 40
+
+    for last, told in ((39, False), (40, True)):
+        streams = StreamsConfig(draft_vocab_size=2, draft_tokens=(1, last))
+        with pytest.raises(UserError, match="names the id 40") if told else nullcontext():
+            make_model(Config(streams=streams), Tokenizer())
 
 
 @pytest.mark.parametrize(
