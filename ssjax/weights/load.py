@@ -123,8 +123,8 @@ def make_model(config: Config, tokenizer: Tokenizer) -> Transformer:
     drafted = config.streams.draft_tokens
     if drafted and drafted[-1] >= size:
         raise UserError(
-            f"config: streams.draft_tokens names the id {drafted[-1]}, but the model has embeddings "
-            f"for {size}; leave it empty to take the most frequent tokens of the training targets"
+            f"config: streams.draft_tokens names the id {drafted[-1]}, but the model has {size} "
+            "embeddings; leave it empty to take the most frequent tokens of the training targets"
         )
     # Where weights came from does not belong to the model: equal models compile once.
     model = dataclasses.replace(config.model, vocab_size=size, pretrained="")
