@@ -96,7 +96,8 @@ def find_candidates(
     of_streams = functools.partial(make_draft_head, params, model.config, streams)
     head = make_medusa_head(params) if of_heads else of_streams()
     # With a draft vocabulary, rows of the head and candidates are numbered within it until the end.
-    ids = jnp.array(streams.draft_tokens) if streams.draft_tokens else None
+    few = () if of_heads else streams.draft_tokens
+    ids = jnp.array(few) if few else None
     logits = head_logits(hidden, head, model.execution)
     logits = constrain(logits, "batch", "length", "vocab")
     vocab_size = logits.shape[-1]
