@@ -235,6 +235,7 @@ class Scored:
     head: Head  # the LM head, or one for each output
     targets: jax.Array  # [B, A, Q] int32, rows of the head; NO_ROW where it has none
     weights: jax.Array  # [B, A, Q] float32
+    some: bool = struct.field(pytree_node=False, default=False)  # the head has some tokens only
 
     def within(self, tokens: tuple[int, ...]) -> "Scored":
         """Targets as rows of a head that has these tokens alone, rising; (): all, as they are."""
@@ -242,7 +243,7 @@ class Scored:
             return self
         ids = jnp.array(tokens)
         rows = jnp.minimum(jnp.searchsorted(ids, self.targets), len(tokens) - 1)
-        return self.replace(targets=jnp.where(ids[rows] == self.targets, rows, NO_ROW))
+        return self.replace(targets=jnp.where(ids[rows] == self.targets, rows, NO_ROW), some=True)
 
 
 def chunked_cross_entropy(
@@ -287,12 +288,15 @@ def chunked_cross_entropy(
     def sum_chunk(hidden, targets, weights, taught=None):
         logits = head_logits(hidden, head, execution)  # [Z, rows, Q, V] float32
         logits = constrain(logits, "batch", "length", "streams", "vocab")
-        known = targets != NO_ROW
-        rows = jnp.maximum(targets, 0)
+        rows = jnp.maximum(targets, 0) if scored.some else targets
         target_logit = jnp.take_along_axis(logits, rows[..., None], axis=-1)[..., 0]
         total = jax.nn.logsumexp(logits, axis=-1)
-        cross_entropy = minimised = jnp.where(known, total - target_logit, 0.0)
-        hits = (known & (target_logit >= logits.max(axis=-1))).astype(jnp.float32)
+        cross_entropy = total - target_logit
+        hits = (target_logit >= logits.max(axis=-1)).astype(jnp.float32)
+        if scored.some:
+            known = targets != NO_ROW
+            cross_entropy, hits = jnp.where(known, cross_entropy, 0.0), hits * known
+        minimised = cross_entropy
         if taught is not None:
             main, stands = taught  # [Z, rows + J, D], [Z, rows, Q]
             main = constrain(head_logits(main, teacher.head, execution), "batch", "length", "vocab")
