@@ -9,7 +9,6 @@ A stream alone says the same after every parent; a model with the parent correct
 Trees of every kind are read off this table.
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -93,10 +92,11 @@ def find_candidates(
         is less, and at most V, or as many as the model can draft.
     """
     streams = model.streams
-    of_streams = functools.partial(make_draft_head, params, model.config, streams)
-    head = make_medusa_head(params) if of_heads else of_streams()
     # With a draft vocabulary, rows of the head and candidates are numbered within it until the end.
     few = () if of_heads else streams.draft_tokens
+    head = make_draft_head(params, model.config, streams)
+    if of_heads:
+        head = make_medusa_head(params)
     ids = jnp.array(few) if few else None
     logits = head_logits(hidden, head, model.execution)
     logits = constrain(logits, "batch", "length", "vocab")

@@ -58,9 +58,9 @@ class Batch:
 class LossSums:
     """Sums over target tokens, one entry an output.
 
-    A target outside of the draft vocabulary teaches a stream nothing: its cross-entropy counts as 0
-    there, and it is a miss. Main, stream 1..J, the same with their parents, early exit, as far as
-    there are any. With Medusa heads: main, head 1..K, the same with their parents.
+    Main, stream 1..J, the same with their parents, early exit, as far as there are any. With
+    Medusa heads: main, head 1..K, the same with their parents. A target outside of the draft
+    vocabulary teaches a stream nothing: its cross-entropy counts as 0, and it is a miss.
     """
 
     cross_entropy: jax.Array  # [Q] float32, nats
