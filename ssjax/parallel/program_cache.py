@@ -6,9 +6,9 @@ the process, and its owner may have one.
 
 Where: the key `compilation_cache`, else JAX_COMPILATION_CACHE_DIR, else `default_place`. A place
 that the user named is JAX's alone. The default one is bounded: what was used longest ago leaves
-first, under a lock, so that several processes may share it. JAX leaves out programs that compile in
-less than a second (JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS), and keys entries by program,
-versions, XLA flags and the features of the processor.
+first, under a lock, so that several processes may share it. Left out are programs that compile in
+less than `MIN_SECONDS`, or than JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS where that is set. JAX
+keys entries by program, versions, XLA flags and the features of the processor.
 """
 
 import contextlib
@@ -29,6 +29,10 @@ from ssjax.messages import say, say_once
 
 NOWHERE = "none"
 MAX_BYTES = 2 * 1024**3  # a program of 30 layers takes 0.2 to 1 MB
+# The small programs of a start (digests of weights, the state of a decoder) take 0.1 to 0.6 s each,
+# 2 s in all, and JAX's own default of a second would compile them at each.
+MIN_SECONDS = 0.1
+_JAX_MIN_SECONDS = 1.0
 
 _USED = ("/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cache_misses")
 _UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '(.+?)': (\w+)")
@@ -80,6 +84,8 @@ def default_place() -> Path:
 
 def _move(place: str | None) -> None:
     """Makes JAX use another place, also after it has used one."""
+    if jax.config.jax_persistent_cache_min_compile_time_secs == _JAX_MIN_SECONDS:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
     if place != jax.config.jax_compilation_cache_dir:
         compilation_cache.reset_cache()
         jax.config.update("jax_compilation_cache_dir", place)
