@@ -24,6 +24,7 @@ class Head:
     softcap: float = struct.field(pytree_node=False)  # 0: off
 
 
+@jax.named_scope("head")
 def head_logits(hidden: jax.Array, head: Head, execution: Execution) -> jax.Array:
     """hidden [..., D] through the LM head -> [..., V] float32, multiplied in hidden's dtype.
 

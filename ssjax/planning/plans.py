@@ -23,6 +23,7 @@ from ssjax.parallel import partitioning
 from ssjax.planning.compiled_cost import program_cost
 from ssjax.planning.out_of_memory import NoRoom, no_room
 from ssjax.planning.products import count_flops
+from ssjax.planning.program_text import read_program
 from ssjax.planning.topologies import Chip
 from ssjax.training.programs import make_train_programs, platform_of
 
@@ -177,7 +178,7 @@ def _compile(
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
     )
-    cost = program_cost(compiled.as_text(), main_loop)
+    cost = program_cost(read_program(compiled.as_text()), main_loop)
     return ProgramPlan(
         fits=not hbm or peak <= hbm,
         inputs=inputs,

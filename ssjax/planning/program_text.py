@@ -6,6 +6,7 @@ an exchange between devices stands. `tests/planning` holds a program by hand.
 
 import dataclasses
 import re
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -58,10 +59,38 @@ class Instruction:
         return found and found.group(1)
 
     @property
+    def scope(self) -> str:
+        """Where in the traced program it comes from, names joined by /; empty: not known."""
+        found = re.search(r'op_name="([^"]*)"', self.line)
+        return found.group(1) if found else ""
+
+    @property
+    def cycles(self) -> int | None:
+        """What the compiler of TPU programs expects it to take; None: it does not say."""
+        found = re.search(r'"estimated_cycles":"(\d+)"', self.line)
+        return found and int(found.group(1))
+
+    @property
+    def target(self) -> str:
+        """What a custom call calls, such as tpu_custom_call for a Pallas kernel; else empty."""
+        found = re.search(r'custom_call_target="([^"]*)"', self.line)
+        return found.group(1) if found else ""
+
+    @property
     def parameter(self) -> int | None:
         """Which parameter of its computation it is."""
         found = re.search(r" parameter\((\d+)\)", self.line)
         return found and int(found.group(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Executed:
+    """An instruction that runs, and how often."""
+
+    instruction: Instruction
+    times: int
+    computation: str  # that it stands in
+    siblings: Mapping[str, Instruction]  # of that computation, by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +99,34 @@ class Program:
 
     computations: dict[str, list[Instruction]]
     entry: str
+
+    def executed(self, name: str, times: int = 1) -> Iterator[Executed]:
+        """What a computation runs and what it calls, without the loops and calls themselves.
+
+        The body of a loop counts as often as it runs, of an unknown length once. Of branches the
+        one with the most instructions counts: here they are passes of several widths, the widest
+        last, or kinds of layers.
+
+        Args:
+          name: of the computation.
+          times: that it runs itself.
+        """
+        siblings = by_name(self.computations[name])
+        for instruction in self.computations[name]:
+            kind, called = instruction.base_kind, instruction.called
+            if kind == "while":
+                trips = self.trips(instruction) or 1
+                yield from self.executed(called["body"], times * trips)
+            elif kind == "conditional":
+                branches = [each for each in instruction.branches if each in self.computations]
+                longest = max(reversed(branches), key=lambda each: len(self.computations[each]))
+                yield from self.executed(longest, times)
+            elif kind in ("call", "async"):
+                inner = called.get("to_apply") or called.get("calls")
+                if inner in self.computations:
+                    yield from self.executed(inner, times)
+            else:
+                yield Executed(instruction, times, name, siblings)
 
     def outer_loop(self) -> str:
         """The body of the outermost loop of unknown length; without one, the entry."""
@@ -87,6 +144,11 @@ class Program:
             if value:
                 return int(value.group(1))
         return None
+
+
+def by_name(instructions: Sequence[Instruction]) -> dict[str, Instruction]:
+    """Instructions of one computation by their names."""
+    return {instruction.name: instruction for instruction in instructions}
 
 
 def read_program(text: str) -> Program:
@@ -140,9 +202,13 @@ def _operands(text):
 
 
 def _size(shape, on_chip=False):
-    """Bytes of a shape or of a tuple of shapes; those on the chip itself, S(1), only if asked."""
+    """Bytes of a shape or of a tuple of shapes; those on the chip itself, S(1), only if asked.
+
+    S(2) are flags that say when a copy is done.
+    """
     total = 0
     for kind, sizes, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape):
-        if kind in _BITS and (on_chip or "S(1)" not in layout):
+        elsewhere = "S(2)" if on_chip else "S("
+        if kind in _BITS and elsewhere not in layout:
             total += _BITS[kind] * int(np.prod([int(s) for s in sizes.split(",") if s] or [1])) // 8
     return total

@@ -21,14 +21,17 @@ class Chip:
     flops: float  # bfloat16 products, per second
     bandwidth: float  # of HBM, bytes per second
     interconnect: float  # to other chips, all links together, bytes per second
+    # Cycles per second of the matrix units, as it follows from the peak and their number and size:
+    # of a v5e four of 128 x 128, 4 * 128 * 128 * 2 * 1.5e9 = 197e12.
+    clock: float
 
 
 CHIPS: Mapping[str, Chip] = {
-    "v4": Chip(32 * GIB, 275e12, 1228e9, 300e9),
-    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9),
-    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9),
-    "v6e": Chip(32 * GIB, 918e12, 1640e9, 448e9),
-    "tpu7x": Chip(192 * GIB, 2307e12, 7380e9, 1200e9),
+    "v4": Chip(32 * GIB, 275e12, 1228e9, 300e9, 1.05e9),
+    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9, 1.5e9),
+    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9, 1.75e9),
+    "v6e": Chip(32 * GIB, 918e12, 1640e9, 448e9, 1.75e9),
+    "tpu7x": Chip(192 * GIB, 2307e12, 7380e9, 1200e9, 2.2e9),
 }
 
 
@@ -78,5 +81,6 @@ def open_topology(name: str) -> Topology:
         raise UserError(f"--topology={name}: {str(error).splitlines()[0]}") from None
     per_chip = len(devices) // math.prod(map(int, sizes))
     chip = CHIPS[family]
-    values = {f.name: getattr(chip, f.name) / per_chip for f in dataclasses.fields(chip)}
-    return Topology(name, tuple(devices), Chip(**(values | {"hbm": int(values["hbm"])})))
+    shares = {f.name: getattr(chip, f.name) / per_chip for f in dataclasses.fields(chip)}
+    shares |= {"hbm": chip.hbm // per_chip, "clock": chip.clock}
+    return Topology(name, tuple(devices), Chip(**shares))

@@ -23,6 +23,7 @@ from ssjax.parallel import partitioning
 from ssjax.planning import plans
 from ssjax.planning.compiled_cost import program_cost
 from ssjax.planning.products import count_flops
+from ssjax.planning.program_text import read_program
 from ssjax.planning.topologies import CHIPS, GIB, open_topology
 from ssjax.training.programs import make_train_programs
 
@@ -85,7 +86,7 @@ def test_collectives_are_counted_as_often_as_their_loop_runs():
     with jax.set_mesh(mesh):
         arguments = jnp.ones((8, 16)), jnp.ones((5, 16, 16))
         text = jax.jit(summed).lower(*arguments).compile().as_text()
-    assert program_cost(text).collectives == {"all-reduce": (5, 5 * 8 * 16 * 4)}
+    assert program_cost(read_program(text)).collectives == {"all-reduce": (5, 5 * 8 * 16 * 4)}
 
 
 LOOP = """
@@ -129,11 +130,11 @@ ENTRY %main (begin: (s32[], f32[5,16,16], f32[2,16])) -> (s32[], f32[5,16,16], f
 def test_a_program_by_hand():
     """Three rounds, each: slices of 1 KiB in place of the whole stack, one of them written to the
     chip's own memory; and two views of one exchange."""
-    cost = program_cost(LOOP)
+    cost = program_cost(read_program(LOOP))
     scalar = 4  # the index, read by both slices
     assert cost.traffic == 3 * (2 * 1024 + 1024 + 2 * scalar)
     assert cost.collectives == {"all-gather": (3, 3 * 1024)}
-    endless = LOOP.replace("direction=LT", "direction=NE")
+    endless = read_program(LOOP.replace("direction=LT", "direction=NE"))
     assert program_cost(endless, main_loop=True).collectives == {"all-gather": (1, 1024)}
 
 
