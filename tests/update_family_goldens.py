@@ -1,12 +1,10 @@
 """Rewrites tests/golden/families from torch and transformers.
 
-python tests/update_family_goldens.py [--configs DIR]
+python tests/update_family_goldens.py
 
-DIR holds published config.json files, one directory a model; their parameter counts and those of
-`published_sizes` are written too, the files themselves are not. Without it the counts stay.
+The parameter counts of the models in ssjax/weights/published are written too.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -72,16 +70,13 @@ def write_weights(tiny, model, directory: Path) -> None:
         (directory / "model.safetensors.index.json").write_text(_json(index))
 
 
-def write_counts(configs: Path) -> None:
-    """The number of parameters of every published config."""
-    import published_sizes
+def write_counts() -> None:
+    """The number of parameters of every model whose shape is part of the package."""
     import torch_models
 
-    published = {
-        path.parent.name: json.loads(path.read_text()) for path in configs.glob("*/config.json")
-    }
-    published |= published_sizes.SIZES
-    counts = {name: torch_models.count_parameters(published[name]) for name in sorted(published)}
+    from ssjax.weights import published
+
+    counts = {id: torch_models.count_parameters(published.find(id)) for id in published.names()}
     (GOLDEN / "parameter_counts.json").write_text(_json(counts))
 
 
@@ -92,13 +87,9 @@ def _json(values) -> str:
 def main() -> None:
     import tiny_models
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--configs", type=Path)
-    arguments = parser.parse_args()
     for tiny in tiny_models.TINY_MODELS:
         write_golden(tiny, GOLDEN / tiny.name)
-    if arguments.configs:
-        write_counts(arguments.configs)
+    write_counts()
 
 
 if __name__ == "__main__":

@@ -61,6 +61,24 @@ def locate(name: str, files: Sequence[str] = _MODEL_FILES) -> Location:
     return _fetch(name, repository, revision, files)
 
 
+def is_here(name: str, file: str) -> bool:
+    """Whether a file of a model can be read without the network.
+
+    Args:
+      name: as in `locate`.
+      file: of a repository; whatever lies in a directory of the user is there.
+    """
+    import huggingface_hub
+
+    if os.path.exists(name):
+        return True
+    repository, _, revision = name.partition("@")
+    if not _HUB_ID.fullmatch(repository):
+        return False
+    cached = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
+    return isinstance(cached, str)
+
+
 def _is_path(name: str) -> bool:
     """Whether two words with a slash between them are the path of something that is not there."""
     first = name.partition("/")[0]

@@ -27,12 +27,12 @@ from ssjax.models.axes import param_shardings
 from ssjax.models.parameters import Params, flatten, unflatten
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.parallel import partitioning
-from ssjax.weights import config_json, families, gguf, hub, tensor_files
+from ssjax.weights import config_json, families, gguf, hub, published, tensor_files
 from ssjax.weights.buffers import holds_what_is_computed
 from ssjax.weights.families import Family
 from ssjax.weights.slices import Place, check_dtype, reader
 from ssjax.weights.tensor_files import StoredTensor
-from ssjax.weights.text_part import text_tensors
+from ssjax.weights.text_part import text_tensors, text_values
 
 # Bytes of one file when writing; a larger model is split into several, as published ones are.
 _SHARD_BYTES = 5 * 10**9
@@ -109,6 +109,8 @@ def open_source(name: str | Path) -> Source:
 def read_model_config(name: str, dtype: str) -> ModelConfig:
     """The config of a model from its config.json alone; no weights are needed.
 
+    Neither is a network for models whose shape is part of the package and that were not fetched.
+
     Args:
       name: a directory or a hub id.
       dtype: compute dtype.
@@ -116,6 +118,14 @@ def read_model_config(name: str, dtype: str) -> ModelConfig:
     Raises:
       UserError: as `open_source` and `Source.model_config`.
     """
+    values = None if hub.is_here(name, "config.json") else published.find(name)
+    if values is not None:
+        say_once(
+            f"{name}: its shape as ssjax has it, weights/published/{name}.json; give a directory "
+            "to have that read"
+        )
+        values = text_values(values, name)
+        return _model_config(name, Path(name), families.find_family(values, name), values, dtype)
     directory = hub.locate(name, ["config.json"]).directory
     values, family = _read_config(directory)
     return _model_config(name, directory, family, values, dtype)

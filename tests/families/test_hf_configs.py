@@ -8,50 +8,62 @@ import pytest
 import tiny_models
 import torch_models
 from family_cases import GOLDEN
-from published_sizes import SIZES
 
 from ssjax.config import StreamsConfig
 from ssjax.models.attention import rotary_frequencies
 from ssjax.models.parameters import count
 from ssjax.models.transformer import Transformer, abstract_params
-from ssjax.weights import config_json, families, huggingface
+from ssjax.weights import config_json, families, huggingface, published
 from ssjax.weights.text_part import text_values
 
 COUNTS = json.loads((GOLDEN / "parameter_counts.json").read_text())
 
 
-@pytest.fixture(scope="module", params=sorted(COUNTS))
-def published(request, shared):
-    """(name, content of config.json, our config of it)."""
-    name = request.param
-    if name in SIZES:
-        values = SIZES[name]
-    else:
-        values = config_json.read_config_json(shared("hf_configs", name))
+def config_of(name, values):
     of_text = text_values(values, name)
     family = families.find_family(of_text, name)
-    source = huggingface.Source(name, Path(name), "", of_text, family, {})
-    return name, values, source.model_config("float32")
+    return huggingface.Source(name, Path(name), "", of_text, family, {}).model_config("float32")
 
 
-def test_all_are_counted(shared):
-    whole_files = {path.name for path in shared("hf_configs").iterdir()}
-    assert whole_files | set(SIZES) == set(COUNTS)
+@pytest.fixture(scope="module", params=sorted(COUNTS))
+def model(request):
+    """(hub id, content of config.json, our config of it)."""
+    values = published.find(request.param)
+    return request.param, values, config_of(request.param, values)
 
 
-def test_number_of_parameters(published):
-    name, _, config = published
+def test_all_are_counted():
+    assert set(published.names()) == set(COUNTS)
+
+
+@pytest.mark.parametrize("name", ["facebook", "facebook/opt", "../published/facebook/opt-125m", ""])
+def test_what_is_no_id_of_ours_is_not_found(name):
+    assert published.find(name) is None
+
+
+def test_whole_files_say_the_same(shared):
+    """What was left out of the packaged ones is nothing that we compute with."""
+    whole = {path.name: path for path in shared("hf_configs").iterdir()}
+    for name in published.names():
+        if (directory := whole.pop(name.split("/")[1], None)) is not None:
+            values = config_json.read_config_json(directory)
+            assert config_of(name, values) == config_of(name, published.find(name))
+    assert not whole
+
+
+def test_number_of_parameters(model):
+    name, _, config = model
     streams = StreamsConfig(num_streams=0, num_stream_layers=2)
     assert count(abstract_params(Transformer(config, streams, scan=True))) == COUNTS[name]
 
 
-def test_transformers_counts_the_same(published, transformers):
-    name, values, _ = published
+def test_transformers_counts_the_same(model, transformers):
+    name, values, _ = model
     assert torch_models.count_parameters(values) == COUNTS[name]
 
 
-def test_positions_and_windows_are_those_of_transformers(published, transformers):
-    _, values, config = published
+def test_positions_and_windows_are_those_of_transformers(model, transformers):
+    _, values, config = model
     hf_config = torch_models.hf_config(values)
     window = getattr(hf_config, "sliding_window", None)
     if window and 0 < config.longest_sequence <= window:

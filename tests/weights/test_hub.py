@@ -135,3 +135,17 @@ def test_a_directory_goes_before_the_hub(cache):
     shutil.copytree(GOLDEN / "gpt2", cache / "org" / "tiny")
     base = base_lib.open_base("org/tiny", "float32")
     assert (base.source.family.name, base.revision, base.title) == ("GPT-2", "", "org/tiny")
+
+
+def test_a_packaged_shape_needs_no_network_and_what_was_fetched_goes_before_it(cache, capsys):
+    name = "openlm-research/open_llama_7b"
+    shape = base_lib.read_model_config(name, "float32")
+    assert (shape.embed_dim, shape.num_layers, shape.pretrained) == (4096, 32, name)
+    assert f"weights/published/{name}.json" in capsys.readouterr().err
+    with pytest.raises(UserError, match="cannot fetch"):  # another revision may have another shape
+        base_lib.read_model_config(f"{name}@main", "float32")
+    with pytest.raises(UserError, match="cannot fetch"):
+        base_lib.open_base(name, "float32")
+    fetched = cache.parent / "cache" / "models--org--tiny"
+    shutil.move(fetched, fetched.with_name("models--openlm-research--open_llama_7b"))
+    assert base_lib.read_model_config(name, "float32").num_layers < 32
