@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 
 from ssjax.config import ranges
-from ssjax.config.keys import Config, DecodeConfig, ModelConfig, StreamsConfig
+from ssjax.config.keys import Config, DataConfig, DecodeConfig, ModelConfig, StreamsConfig
 from ssjax.errors import UserError
 
 
@@ -36,6 +36,7 @@ def validate(config: Config) -> None:
         not (data.length_buckets and data.packing),
         "data.length_buckets and data.packing are two ways to save padding; choose one",
     )
+    _validate_reading(data)
     places = {
         "workdir": config.workdir,
         "data.path": data.path,
@@ -59,6 +60,21 @@ def validate(config: Config) -> None:
     )
     validate_decode(decode, streams)
     _validate_best(config)
+
+
+def _validate_reading(data: DataConfig) -> None:
+    named = [each.partition("=") for each in data.columns]
+    _check(
+        all(name and column for name, _, column in named),
+        f"data.columns must hold NAME=COLUMN, the task's name first, got {data.columns!r:.80}",
+    )
+    names = [name for name, _, _ in named]
+    _check(len({*names}) == len(names), f"data.columns names {names} twice; a name has one column")
+    _check(
+        data.validation_share + data.test_share < 1,
+        f"data.validation_share {data.validation_share:g} and data.test_share {data.test_share:g} "
+        "leave nothing to train on; together they must be below 1",
+    )
 
 
 def _validate_draft_vocabulary(streams: StreamsConfig) -> None:

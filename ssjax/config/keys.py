@@ -11,6 +11,7 @@ Id = Annotated[int, Range(0)]
 # Of what a program holds a copy each, or a square of: more would compile for hours.
 Few = Annotated[int, Range(0, 256)]
 Some = Annotated[int, Range(1, 256)]
+Share = Annotated[float, Range(0, below=1)]
 Weight = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(above=0)]
 Factor = Annotated[float, Range(above=0, high=1e6)]
@@ -232,7 +233,16 @@ class DataConfig:
     """What is read and how it is cut."""
 
     task: str = "dialogsum"  # dialogsum, e2e_nlg, sql_context, pairs, chat, or registered
-    path: str = ""  # directory of the real files; empty: the generated sample (dialogsum only)
+    # Directory with the files of the splits, or one file of records; empty: the generated sample
+    # (dialogsum only).
+    path: str = ""
+    # Columns of the files that the task calls by other names: "prompt=question" takes its prompt
+    # from the column question.
+    columns: tuple[str, ...] = ()
+    # Shares of the records that become a split where there are no files of it; 0: none.
+    validation_share: Share = 0.0
+    test_share: Share = 0.0
+    split_seed: Count = 0  # of the shares; another one divides in another way
     prepared_dir: str = "runs/data"  # where prepared (array_record) data sets are kept
     max_prompt_length: Size = 160  # tokens; longer prompts lose their beginning
     max_target_length: Size = 48  # tokens, end of sequence included

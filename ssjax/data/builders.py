@@ -17,10 +17,12 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
-from ssjax.data.lines import SourceFile
-from ssjax.data.sources import SPLITS, Builder, read_files, source_of
+from ssjax.data.sources import Source, find_source
+from ssjax.data.splits import SPLITS, Part, Reading
 from ssjax.errors import UserError
 from ssjax.files import manifest
+
+AS_THEY_ARE = Reading()
 
 
 class RecordSource(Sequence):
@@ -42,7 +44,49 @@ class RecordSource(Sequence):
         }
 
 
-def prepare(task_name: str, path: str, prepared_dir: str, seed: int) -> Path:
+class Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """The splits of a task as TFDS writes them, in file order; the pipeline shuffles.
+
+    Args:
+      source: that reads them.
+      parts: by split.
+      **kwargs: of TFDS.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    # Nothing is downloaded, so there are no checksums. Looking for them beside this module needs
+    # importlib_resources, which TFDS 4.9.10 imports without requiring it.
+    url_infos = None
+
+    def __init__(self, *, source: Source, parts: Mapping[str, Part], **kwargs):
+        self._source, self._parts = source, parts
+        super().__init__(**kwargs)
+
+    def _split_generators(self, dl_manager):
+        del dl_manager  # nothing is downloaded
+        return {split: self._generate_examples(part) for split, part in self._parts.items()}
+
+    def _generate_examples(self, part):
+        yield from enumerate(self._source.read(part))
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text
+        with contextlib.closing(self._source.read(self._parts["train"])) as records:
+            features = {
+                name: text() if isinstance(value, str) else tfds.features.Sequence(text())
+                for name, value in next(records).items()
+            }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,
+        )
+
+
+def prepare(
+    task_name: str, path: str, prepared_dir: str, seed: int, reading: Reading = AS_THEY_ARE
+) -> Path:
     """Prepares all splits of a task, unless that has been done.
 
     Safe against being killed and against another process that does the same: the data is
@@ -50,9 +94,10 @@ def prepare(task_name: str, path: str, prepared_dir: str, seed: int) -> Path:
 
     Args:
       task_name: a name that `get_task` knows.
-      path: directory with the published files; empty: the generated sample.
+      path: the files; empty: the generated sample.
       prepared_dir: where prepared data is kept.
       seed: of the generated sample; not used with files.
+      reading: how the files are read.
 
     Returns:
       A directory for `tfds.builder_from_directory`.
@@ -60,12 +105,10 @@ def prepare(task_name: str, path: str, prepared_dir: str, seed: int) -> Path:
     Raises:
       UserError: a file is missing or malformed; the message names file and line.
     """
-    builder = source_of(task_name, path).builder
-    files = read_files(task_name, path, seed)
-    version = builder.VERSION
-    digest = hashlib.sha256(f"{task_name} {version}".encode())
-    for split, file in files.items():
-        digest.update(f" {split} {len(file.data)} ".encode() + file.data)
+    source, parts = find_source(task_name, path, seed, reading)
+    digest = hashlib.sha256(f"{task_name} {source.version}".encode())
+    for split, part in parts.items():
+        digest.update(f" {split} {source.digest(part)}".encode())
     parent = Path(prepared_dir)
     final = parent / f"{task_name}-{digest.hexdigest()[:16]}"
     try:
@@ -76,7 +119,7 @@ def prepare(task_name: str, path: str, prepared_dir: str, seed: int) -> Path:
             ) as temporary:
                 data_dir = Path(temporary) / "data"
                 data_dir.mkdir()  # the temporary one keeps others out, who may share the data
-                _write(builder, files, data_dir)
+                _write(source, parts, data_dir)
                 manifest.write(data_dir, {})
                 _rename(data_dir, final)
     except (OSError, RuntimeError) as error:  # the latter by the writer of array_record
@@ -85,29 +128,34 @@ def prepare(task_name: str, path: str, prepared_dir: str, seed: int) -> Path:
             f"cannot write prepared data to {prepared_dir}: {reason}; "
             "choose another directory with --config.data.prepared_dir=DIR"
         ) from error
-    return final / builder.name / str(version)
+    return final / Records.name / str(Records.VERSION)
 
 
-def digests(task_name: str, path: str, seed: int) -> dict[str, str]:
+def digests(task_name: str, path: str, seed: int, reading: Reading = AS_THEY_ARE) -> dict[str, str]:
     """SHA-256 of what each split is made from, wherever that lies.
 
     Args:
-      task_name, path, seed: as in `prepare`.
+      task_name, path, seed, reading: as in `prepare`.
 
     Raises:
       UserError: a file is missing.
     """
-    files = read_files(task_name, path, seed)
-    return {split: hashlib.sha256(file.data).hexdigest() for split, file in files.items()}
+    source, parts = find_source(task_name, path, seed, reading)
+    return {split: source.digest(part) for split, part in parts.items()}
 
 
 def open_source(
-    task_name: str, path: str, prepared_dir: str, seed: int, split: str
+    task_name: str,
+    path: str,
+    prepared_dir: str,
+    seed: int,
+    split: str,
+    reading: Reading = AS_THEY_ARE,
 ) -> RecordSource:
     """Opens one split of a task, preparing the task first where needed.
 
     Args:
-      task_name, path, prepared_dir, seed: as in `prepare`.
+      task_name, path, prepared_dir, seed, reading: as in `prepare`.
       split: train, validation or test.
 
     Raises:
@@ -115,19 +163,18 @@ def open_source(
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    directory = prepare(task_name, path, prepared_dir, seed)
+    directory = prepare(task_name, path, prepared_dir, seed, reading)
     with _quiet():
         builder = tfds.builder_from_directory(directory)
         return RecordSource(builder.as_data_source(split=split))
 
 
-def _write(builder: type[Builder], files: Mapping[str, SourceFile], data_dir: Path) -> None:
+def _write(source: Source, parts: Mapping[str, Part], data_dir: Path) -> None:
     """Prepares all splits below data_dir."""
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     with _quiet():
-        builder(files=files, data_dir=data_dir, file_format="array_record").download_and_prepare(
-            download_config=config
-        )
+        builder = Records(source=source, parts=parts, data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare(download_config=config)
 
 
 def _is_whole(directory: Path) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ssjax.config import Config
 from ssjax.data import builders, pipeline
+from ssjax.data.splits import Reading
 from ssjax.data.tasks import get_task
 from ssjax.data.tokenizers.tokenizer import (
     SentencePieceTokenizer,
@@ -18,12 +19,16 @@ from ssjax.files.gguf import is_gguf
 def open_split(config: Config, split: str) -> builders.RecordSource:
     """The records of a split, prepared on first use."""
     data = config.data
-    return builders.open_source(data.task, data.path, data.prepared_dir, config.seed, split)
+    reading = Reading.of(data)
+    return builders.open_source(
+        data.task, data.path, data.prepared_dir, config.seed, split, reading
+    )
 
 
 def data_digests(config: Config) -> dict[str, str]:
     """SHA-256 of the files that each split is made from, or of the generated sample."""
-    return builders.digests(config.data.task, config.data.path, config.seed)
+    data = config.data
+    return builders.digests(data.task, data.path, config.seed, Reading.of(data))
 
 
 def kept_tokenizer(workdir: Path) -> Tokenizer | None:

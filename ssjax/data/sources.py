@@ -1,180 +1,129 @@
-"""The data sets of the tasks: what their files are called, where they come from, and TFDS builders.
+"""The data sets of the tasks: what their files are called, where they come from, what is read.
 
-No TensorFlow is needed, and nothing is downloaded: the builders read the files that their
-authors publish, those of the user, or the generated sample.
+Nothing is downloaded: read are the files that their authors publish, those of the user, or the
+generated sample.
 """
 
-import functools
+import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tensorflow_datasets as tfds
-
 from ssjax.data import distilled, sample
-from ssjax.data.lines import (
-    SourceFile,
-    conversation,
-    dialogsum_records,
-    e2e_pairs,
-    field,
-    json_lines,
-    kept_lines,
-    own_lines,
-)
+from ssjax.data.columns import Columns
+from ssjax.data.lines import conversation, dialogsum_record, e2e_pairs, field, own_record
+from ssjax.data.source_files import Place, Raw, SourceFile
+from ssjax.data.splits import SPLITS, Part, Reading, find_parts
 from ssjax.data.tasks import CHAT, DIALOGSUM, E2E_NLG, PAIRS, SQL_CONTEXT, OwnTask, get_task
 from ssjax.errors import UserError
-from ssjax.files.reading import read_bytes
 
-SPLITS = ("train", "validation", "test")
-
-
-class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Reads one source file per split, in file order."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    # Nothing is downloaded, so there are no checksums. Looking for them beside this module needs
-    # importlib_resources, which TFDS 4.9.10 imports without requiring it.
-    url_infos = None
-
-    def __init__(self, *, files: Mapping[str, SourceFile], **kwargs):
-        self._files = files
-        super().__init__(**kwargs)
-
-    def _split_generators(self, dl_manager):
-        del dl_manager  # nothing is downloaded
-        return {split: self._generate_examples(split, file) for split, file in self._files.items()}
-
-    def _dataset_info(self, features: dict[str, Any]) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(features),
-            disable_shuffling=True,  # file order is kept; the pipeline shuffles
-        )
-
-
-class Dialogsum(Builder, skip_registration=True):
-    """Dialogues with one summary, or in the test split three."""
-
-    def _info(self):
-        text = tfds.features.Text
-        return self._dataset_info(
-            {
-                "fname": text(),
-                "dialogue": text(),
-                "topic": text(),
-                "summaries": tfds.features.Sequence(text()),
-            }
-        )
-
-    def _generate_examples(self, split, file):
-        del split  # the number of summaries is seen from the fields
-        yield from enumerate(dialogsum_records(file))
-
-
-class E2eNlg(Builder, skip_registration=True):
-    """Meaning representations (mr) with one reference in train, else with all of them."""
-
-    def _info(self):
-        text = tfds.features.Text
-        return self._dataset_info({"mr": text(), "references": tfds.features.Sequence(text())})
-
-    def _generate_examples(self, split, file):
-        pairs = e2e_pairs(file)
-        if split == "train":
-            records = ({"mr": mr, "references": (reference,)} for mr, reference in pairs)
-        else:
-            grouped: dict[str, list[str]] = {}
-            for mr, reference in pairs:
-                grouped.setdefault(mr, []).append(reference)
-            records = ({"mr": mr, "references": texts} for mr, texts in grouped.items())
-        yield from enumerate(records)
-
-
-class SqlContext(Builder, skip_registration=True):
-    """A CREATE TABLE context with a question, and the SQL that answers it."""
-
-    def _info(self):
-        text = tfds.features.Text
-        return self._dataset_info({"context": text(), "question": text(), "answer": text()})
-
-    def _generate_examples(self, split, file):
-        del split
-        for number, (line, record) in enumerate(json_lines(file)):
-            names = ("context", "question", "answer")
-            yield number, {n: field(file, line, record, n, may_be_blank=False) for n in names}
-
-
-class Pairs(Builder, skip_registration=True):
-    """Prompts and the responses that continue them, as they are."""
-
-    def _info(self):
-        text = tfds.features.Text
-        return self._dataset_info({"prompt": text(), "response": text()})
-
-    def _generate_examples(self, split, file):
-        del split
-        for number, (line, record) in enumerate(json_lines(file)):
-            names = ("prompt", "response")
-            yield number, {n: field(file, line, record, n, may_be_blank=False) for n in names}
-
-
-class Chat(Builder, skip_registration=True):
-    """Conversations, one record for each answer of the assistant with all that came before."""
-
-    VERSION = tfds.core.Version("1.1.0")  # 1.1.0: line
-
-    def _info(self):
-        text = tfds.features.Text
-        return self._dataset_info({"messages": text(), "answer": text(), "line": text()})
-
-    def _generate_examples(self, split, file):
-        del split
-        number = 0
-        for line, record in json_lines(file):
-            messages = conversation(file, line, record)
-            # Without the directory: prepared data is shared by equal files wherever they are.
-            place = f"{Path(file.name).name}:{line}"
-            for end, message in enumerate(messages):
-                if message["role"] == "assistant":
-                    asked = json.dumps(messages[:end], ensure_ascii=False)
-                    answer = message["content"]
-                    yield number, {"messages": asked, "answer": answer, "line": place}
-                    number += 1
-
-
-class Own(Builder, skip_registration=True):
-    """Records that `own_lines` or `ssjax.distill` wrote, of texts and lists of texts."""
-
-    def _info(self):
-        text = tfds.features.Text
-        record = json.loads(self._files["train"].lines()[0])
-        return self._dataset_info(
-            {
-                name: text() if isinstance(value, str) else tfds.features.Sequence(text())
-                for name, value in record.items()
-            }
-        )
-
-    def _generate_examples(self, split, file):
-        del split
-        for number, line in enumerate(file.lines()):
-            yield number, json.loads(line)
+Records = Iterator[dict[str, Any]]  # of texts and lists of texts, all with the same fields
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the files of a task come from and what they are called."""
+    """Where the records of a task come from, and what is made of them."""
 
-    builder: type[Builder]
-    file_names: Mapping[str, str]
+    read: Callable[[Part], Records]  # in file order
+    version: str  # of what is made of the same files
+    names: str  # of the files, for messages
     url: str
     make_sample: Callable[[int], dict[str, SourceFile]] | None = None
-    bring: Callable[[SourceFile], SourceFile] = lambda file: file  # into what the builder reads
+    published: Mapping[str, str] | None = None  # by split, files of a form of their own
+    # Whether the records and not the files are what tells one data set from another, because a
+    # function of the user makes them.
+    by_records: bool = False
+
+    @property
+    def expected(self) -> str:
+        """What a directory should hold, for messages."""
+        return f"the files {self.names}, from {self.url}"
+
+    def digest(self, part: Part) -> str:
+        """SHA-256 of what a split is made from, wherever that lies. Raises: UserError."""
+        if not self.by_records:
+            plain = part.shares is None and not part.columns
+            return part.digest() if plain else hashlib.sha256(part.identity().encode()).hexdigest()
+        digest = hashlib.sha256()
+        for number, record in enumerate(self.read(part)):
+            digest.update(b"\n" * (number > 0) + json.dumps(record).encode())
+        return digest.hexdigest()
+
+
+def _reader(
+    make: Callable[[Place, Raw], list[dict[str, Any]]], asked: tuple[str, ...]
+) -> Callable[[Part], Records]:
+    """Reads what `make` makes of each record of the files.
+
+    Args:
+      make: the records of the task that one of the files becomes.
+      asked: fields of the first of them that say what is asked, by which shares go.
+    """
+
+    def read(part: Part) -> Records:
+        num_records = 0
+        for place, raw in part.records():
+            records = make(place, raw)
+            if records and part.holds("\n".join(records[0][name] for name in asked)):
+                yield from records
+                num_records += len(records)
+        if not num_records:
+            raise part.empty()
+
+    return read
+
+
+def _texts_of(names: tuple[str, ...]) -> Callable[[Place, Raw], list[dict[str, Any]]]:
+    return lambda place, raw: [
+        {name: field(place, raw, name, may_be_blank=False) for name in names}
+    ]
+
+
+def _answers_of_chat(place: Place, raw: Raw) -> list[dict[str, Any]]:
+    """One record for each answer of the assistant, with all that came before."""
+    messages = conversation(place, raw)
+    # Without the directory: prepared data is shared by equal files wherever they are.
+    line = str(Place(Path(place.file).name, place.number, place.unit))
+    return [
+        {
+            "messages": json.dumps(messages[:end], ensure_ascii=False),
+            "answer": message["content"],
+            "line": line,
+        }
+        for end, message in enumerate(messages)
+        if message["role"] == "assistant"
+    ]
+
+
+def _read_e2e(part: Part) -> Records:
+    """Meaning representations (mr) with one reference in train, else with all of them."""
+    (file,) = part.files
+    if part.split == "train":
+        for mr, reference in e2e_pairs(file):
+            yield {"mr": mr, "references": [reference]}
+        return
+    grouped: dict[str, list[str]] = {}
+    for mr, reference in e2e_pairs(file):
+        grouped.setdefault(mr, []).append(reference)
+    for mr, references in grouped.items():
+        yield {"mr": mr, "references": references}
+
+
+def _read_kept(part: Part) -> Records:
+    """Records that `ssjax.distill` wrote, as they are."""
+    known = None
+    for place, record in part.records():
+        known = known or record.keys()
+        if record.keys() != known:
+            raise place.error(f"expected the fields {', '.join(known)} as in line 1")
+        yield record
+
+
+def _own_records(columns: Columns) -> Callable[[Place, Raw], list[dict[str, Any]]]:
+    return lambda place, raw: [r] if (r := own_record(place, raw, columns)) is not None else []
 
 
 def _sample_files(seed: int) -> dict[str, SourceFile]:
@@ -188,38 +137,46 @@ def _sample_files(seed: int) -> dict[str, SourceFile]:
     }
 
 
-_JSON_LINES = {split: f"{split}.jsonl" for split in SPLITS}
+_NAMES = ", ".join(f"{split}.jsonl" for split in SPLITS)
+_E2E_FILES = {
+    "train": "trainset.csv",
+    "validation": "devset.csv",
+    "test": "testset_w_refs.csv",
+}
+_SQL_NAMES = ("context", "question", "answer")
 
 _SOURCES = {
     DIALOGSUM.name: Source(
-        builder=Dialogsum,
-        file_names=_JSON_LINES,
+        read=_reader(lambda place, raw: [dialogsum_record(place, raw)], ("dialogue",)),
+        version="1.0.0",
+        names=_NAMES,
         url="https://github.com/cylnlp/dialogsum (DialogSum_Data/dialogsum.{train,dev,test}.jsonl)",
         make_sample=_sample_files,
     ),
     E2E_NLG.name: Source(
-        builder=E2eNlg,
-        file_names={
-            "train": "trainset.csv",
-            "validation": "devset.csv",
-            "test": "testset_w_refs.csv",
-        },
+        read=_read_e2e,
+        version="1.0.0",
+        names=", ".join(_E2E_FILES.values()),
         url="https://github.com/tuetschek/e2e-dataset",
+        published=_E2E_FILES,
     ),
     SQL_CONTEXT.name: Source(
-        builder=SqlContext,
-        file_names=_JSON_LINES,
+        read=_reader(_texts_of(_SQL_NAMES), ("context", "question")),
+        version="1.0.0",
+        names=_NAMES,
         url="https://huggingface.co/datasets/b-mc2/sql-create-context without splits: cut its one "
         "array into these, an object a line with context, question and answer",
     ),
     PAIRS.name: Source(
-        builder=Pairs,
-        file_names=_JSON_LINES,
+        read=_reader(_texts_of(("prompt", "response")), ("prompt",)),
+        version="1.0.0",
+        names=_NAMES,
         url="your own data, an object a line with prompt and response",
     ),
     CHAT.name: Source(
-        builder=Chat,
-        file_names=_JSON_LINES,
+        read=_reader(_answers_of_chat, ("messages",)),
+        version="1.1.0",  # 1.1.0: line
+        names=_NAMES,
         url="your own data, an object a line with messages (or ShareGPT's conversations)",
     ),
 }
@@ -233,36 +190,59 @@ def source_of(task_name: str, path: str = "") -> Source:
     """
     task = get_task(task_name)
     if distilled.check_task(path, task_name):
-        return Source(Own, _JSON_LINES, "python -m ssjax.distill", bring=kept_lines)
+        return Source(_read_kept, "1.0.0", _NAMES, "python -m ssjax.distill")
     if not isinstance(task, OwnTask):
         return _SOURCES[task_name]
     columns = task.columns
     named = f" with {', '.join(columns.names)} and {columns.answer}" if columns.read is None else ""
     return Source(
-        builder=Own,
-        file_names=_JSON_LINES,
+        read=_reader(_own_records(columns), columns.names),
+        version="1.0.0",
+        names=_NAMES,
         url=f"your own data, an object a line{named}",
-        bring=functools.partial(own_lines, columns=columns),
+        by_records=True,
     )
 
 
-def read_files(task_name: str, path: str, seed: int) -> dict[str, SourceFile]:
-    """Reads what the splits are made from. Raises: UserError naming what is missing."""
+def find_source(
+    task_name: str, path: str, seed: int, reading: Reading
+) -> tuple[Source, dict[str, Part]]:
+    """What a task reads, and the splits to read. Raises: UserError naming what is missing."""
     source = source_of(task_name, path)
-    expected = f"the files {', '.join(source.file_names.values())}, from {source.url}"
     if not path:
         if source.make_sample is None:
             raise UserError(
                 f"{task_name} has no generated sample: pass --config.data.path=DIR, "
-                f"a directory with {expected}"
+                f"a directory with {source.expected}"
             )
-        return source.make_sample(seed)
+        if reading != Reading():
+            raise UserError(
+                "data.columns and shares are for files, and data.path is empty: the generated "
+                "sample has its columns and splits"
+            )
+        files = source.make_sample(seed)
+        return source, {split: Part(split, (file,)) for split, file in files.items()}
+    if not os.path.exists(path):
+        raise UserError(
+            f"{path} is not a directory: --config.data.path should hold {source.expected}"
+        )
+    if source.published is None:
+        return source, find_parts(path, reading, source.expected)
+    if reading != Reading():
+        raise UserError(
+            f"data.columns and shares are not for {task_name}, whose published files are read; "
+            "give data.task=pairs, or a task of your own, for other files"
+        )
     if not os.path.isdir(path):
-        raise UserError(f"{path} is not a directory: --config.data.path should hold {expected}")
-    files = {}
-    for split, name in source.file_names.items():
+        raise UserError(
+            f"{path} is not a directory: --config.data.path should hold {source.expected}"
+        )
+    parts = {}
+    for split, name in source.published.items():
         file = Path(path) / name
-        hint = f"--config.data.path should hold {expected}"
-        files[split] = SourceFile(str(file), read_bytes(file, hint))
-    # First, so that prepared data is keyed by what a function of the user makes.
-    return {split: source.bring(file) for split, file in files.items()}
+        if not file.is_file():
+            raise UserError(
+                f"{file}: No such file; --config.data.path should hold {source.expected}"
+            )
+        parts[split] = Part(split, (SourceFile(str(file)),))
+    return source, parts

@@ -249,8 +249,8 @@ def register_task(
 ) -> None:
     """Makes a task of your own known by its name, for `data.task` of an experiment.
 
-    Its data is a directory, `data.path`, with train.jsonl, validation.jsonl and test.jsonl: an
-    object a line, whose columns are texts.
+    Its data is a directory, `data.path`, with train.jsonl, validation.jsonl and test.jsonl, or in
+    another form that `ssjax.data.splits` knows: an object a line, whose columns are texts.
 
     >>> import ssjax
     >>> ssjax.register_task(

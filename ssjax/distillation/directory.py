@@ -15,7 +15,7 @@ from typing import Any
 from ssjax.data.builders import RecordSource
 from ssjax.data.choice import data_digests, open_split
 from ssjax.data.distilled import FILE, read_about
-from ssjax.data.sources import SPLITS
+from ssjax.data.splits import SPLITS
 from ssjax.data.tasks import CONTINUATION
 from ssjax.decoding.sampling import make_sampling
 from ssjax.distillation.answers import Answerer

@@ -10,7 +10,7 @@ import numpy as np
 from ssjax.config import Config
 from ssjax.data import pipeline
 from ssjax.data.builders import RecordSource
-from ssjax.data.sources import SPLITS
+from ssjax.data.splits import SPLITS
 from ssjax.data.tasks import get_task
 from ssjax.data.tokenizers.tokenizer import Tokenizer
 from ssjax.errors import UserError

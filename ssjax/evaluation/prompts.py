@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from ssjax.data import builders, pipeline
+from ssjax.data import pipeline
+from ssjax.data.choice import open_split
 from ssjax.data.pipeline import Example
 from ssjax.data.prompt_files import read_questions
 from ssjax.run import Run
@@ -25,9 +26,10 @@ def examples_of(run: Run, split: str, limit: int) -> list[Example]:
       split: "train", "validation" or "test".
       limit: examples, at most; 0: all.
     """
-    data = run.config.data
-    source = builders.open_source(data.task, data.path, data.prepared_dir, run.config.seed, split)
-    return pipeline.decode_examples(source, run.task, run.tokenizer, data.max_prompt_length, limit)
+    length = run.config.data.max_prompt_length
+    return pipeline.decode_examples(
+        open_split(run.config, split), run.task, run.tokenizer, length, limit
+    )
 
 
 def with_data(run: Run, path: str | None) -> Run:
