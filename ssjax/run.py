@@ -25,6 +25,7 @@ from ssjax.decoding.stop_strings import cut_at_stop, settled
 from ssjax.decoding.ways import Situation
 from ssjax.errors import UserError
 from ssjax.messages import say, say_once
+from ssjax.models.axes import moved
 from ssjax.models.lora import merge_lora, merged_adaptation
 from ssjax.parallel import partitioning
 from ssjax.weights.load import Trained, load_trained, make_model
@@ -361,14 +362,24 @@ def load(
 
 
 def open_run(trained: Trained, mesh: Mesh | None = None) -> Run:
-    """A `Run` from weights that are in memory, divided over `mesh` (None: on the first device).
+    """A `Run` from weights that are in memory, on the first device or divided over a mesh.
 
     Adapters of main rows are folded into the weights: decoding costs no more than the base model.
+
+    Args:
+      trained: the weights.
+      mesh: that the run decodes on, of the devices that hold the weights, which move there; None:
+        the first device, where they are.
+
+    Raises:
+      UserError: the mesh cannot divide the model.
     """
     config, tokenizer = trained.config, trained.tokenizer
+    params = trained.params
     if mesh is not None:
         partitioning.check_model(config.model, mesh)
-    params = merge_lora(trained.params, config.adaptation)
+        params = moved(params, config.model, mesh)
+    params = merge_lora(params, config.adaptation)
     model = make_model(config, tokenizer)
     model = model.clone(adaptation=merged_adaptation(config.adaptation))
     decoder = Decoder(

@@ -1,10 +1,16 @@
 """What values of a config must be together."""
 
-import dataclasses
 import itertools
 
 from ssjax.config import ranges
-from ssjax.config.keys import Config, DataConfig, DecodeConfig, ModelConfig, StreamsConfig
+from ssjax.config.keys import (
+    Config,
+    DataConfig,
+    DecodeConfig,
+    MeshConfig,
+    ModelConfig,
+    StreamsConfig,
+)
 from ssjax.errors import UserError
 
 
@@ -48,11 +54,7 @@ def validate(config: Config) -> None:
             f"{key} {place!r} is not a path; mount the bucket on every host, see docs/launch.md",
         )
     _check(bool(config.workdir), "workdir is empty; give the directory of the run")
-    sizes = dataclasses.astuple(config.mesh)
-    _check(
-        0 not in sizes and sizes.count(-1) <= 1,
-        f"mesh.data, mesh.fsdp and mesh.tensor are {sizes}: positive sizes, one of which may be -1",
-    )
+    _validate_mesh(config.mesh)
     _check(
         data.batch_size % train.accumulation == 0,
         f"data.batch_size {data.batch_size} is not a multiple of train.accumulation "
@@ -60,6 +62,19 @@ def validate(config: Config) -> None:
     )
     validate_decode(decode, streams)
     _validate_best(config)
+
+
+def _validate_mesh(mesh: MeshConfig) -> None:
+    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
+    _check(
+        0 not in sizes and sizes.count(-1) <= 1,
+        f"mesh.data, mesh.fsdp and mesh.tensor are {sizes}: positive sizes, one of which may be -1",
+    )
+    _check(
+        len(mesh.decode) in (0, 3) and 0 not in mesh.decode and mesh.decode.count(-1) <= 1,
+        f"mesh.decode {mesh.decode} must be positive sizes of data, fsdp and tensor, one of which "
+        "may be -1, or empty",
+    )
 
 
 def _validate_reading(data: DataConfig) -> None:

@@ -266,6 +266,9 @@ class MeshConfig:
     data: Annotated[int, Range(-1)] = -1  # the batch is divided, weights are copied
     fsdp: Annotated[int, Range(-1)] = 1  # the batch and the weights are divided
     tensor: Annotated[int, Range(-1)] = 1  # heads, MLP features and vocabulary are divided
+    # Sizes of data, fsdp and tensor that weights move to when a training decodes, in validation and
+    # at its end; empty: no fsdp, and the largest tensor up to 16 that divides heads and MLP.
+    decode: tuple[Annotated[int, Range(-1)], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

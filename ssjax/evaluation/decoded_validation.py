@@ -1,9 +1,9 @@
 """The validation of a training by what counts: prompts decoded with the weights of the moment.
 
 Decoded as the finished run will be: by the real decoder, with the drafter, the node budget and the
-batch size of the decode settings, on the mesh of the training. A calibration is not looked at. The
-programs are those of the evaluation at the end; weights are their argument, so they are compiled at
-the first validation and never again.
+batch size of the decode settings, on the mesh of that run (`partitioning.decode_mesh`). No
+calibration is looked at. The programs are those of the evaluation at the end; weights are their
+argument, so they are compiled at the first validation and never again.
 """
 
 from jax.sharding import Mesh
@@ -38,7 +38,7 @@ class DecodedValidation:
 
         Args:
           trained: weights of the moment, which are only read.
-          mesh: that they are divided over.
+          mesh: of the same devices, to decode on.
 
         Returns:
           None where there is nothing to measure: see above, no validation prompts, outputs that

@@ -99,6 +99,14 @@ def placed(params: Params, config: ModelConfig, mesh: Mesh | None) -> Params:
     return with_shardings(params, param_shardings(params, config, mesh))
 
 
+def moved(params: Params, config: ModelConfig, mesh: Mesh) -> Params:
+    """The same parameters, divided over a mesh of the devices that hold them; to be called by all.
+
+    Those that lie so already are not copied.
+    """
+    return jax.device_put(params, param_shardings(params, config, mesh))
+
+
 def with_shardings(shapes, shardings):
     """Shape structs that carry shardings; two trees of the same structure."""
 

@@ -27,6 +27,10 @@ from ssjax.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
+# Devices that share the heads of a model in decoding, unless the user says otherwise: each layer
+# ends with two sums over all of them, which more devices make slower and weights hardly smaller.
+_MOST_TENSOR = 16
+
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "embed": ("fsdp",),  # D of parameters
@@ -59,6 +63,33 @@ def make_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
     return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def decode_mesh(config: MeshConfig, model: ModelConfig, mesh: Mesh) -> Mesh:
+    """The mesh that a training decodes on: of the same devices, in the same order.
+
+    FSDP gathers weights where they are used, once for thousands of tokens of a training step. A
+    decode pass has a handful of tokens and would gather them all again. So weights move once, and
+    lie divided by heads and features.
+
+    Args:
+      config: whose `decode` is taken if it is set.
+      model: to be divided.
+      mesh: of the training.
+
+    Raises:
+      UserError: `decode` does not fit the devices or the model.
+    """
+    sizes = config.decode
+    if not sizes:
+        fitting = (n for n in range(1, _MOST_TENSOR + 1) if mesh.size % n == 0)
+        tensor = max(n for n in fitting if model.num_heads % n == model.mlp_dim % n == 0)
+        sizes = (mesh.size // tensor, 1, tensor)
+    named = dict(zip((f"mesh.decode.{axis}" for axis in MESH_AXES), sizes, strict=True))
+    arranged = mesh.devices.reshape(_fitted(named, mesh.size))
+    found = Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    check_model(model, found)
+    return found
+
+
 def has_backend() -> bool:
     """Whether JAX finds anything to compute on, of what JAX_PLATFORMS asks for."""
     try:
@@ -78,16 +109,20 @@ def mesh_sizes(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
     Raises:
       UserError: they do not multiply to the number of devices.
     """
-    sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
+    return _fitted({f"mesh.{axis}": getattr(config, axis) for axis in MESH_AXES}, num_devices)
+
+
+def _fitted(sizes: Mapping[str, int], num_devices: int) -> tuple[int, int, int]:
+    """As `mesh_sizes`, of three sizes with their names."""
     given = math.prod(size for size in sizes.values() if size != -1)
-    sizes = {axis: num_devices // given if size == -1 else size for axis, size in sizes.items()}
-    if math.prod(sizes.values()) != num_devices:
-        written = ", ".join(f"mesh.{axis}={getattr(config, axis)}" for axis in MESH_AXES)
+    found = [num_devices // given if size == -1 else size for size in sizes.values()]
+    if math.prod(found) != num_devices:
+        written = ", ".join(f"{name}={size}" for name, size in sizes.items())
         raise UserError(
             f"config: {written} does not fit {num_devices} device{'s' * (num_devices != 1)}; the "
             "product must be their number, and one size may be -1"
         )
-    return tuple(sizes.values())
+    return tuple(found)
 
 
 def spec(axes: Sequence[str], sizes: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:

@@ -41,8 +41,8 @@ from ssjax.weights.load import Trained
 class Outcome:
     """Where a training came to."""
 
-    trained: Trained
-    mesh: Mesh  # that the weights are divided over
+    trained: Trained  # its weights divided as training does
+    mesh: Mesh  # of the same devices, to decode on
     complete: bool  # False: a signal or a callback stopped it, after saving
 
 
@@ -83,6 +83,7 @@ def train(
     config = resolve(config, base)
     mesh = partitioning.make_mesh(config.mesh, devices)
     partitioning.check_shardable(config, mesh)
+    decode_mesh = partitioning.decode_mesh(config.mesh, config.model, mesh)
     distributed.first(lambda: prepare(workdir, config, base))
     config = draft_vocabulary.kept(config, workdir)
     tokenizer = open_tokenizer(workdir)
@@ -112,13 +113,13 @@ def train(
         reporter=make_reporter(config, told),
         profile_directory=workdir / "profile",
         tokenizer=tokenizer.files,
-        decode=decode_validation and (lambda state: decode_validation(trained(state), mesh)),
+        decode=decode_validation and (lambda state: decode_validation(trained(state), decode_mesh)),
     )
     directory, about = workdir / "checkpoints", about_run(config, tokenizer)
     state = _latest(directory, state)
     with _open_checkpoints(directory, config.checkpoint, about) as checkpoints:
         state, complete = loop.train(training, state, checkpoints)
-    return Outcome(trained(state), mesh, complete)
+    return Outcome(trained(state), decode_mesh, complete)
 
 
 def _open_base(config: Config) -> Base | None:

@@ -13,6 +13,7 @@ import oracles
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from ssjax import config as config_lib
 from ssjax.config import LossConfig, MeshConfig
 from ssjax.decoding import decoder
 from ssjax.decoding.decoder import Decoder
@@ -20,7 +21,7 @@ from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafte
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.tree import StaticTree
 from ssjax.errors import UserError
-from ssjax.models.axes import param_axes, param_shardings
+from ssjax.models.axes import moved, param_axes, param_shardings
 from ssjax.models.parameters import flatten
 from ssjax.parallel import partitioning
 
@@ -83,6 +84,45 @@ def test_a_batch_that_cannot_be_divided_is_refused():
     config = meshes.make_config(meshes.make_model(), accumulation=4)
     with pytest.raises(UserError, match="micro-batch of 4 sequences"):
         partitioning.check_shardable(config, meshes.make_mesh((8, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "sizes"),
+    [
+        ({}, (), (1, 1, 8)),
+        ({"num_heads": 6, "num_kv_heads": 6}, (), (4, 1, 2)),
+        ({"mlp_dim": 97}, (), (8, 1, 1)),
+        ({}, (-1, 1, 4), (2, 1, 4)),
+        ({}, (2, 2, 2), (2, 2, 2)),
+    ],
+)
+def test_weights_move_to_the_mesh_that_decodes(changes, given, sizes):
+    """What that mesh does in a pass is read from its program below."""
+    model, training = meshes.make_model(**changes), meshes.make_mesh((1, 8, 1))
+    mesh = partitioning.decode_mesh(MeshConfig(decode=given), model.config, training)
+    assert tuple(mesh.shape.values()) == sizes
+    assert mesh.devices.ravel().tolist() == training.devices.ravel().tolist()
+    params = oracles.random_params(model, seed=0)
+    before = jax.device_put(params, param_shardings(params, model.config, training))
+    after = moved(before, model.config, mesh)
+    assert jax.tree.map(lambda x: x.sharding, after) == param_shardings(params, model.config, mesh)
+    jax.tree.map(np.testing.assert_array_equal, after, params)
+
+
+def test_a_mesh_to_decode_on_that_does_not_fit_is_refused():
+    training = meshes.make_mesh((1, 8, 1))
+    for given, message in (
+        ((1, 3, 1), "mesh.decode.data=1, mesh.decode.fsdp=3, mesh.decode.tensor=1 does not fit 8"),
+        ((1, 1, 8), "mesh.tensor 8 does not divide model.num_heads 4"),
+    ):
+        changes = {"num_heads": 4, "num_kv_heads": 4} if given[2] == 8 else {}
+        with pytest.raises(UserError, match=message):
+            partitioning.decode_mesh(
+                MeshConfig(decode=given), meshes.make_model(**changes).config, training
+            )
+    for wrong in ((1, 8), (0, 1, 8), (-1, -1, 1)):
+        with pytest.raises(UserError, match="mesh.decode .* must be positive sizes"):
+            config_lib.from_dict({"mesh": {"decode": wrong}, "workdir": "x"})
 
 
 @pytest.fixture(scope="module")
