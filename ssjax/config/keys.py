@@ -217,9 +217,13 @@ class OptimizerConfig:
     """AdamW with linear warm-up."""
 
     learning_rate: Positive = 1e-3  # peak
-    final_learning_rate: Weight = 1e-5  # at the last step
+    final_learning_rate: Weight = 1e-5  # at the last step; constant has none
     warmup_steps: Count = 50  # in which the learning rate rises from 0
-    decay: Literal["cosine", "linear"] = "cosine"  # of the learning rate after the warm-up
+    # Of the learning rate after the warm-up: cosine and linear fall to the last step, constant
+    # stays, wsd stays and falls linearly at the end (warm-up, stable, decay).
+    decay: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    # Of wsd: the share of all steps in which it falls.
+    decay_share: Annotated[float, Range(above=0, high=1)] = 0.2
     weight_decay: Weight = 0.01  # projection matrices only, not LoRA
     beta1: Annotated[float, Range(0, below=1)] = 0.9  # decay of the mean of gradients
     beta2: Annotated[float, Range(0, below=1)] = 0.98  # decay of the mean of their squares

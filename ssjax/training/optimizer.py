@@ -1,4 +1,4 @@
-"""AdamW with clipping, linear warm-up and cosine or linear decay."""
+"""AdamW with clipping, linear warm-up and the learning rate after it."""
 
 import jax
 import optax
@@ -9,24 +9,31 @@ from ssjax.models.parameters import merge, split
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear up to the peak, then down to the final value."""
+    """Learning rate by step: linear up to the peak, then as `config.decay` says.
+
+    The last value, at `num_steps`, is that after the last step, which no step has.
+    """
     warmup_steps = min(config.warmup_steps, num_steps - 1)
-    if config.decay == "linear":
-        down = num_steps - warmup_steps
-        return optax.join_schedules(
-            [
-                optax.linear_schedule(0.0, config.learning_rate, warmup_steps),
-                optax.linear_schedule(config.learning_rate, config.final_learning_rate, down),
-            ],
-            [warmup_steps],
+    peak, final = config.learning_rate, config.final_learning_rate
+    if config.decay == "cosine":
+        return optax.warmup_cosine_decay_schedule(
+            init_value=0.0,
+            peak_value=peak,
+            warmup_steps=warmup_steps,
+            decay_steps=num_steps,
+            end_value=final,
         )
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.learning_rate,
-        warmup_steps=warmup_steps,
-        decay_steps=num_steps,
-        end_value=config.final_learning_rate,
-    )
+    falling = {
+        "constant": 0,
+        "linear": num_steps - warmup_steps,
+        "wsd": min(max(round(config.decay_share * num_steps), 1), num_steps - warmup_steps),
+    }[config.decay]
+    parts = [optax.linear_schedule(0.0, peak, warmup_steps), optax.constant_schedule(peak)]
+    ends = [warmup_steps]
+    if falling:
+        parts.append(optax.linear_schedule(peak, final, falling))
+        ends.append(num_steps - falling)
+    return optax.join_schedules(parts, ends)
 
 
 def make_optimizer(

@@ -134,11 +134,11 @@ def test_projection_matrices_decay_and_nothing_else(tiny):
         np.testing.assert_allclose(update, -0.05 * leaf if decayed else 0 * leaf, atol=1e-6)
 
 
+@pytest.mark.parametrize("decay", ["cosine", "linear", "wsd"])
 @pytest.mark.parametrize("warmup, num_steps", [(50, 400), (50, 10), (0, 5), (3, 1)])
-def test_schedule_starts_peaks_and_ends(warmup, num_steps):
-    config = OptimizerConfig(learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=warmup)
-    schedule = make_schedule(config, num_steps)
-    rates = np.array([float(schedule(i)) for i in range(num_steps + 1)])
+def test_schedule_starts_peaks_and_ends(warmup, num_steps, decay):
+    config = OptimizerConfig(1e-3, 1e-5, warmup_steps=warmup, decay=decay)
+    rates = np.asarray(jax.vmap(make_schedule(config, num_steps))(jnp.arange(num_steps + 1)))
     peak = min(warmup, num_steps - 1)
     assert np.isfinite(rates).all()
     assert rates.argmax() == peak
@@ -146,6 +146,23 @@ def test_schedule_starts_peaks_and_ends(warmup, num_steps):
     np.testing.assert_allclose(rates[-1], 1e-5, rtol=1e-3)
     rising = 1e-3 * np.arange(peak + 1) / peak if peak else [1e-3]
     np.testing.assert_allclose(rates[: peak + 1], rising, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("decay", "corners"),
+    [
+        ("linear", [(10, 1e-3), (100, 1e-4)]),
+        ("constant", [(10, 1e-3), (100, 1e-3)]),
+        ("wsd", [(10, 1e-3), (70, 1e-3), (100, 1e-4)]),
+    ],
+)
+def test_schedules_by_their_corners(decay, corners):
+    config = OptimizerConfig(1e-3, 1e-4, warmup_steps=10, decay=decay, decay_share=0.3)
+    steps, rates = zip((0, 0.0), *corners, strict=True)
+    found = jax.vmap(make_schedule(config, 100))(jnp.arange(101))
+    np.testing.assert_allclose(found, np.interp(range(101), steps, rates), rtol=1e-5, atol=1e-9)
+    short = jax.vmap(make_schedule(config, 3))(jnp.arange(4))  # warm-up and fall overlap
+    np.testing.assert_allclose(short[:3], [0, 5e-4, 1e-3], rtol=1e-5)
 
 
 def test_gradient_is_clipped_by_its_global_norm(tiny):
