@@ -5,43 +5,25 @@ what was damaged since.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import tensorflow_datasets as tfds
 from absl import logging
 
+from ssjax.data.records import RecordSource
 from ssjax.data.sources import Source, find_source
 from ssjax.data.splits import SPLITS, Part, Reading
 from ssjax.errors import UserError
 from ssjax.files import manifest
 
 AS_THEY_ARE = Reading()
-
-
-class RecordSource(Sequence):
-    """A prepared split: `len`, and records by number as dicts of str and tuple[str, ...]."""
-
-    def __init__(self, encoded: Sequence[Mapping[str, Any]]):
-        """encoded: a TFDS data source, whose texts are bytes."""
-        self._encoded = encoded
-
-    def __len__(self) -> int:
-        return len(self._encoded)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        return {
-            field: value.decode() if isinstance(value, bytes) else tuple(v.decode() for v in value)
-            for field, value in self._encoded[index % len(self)].items()
-        }
 
 
 class Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -163,10 +145,14 @@ def open_source(
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    directory = prepare(task_name, path, prepared_dir, seed, reading)
+    return open_prepared(prepare(task_name, path, prepared_dir, seed, reading), split)
+
+
+def open_prepared(directory: Path, split: str) -> RecordSource:
+    """Opens one split of what `prepare` returned."""
     with _quiet():
         builder = tfds.builder_from_directory(directory)
-        return RecordSource(builder.as_data_source(split=split))
+        return RecordSource(builder.as_data_source(split=split), directory, split)
 
 
 def _write(source: Source, parts: Mapping[str, Part], data_dir: Path) -> None:
@@ -178,7 +164,18 @@ def _write(source: Source, parts: Mapping[str, Part], data_dir: Path) -> None:
 
 
 def _is_whole(directory: Path) -> bool:
-    return manifest.exists(directory) and not manifest.damage(directory)
+    """Whether prepared data is as it was written; looked at again only where a file has changed."""
+    if not manifest.exists(directory):
+        return False
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    status = [(str(path), path.stat()) for path in files]
+    return _found_whole(directory, tuple((n, s.st_size, s.st_mtime_ns) for n, s in status))
+
+
+@functools.lru_cache(maxsize=100)
+def _found_whole(directory: Path, files: tuple) -> bool:
+    del files
+    return not manifest.damage(directory)
 
 
 def _rename(temporary: Path, final: Path) -> None:

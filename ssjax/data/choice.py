@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ssjax.config import Config
 from ssjax.data import builders, pipeline
+from ssjax.data.records import RecordSource
 from ssjax.data.splits import Reading
 from ssjax.data.tasks import get_task
 from ssjax.data.tokenizers.tokenizer import (
@@ -16,7 +17,7 @@ from ssjax.data.tokenizers.tokenizer import (
 from ssjax.files.gguf import is_gguf
 
 
-def open_split(config: Config, split: str) -> builders.RecordSource:
+def open_split(config: Config, split: str) -> RecordSource:
     """The records of a split, prepared on first use."""
     data = config.data
     reading = Reading.of(data)

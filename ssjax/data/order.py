@@ -109,7 +109,8 @@ class Packed:
         width: int,
         max_targets: int,
     ):
-        self._lengths, self._targets = list(lengths), list(target_lengths)
+        self._lengths = np.asarray(lengths).tolist()
+        self._targets = np.asarray(target_lengths).tolist()
         self._batch_size, self._width, self._max_targets = batch_size, width, max_targets
         self._ids = shuffled(len(self._lengths), seed)
         self._rows: list[tuple[int, ...]] = []

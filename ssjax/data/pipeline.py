@@ -22,6 +22,7 @@ import grain
 import numpy as np
 
 from ssjax.config import DataConfig
+from ssjax.data.lengths import lengths_of
 from ssjax.data.order import Buckets, OneARow, Packed
 from ssjax.data.tasks import Record, Task
 from ssjax.data.tokenizers.tokenizer import Tokenizer
@@ -140,24 +141,6 @@ def without_space(continuation: str) -> str:
     return continuation.removeprefix(" ")
 
 
-def measure(
-    source: Sequence[Record],
-    task: Task,
-    tokenizer: Tokenizer,
-    max_prompt_length: int,
-    max_target_length: int,
-) -> tuple[list[int], list[int]]:
-    """Tokens of every record after cutting: (all of them, those of the target)."""
-    lengths, target_lengths = [], []
-    for index in range(len(source)):
-        prompt_ids, target_ids = encode_example(
-            source[index], task, tokenizer, max_prompt_length, max_target_length
-        )
-        lengths.append(len(prompt_ids) + len(target_ids))
-        target_lengths.append(len(target_ids))
-    return lengths, target_lengths
-
-
 def train_batches(
     source: Sequence[Record],
     task: Task,
@@ -183,10 +166,10 @@ def train_batches(
     limits, width = layout.limits, sum(layout.limits)
     order = layout.batch_size, seed
     if layout.packing:
-        measured = measure(source, task, tokenizer, *limits)
+        measured = lengths_of(source, task, tokenizer).cut(*limits)
         plan = Packed(*measured, *order, width, layout.max_target_length)
     elif layout.length_buckets:
-        lengths, _ = measure(source, task, tokenizer, *limits)
+        lengths, _ = lengths_of(source, task, tokenizer).cut(*limits)
         widths = [bucket for bucket in sorted(layout.length_buckets) if bucket < width]
         plan = Buckets(lengths, *order, [*widths, width])
     else:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from ssjax.data import pipeline
-from ssjax.data.builders import RecordSource
+from ssjax.data.records import RecordSource
 from ssjax.data.tasks import CONTINUATION, Record, get_task
 from ssjax.decoding.completion import Completion, check_finite
 from ssjax.decoding.drafters import Way

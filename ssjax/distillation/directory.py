@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssjax.data.builders import RecordSource
 from ssjax.data.choice import data_digests, open_split
 from ssjax.data.distilled import FILE, read_about
+from ssjax.data.records import RecordSource
 from ssjax.data.splits import SPLITS
 from ssjax.data.tasks import CONTINUATION
 from ssjax.decoding.sampling import make_sampling

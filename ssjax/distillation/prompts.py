@@ -9,7 +9,7 @@ import numpy as np
 
 from ssjax.config import Config
 from ssjax.data import pipeline
-from ssjax.data.builders import RecordSource
+from ssjax.data.records import RecordSource
 from ssjax.data.splits import SPLITS
 from ssjax.data.tasks import get_task
 from ssjax.data.tokenizers.tokenizer import Tokenizer

@@ -1,0 +1,134 @@
+"""Lengths of records: by one process and by several, kept, and not believed without a look."""
+
+import json
+
+import numpy as np
+import pytest
+import small_tokenizers
+
+from ssjax.data import lengths, pipeline
+from ssjax.data.builders import open_source
+from ssjax.data.lengths import lengths_of
+from ssjax.data.records import Chosen
+from ssjax.data.tasks import get_task, register_task
+from ssjax.data.tokenizers.tokenizer import train_tokenizer
+from ssjax.errors import UserError
+
+ROWS = [{"q": "the of " * (i % 7) + "x", "a": "and " * (i % 5 + 1)} for i in range(50)]
+
+
+@pytest.fixture
+def task():
+    register_task("short", prompt="{q}?", answer="a")
+    return get_task("short")
+
+
+@pytest.fixture
+def source(tmp_path, task):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation", "test"):
+        text = "".join(f"{json.dumps(row)}\n" for row in ROWS)
+        (tmp_path / "data" / f"{split}.jsonl").write_text(text)
+    return open_source("short", str(tmp_path / "data"), str(tmp_path / "prepared"), 0, "train")
+
+
+def tokenizer_of(size=300):
+    return train_tokenizer(small_tokenizers.TEXTS, size, symbols=())
+
+
+def counted(task, tokenizer):
+    """By hand."""
+    prompts = [len([*tokenizer.prefix_ids, *tokenizer.encode(f"{row['q']}?")]) for row in ROWS]
+    targets = [len(tokenizer.encode_continuation(f" {row['a']}")) + 1 for row in ROWS]
+    return prompts, targets
+
+
+def same(found, expected):
+    return found.prompts.tolist() == expected[0] and found.targets.tolist() == expected[1]
+
+
+def kept_files(tmp_path):
+    return sorted((tmp_path / "prepared").glob("*/lengths/*.npz"))
+
+
+def test_several_processes_find_what_one_does(tmp_path, source, task):
+    """Tasks of the user and the tokenizer reach processes that were started as programs."""
+    tokenizer = tokenizer_of()
+    expected = counted(task, tokenizer)
+    assert same(lengths_of(source, task, tokenizer, num_processes=2), expected)
+    [file] = kept_files(tmp_path)
+    file.unlink()
+    assert same(lengths_of(source, task, tokenizer), expected)
+    assert same(lengths_of(list(source), task, tokenizer), expected)
+    numbers = np.array([40, 3, 3])
+    few = lengths_of(Chosen(source, numbers), task, tokenizer)
+    assert few.prompts.tolist() == [expected[0][number] for number in numbers]
+
+
+def test_kept_lengths_are_read_and_those_of_others_are_not(tmp_path, source, task, monkeypatch):
+    tokenizer = tokenizer_of()
+    first = lengths_of(source, task, tokenizer)
+    measured = []
+    measure = lengths._measure
+
+    def counting(source, task, tokenizer, numbers):
+        measured.append(len(numbers))
+        return measure(source, task, tokenizer, numbers)
+
+    monkeypatch.setattr(lengths, "_measure", counting)
+    assert same(
+        lengths_of(source, task, tokenizer), (first.prompts.tolist(), first.targets.tolist())
+    )
+    assert sum(measured) < len(source)
+    # Another tokenizer, another task of the same columns, another split.
+    register_task("long", prompt="{q} and the?", answer="a")
+    other = open_source("short", str(tmp_path / "data"), str(tmp_path / "prepared"), 0, "test")
+    for arguments in (
+        (source, task, tokenizer_of(320)),
+        (source, get_task("long"), tokenizer),
+        (other, task, tokenizer),
+    ):
+        measured.clear()
+        lengths_of(*arguments)
+        assert max(measured) == len(source)
+    assert len(kept_files(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a bit", "of other data", "another task"])
+def test_what_is_kept_is_not_believed_blindly(tmp_path, source, task, damage):
+    tokenizer = tokenizer_of()
+    lengths_of(source, task, tokenizer)
+    [file] = kept_files(tmp_path)
+    content = bytearray(file.read_bytes())
+    if damage == "cut short":
+        file.write_bytes(content[:200])
+    elif damage == "a bit":
+        content[300] ^= 1
+        file.write_bytes(content)
+    elif damage == "of other data":
+        np.savez(file, prompts=np.ones(3, np.int32), targets=np.ones(3, np.int32))
+    else:
+        np.savez(file, prompts=np.full(50, 7, np.int32), targets=np.full(50, 7, np.int32))
+    assert same(lengths_of(source, task, tokenizer), counted(task, tokenizer))
+
+
+def test_a_record_that_cannot_be_written_is_named_by_every_process(tmp_path):
+    """A tokenizer without a chat template."""
+    chat = {"messages": [{"role": role, "content": "a"} for role in ("user", "assistant")]}
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(f"{json.dumps(chat)}\n" * 2)
+    source = open_source("chat", str(tmp_path), str(tmp_path / "prepared"), 0, "train")
+    with pytest.raises(UserError, match="has no chat template"):
+        lengths_of(source, get_task("chat"), tokenizer_of(), num_processes=2)
+
+
+def test_cutting_is_what_examples_are_cut_to(source, task):
+    tokenizer, limits = tokenizer_of(), (14, 6)
+    found = lengths_of(source, task, tokenizer)
+    examples = [pipeline.encode_example(record, task, tokenizer, *limits) for record in source]
+    whole, targets = found.cut(*limits)
+    assert whole.tolist() == [len(prompt) + len(target) for prompt, target in examples]
+    assert targets.tolist() == [len(target) for _, target in examples]
+    uncut = [pipeline.encode_example(record, task, tokenizer, 999, 999) for record in source]
+    fits = [example == longer for example, longer in zip(examples, uncut, strict=True)]
+    assert found.fit(*limits).tolist() == fits and 0 < sum(fits) < len(fits)
