@@ -248,8 +248,12 @@ class DataConfig:
     test_share: Share = 0.0
     split_seed: Count = 0  # of the shares; another one divides in another way
     prepared_dir: str = "runs/data"  # where prepared (array_record) data sets are kept
-    max_prompt_length: Size = 160  # tokens; longer prompts lose their beginning
+    max_prompt_length: Size = 160  # tokens
     max_target_length: Size = 48  # tokens, end of sequence included
+    # What training does with records that are longer: prompts lose their beginning and targets
+    # their end, or the record is left out, of validation losses too. Prompts that are decoded are
+    # always cut. drop looks at all records once.
+    too_long: Literal["cut", "drop"] = "cut"
     batch_size: Size = 32  # rows per optimizer step, one sequence each unless packed
     # Widths of rows below the greatest: batches of sequences of like length, a compiled program
     # for each width. Looks at all records once.

@@ -1,19 +1,23 @@
 """Which records and which tokenizer an experiment is trained with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from ssjax.config import Config
 from ssjax.data import builders, pipeline
-from ssjax.data.records import RecordSource
+from ssjax.data.lengths import lengths_of
+from ssjax.data.records import Chosen, RecordSource
 from ssjax.data.splits import Reading
-from ssjax.data.tasks import get_task
+from ssjax.data.tasks import Record, get_task
 from ssjax.data.tokenizers.tokenizer import (
     SentencePieceTokenizer,
     Tokenizer,
     open_tokenizer,
     train_tokenizer,
 )
+from ssjax.errors import UserError
 from ssjax.files.gguf import is_gguf
 
 
@@ -24,6 +28,31 @@ def open_split(config: Config, split: str) -> RecordSource:
     return builders.open_source(
         data.task, data.path, data.prepared_dir, config.seed, split, reading
     )
+
+
+def training_records(config: Config, tokenizer: Tokenizer, split: str) -> Sequence[Record]:
+    """What losses are taken of: all records of a split, or those that need no cutting.
+
+    Args:
+      config: says which (data.too_long).
+      tokenizer: of the run.
+      split: train or validation.
+
+    Raises:
+      UserError: none is left.
+    """
+    source, data = open_split(config, split), config.data
+    if data.too_long == "cut":
+        return source
+    lengths = lengths_of(source, get_task(data.task), tokenizer)
+    fit = lengths.fit(data.max_prompt_length, data.max_target_length)
+    if not fit.any():
+        raise UserError(
+            f"all {len(source):,} records of {split} are longer than data.max_prompt_length="
+            f"{data.max_prompt_length} or data.max_target_length={data.max_target_length}; raise "
+            "them, or give data.too_long=cut"
+        )
+    return Chosen(source, np.flatnonzero(fit))
 
 
 def data_digests(config: Config) -> dict[str, str]:

@@ -24,6 +24,7 @@ import numpy as np
 from ssjax.config import DataConfig
 from ssjax.data.lengths import lengths_of
 from ssjax.data.order import Buckets, OneARow, Packed
+from ssjax.data.records import Chosen
 from ssjax.data.tasks import Record, Task
 from ssjax.data.tokenizers.tokenizer import Tokenizer
 from ssjax.errors import UserError
@@ -89,13 +90,15 @@ class LengthReport:
     mean_target: float
     max_target: int
     max_kept: int  # prompt and target of one example, after cutting
+    num_dropped: int = 0  # records of the source that are left out, being too long
 
     def __str__(self) -> str:
+        dropped = f"; {self.num_dropped:,} too long, dropped" if self.num_dropped else ""
         return (
             f"{self.num_records:,} records; prompt {self.mean_prompt:.0f} tokens on average, "
             f"{self.max_prompt} at most, {self.prompts_cut} cut; target {self.mean_target:.0f}, "
             f"{self.max_target} at most, {self.targets_cut} cut "
-            f"(of {self.num_described:,} looked at)"
+            f"(of {self.num_described:,} looked at){dropped}"
         )
 
 
@@ -328,6 +331,7 @@ def describe(
             min(prompt, max_prompt_length) + min(target, max_target_length)
             for prompt, target in zip(prompts, targets, strict=True)
         ),
+        num_dropped=len(source.source) - len(source) if isinstance(source, Chosen) else 0,
     )
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ssjax.config import Config, DataConfig
 from ssjax.data import pipeline
-from ssjax.data.choice import open_split
+from ssjax.data.choice import training_records
 from ssjax.data.tasks import get_task
 from ssjax.data.tokenizers.tokenizer import Tokenizer
 from ssjax.errors import UserError
@@ -50,7 +50,7 @@ def batches(
       UserError: the data cannot be read, or nothing can be learned from it.
     """
     data = config.data
-    source, task = open_split(config, split), get_task(data.task)
+    source, task = training_records(config, tokenizer, split), get_task(data.task)
     layout = pipeline.BatchLayout.of(data)
     say(f"{split}: {pipeline.describe(source, task, tokenizer, *layout.limits)}")
     if split != "train":  # a row a batch: none is filled up with rows without a record

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from ssjax.config import Config
 from ssjax.data import pipeline
-from ssjax.data.choice import open_split
+from ssjax.data.choice import training_records
 from ssjax.data.tasks import get_task
 from ssjax.data.tokenizers.tokenizer import Tokenizer
 from ssjax.parallel import partitioning
@@ -40,11 +40,11 @@ def open_batches(
     data = config.data
     task = get_task(data.task)
     layout = pipeline.BatchLayout.of(data)
-    source = open_split(config, "train")
+    source = training_records(config, tokenizer, "train")
     lengths = pipeline.describe(source, task, tokenizer, *layout.limits)
     rows = partitioning.local_rows(mesh, data.batch_size)
     batches = pipeline.train_batches(source, task, tokenizer, layout, seed=config.seed, rows=rows)
-    validation = open_split(config, "validation")
+    validation = training_records(config, tokenizer, "validation")
     held_out = pipeline.eval_batches(validation, task, tokenizer, layout, rows=rows)
     num_held_out = min(config.train.eval_batches, len(held_out))
     opened = Batches(

@@ -1,12 +1,14 @@
 """Lengths of records: by one process and by several, kept, and not believed without a look."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import small_tokenizers
 
-from ssjax.data import lengths, pipeline
+from ssjax.config import Config, DataConfig
+from ssjax.data import choice, lengths, pipeline, preview
 from ssjax.data.builders import open_source
 from ssjax.data.lengths import lengths_of
 from ssjax.data.records import Chosen
@@ -132,3 +134,45 @@ def test_cutting_is_what_examples_are_cut_to(source, task):
     uncut = [pipeline.encode_example(record, task, tokenizer, 999, 999) for record in source]
     fits = [example == longer for example, longer in zip(examples, uncut, strict=True)]
     assert found.fit(*limits).tolist() == fits and 0 < sum(fits) < len(fits)
+
+
+def test_records_that_are_too_long_are_cut_or_dropped(tmp_path, source, task):
+    """With what is said, what is trained on and what validation losses are taken of."""
+    del source  # writes the files
+    tokenizer = tokenizer_of()
+    prompts, targets = counted(task, tokenizer)
+    short = [prompt <= 14 and target <= 6 for prompt, target in zip(prompts, targets, strict=True)]
+    data = DataConfig(
+        task="short",
+        path=str(tmp_path / "data"),
+        prepared_dir=str(tmp_path / "prepared"),
+        max_prompt_length=14,
+        max_target_length=6,
+        batch_size=4,
+    )
+
+    def seen(too_long, split):
+        changed = dataclasses.replace(data, too_long=too_long)
+        config, said = dataclasses.replace(Config(), data=changed), []
+        batches = preview.batches(config, tokenizer, split, said.append)
+        num_batches = 2 * len(ROWS) if split == "train" else len(batches)
+        rows = preview.sequences(batches[i] for i in range(num_batches))
+        return said[0], [tuple(row.token_ids) for row in rows]
+
+    for split in ("train", "validation"):
+        line, rows = seen("cut", split)
+        assert len(rows) >= len(ROWS) and "dropped" not in line and " 0 cut" not in line
+        line, rows = seen("drop", split)
+        assert f"{sum(short)} records;" in line and line.count(" 0 cut") == 2
+        assert line.endswith(f"; {len(ROWS) - sum(short)} too long, dropped")
+        expected = {
+            (*task.prompt_ids(record, tokenizer), *task.target_ids(record, tokenizer))
+            for record, fits in zip(({**row, "a": [row["a"]]} for row in ROWS), short, strict=True)
+            if fits
+        }
+        assert {*rows} == expected
+    config = dataclasses.replace(
+        Config(), data=dataclasses.replace(data, too_long="drop", max_target_length=1)
+    )
+    with pytest.raises(UserError, match="all 50 records of train are longer than .*too_long=cut"):
+        choice.training_records(config, tokenizer, "train")
