@@ -182,30 +182,42 @@ def top_k(scores: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
     Each device ranks its own part, and only the best of each part travel. Parts are in the
     order of ids, so the lower id comes first among equals as it does in one part.
 
+    The barrier keeps XLA from merging the slices that follow into the top-k, which turns it into a
+    sort of the whole vocabulary: 450 us in place of 8 us at V = 1024 on CPU.
+
     Args:
-      scores: [B, J, V].
+      scores: [B, ..., V]; without a mesh of several devices [..., V].
       width: at most V.
 
     Returns:
-      values and ids, both [B, J, width].
+      values and ids, both [B, ..., width].
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return jax.lax.top_k(scores, width)
-    divided = spec(["batch", "streams", "vocab"], scores.shape, mesh.shape)
+        return jax.lax.optimization_barrier(_ranked(scores, width))
+    last = scores.ndim - 1
+    divided = spec(["batch", *["streams"] * (last - 1), "vocab"], scores.shape, mesh.shape)
 
     def rank(own):
-        values, ids = jax.lax.top_k(own, min(width, own.shape[-1]))
-        axis = divided[2]
+        values, ids = _ranked(own, min(width, own.shape[last]))
+        axis = divided[last]
         if axis is None:
             return values, ids
-        ids = ids + jax.lax.axis_index(axis) * own.shape[-1]
-        values, ids = (jax.lax.all_gather(x, axis, axis=2, tiled=True) for x in (values, ids))
-        values, place = jax.lax.top_k(values, width)
-        return values, jnp.take_along_axis(ids, place, axis=2)
+        ids = ids + jax.lax.axis_index(axis) * own.shape[last]
+        values, ids = (jax.lax.all_gather(x, axis, axis=last, tiled=True) for x in (values, ids))
+        values, place = _ranked(values, width)
+        return values, jnp.take_along_axis(ids, place, axis=last)
 
     out = PartitionSpec(divided[0])
-    return jax.shard_map(rank, in_specs=divided, out_specs=(out, out), check_vma=False)(scores)
+    ranked = jax.shard_map(rank, in_specs=divided, out_specs=(out, out), check_vma=False)
+    return jax.lax.optimization_barrier(ranked(scores))
+
+
+def _ranked(scores, width):
+    """`jax.lax.top_k` with two dimensions: of more, TPUs sort, which compiles for minutes."""
+    values, ids = jax.lax.top_k(scores.reshape(-1, scores.shape[-1]), width)
+    shape = (*scores.shape[:-1], width)
+    return values.reshape(shape), ids.reshape(shape)
 
 
 def num_batch_shards(batch_size: int) -> int:

@@ -73,6 +73,22 @@ def test_warp_equals_numpy(temperature, top_k, top_p):
         assert (expected > 0).sum() <= (top_k or 12)
 
 
+@pytest.mark.parametrize("sharpness", [0.1, 3.0, 200.0])
+@pytest.mark.parametrize(("top_k", "top_p"), [(300, 1.0), (300, 0.6), (0, 0.9), (9, 0.9), (0, 0.4)])
+def test_warp_of_a_vocabulary_that_is_not_ranked_whole(sharpness, top_k, top_p):
+    """Rows whose best 256 tokens have the mass, beside rows where they do not: equal to NumPy, and
+    each as it is alone. Some of the logits are equal."""
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=(2, 3, 1500)).astype(np.float32)
+    logits = np.round(logits, 2) * np.float32([0.0, sharpness, 3.0])[:, None]
+    sampling = Sampling(1.0, top_k, top_p)
+    kept = np.asarray(jax.jit(warp, static_argnums=1)(jnp.asarray(logits), sampling)) > -1e29
+    for index in np.ndindex(2, 3):
+        np.testing.assert_array_equal(kept[index], numpy_warp(logits[index], sampling) > 0)
+        alone = np.asarray(warp(jnp.asarray(logits[index]), sampling)) > -1e29
+        np.testing.assert_array_equal(kept[index], alone)
+
+
 def test_warp_keeps_ties():
     logits = jnp.array([2.0, 1.0, 2.0, 1.0, 1.0, 0.0])
     kept = {

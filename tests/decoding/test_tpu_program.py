@@ -1,0 +1,95 @@
+"""What the TPU's compiler makes of the decode loop: read from its text, without a TPU.
+
+A small model with a vocabulary and an MLP of sizes that occur nowhere else, so that an operation
+is known by its shape.
+"""
+
+import functools
+import importlib.util
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ssjax.config import MeshConfig, ModelConfig, StreamsConfig
+from ssjax.decoding import decoder, loop
+from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
+from ssjax.decoding.sampling import Sampling
+from ssjax.decoding.state import DecodeSpec, Rows
+from ssjax.models.axes import placed
+from ssjax.models.execution import Execution
+from ssjax.models.transformer import Transformer, abstract_params
+from ssjax.parallel import partitioning
+from ssjax.planning.program_text import read_program
+from ssjax.planning.topologies import open_topology
+
+pytestmark = [
+    pytest.mark.stress,  # the TPU compiler takes its time
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="the extra plan is not installed"
+    ),
+]
+
+BATCH, PROMPT, CAPACITY, VOCAB, MLP = 2, 256, 512, 32000, 1536
+DRAFTERS = {"plain": PlainDrafter(), "streams": BestFirstDrafter(15, 4)}
+SAMPLINGS = {"greedy": Sampling(), "sampled": Sampling(0.8, top_k=300, top_p=0.9, min_p=0.01)}
+
+
+def make_model():
+    config = ModelConfig(
+        vocab_size=VOCAB,
+        embed_dim=512,
+        mlp_dim=MLP,
+        num_layers=2,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=64,
+        dtype="bfloat16",
+    )
+    streams = StreamsConfig(num_streams=4, num_stream_layers=1)
+    return Transformer(config, streams, scan=True, execution=Execution("tpu"))
+
+
+@functools.cache
+def compiled_loop(drafter, sampling):
+    """The decode loop of one device of v5e."""
+    model = make_model()
+    mesh = partitioning.make_mesh(MeshConfig(1, 1, 1), open_topology("v5e:2x2").devices[:1])
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), abstract_params(model)
+    )
+    params = placed(params, model.config, mesh)
+    spec = DecodeSpec(CAPACITY, (0,), 0, SAMPLINGS[sampling], deferred=True)
+    static = (model, params, DRAFTERS[drafter], spec)
+    per_row = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))
+    rows = Rows(jax.ShapeDtypeStruct((BATCH, PROMPT), jnp.int32), per_row, per_row, keys)
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(
+            lambda params, rows: loop.prefill(model, params, *static[2:], rows), params, rows
+        )
+        sharding = partitioning.replicated(mesh)
+        state = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state
+        )
+        return decoder.decode_program.lower(*static, state).compile()
+
+
+def instructions(drafter, sampling):
+    """Every instruction of the program, those inside of fusions and branches too."""
+    program = read_program(compiled_loop(drafter, sampling).as_text())
+    return [line for lines in program.computations.values() for line in lines]
+
+
+def dimensions(instruction):
+    """All sizes in the shape of its result."""
+    shape = instruction.line.split(" = ", 1)[1].split(instruction.kind + "(")[0]
+    return [int(size) for sizes in re.findall(r"\[([\d,]+)\]", shape) for size in sizes.split(",")]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_no_sort_of_the_vocabulary(sampling):
+    """It would compile for minutes: drafts and cuts take top-k of the compiler's own kernel."""
+    sorts = [i for i in instructions("streams", sampling) if i.kind == "sort"]
+    assert sorts and max(max(dimensions(sort)) for sort in sorts) < VOCAB
