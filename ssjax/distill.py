@@ -48,7 +48,6 @@ _BATCH_SIZE = options.define_count("batch_size", 32, "Prompts decoded together."
 _SEED = options.define_count("seed", 0, "Of temperatures and samples.", least=0)
 _JSON = options.define_output("json", "Also write what distilled.json holds to this file.")
 _CALIBRATION = options.define_calibration_flag()
-_MESH = options.define_mesh_flag()
 _DISTRIBUTED = options.define_distributed_flag()
 
 
@@ -62,9 +61,8 @@ def main() -> int:
         seed=_SEED.value,
     )
     with start.processes(_DISTRIBUTED.value):
-        mesh = options.open_mesh(_MESH)
-        trained = _MODEL.read(mesh)
-        weights, run = identity_of(trained), open_run(trained, mesh)
+        trained = _MODEL.read()
+        weights, run = identity_of(trained), open_run(trained, _MODEL.mesh)
         del trained  # the decoder holds what it needs
         batch_size = _BATCH_SIZE.value
         way = run.way({}, batch_size, calibration=_CALIBRATION.value)

@@ -16,13 +16,12 @@ _DATA = flags.DEFINE_string("data_path", None, "Where the files are now; default
 _JSON = options.define_output("json", "Also write the result to this file.")
 _CHANGES = options.define_decode_flags()
 _CALIBRATION = options.define_calibration_flag()
-_MESH = options.define_mesh_flag()
 
 
 def main() -> int:
     """Evaluates the run of the command line; returns the exit code."""
     changes = options.given(_CHANGES)
-    run = with_data(_MODEL.open(options.open_mesh(_MESH)), _DATA.value)
+    run = with_data(_MODEL.open(), _DATA.value)
     settings = {"calibration": _CALIBRATION.value} | changes
     evaluation = report.evaluate(run, _SPLIT.value, _MAX_RECORDS.value, **settings)
     options.write_json(_JSON.value, evaluation)

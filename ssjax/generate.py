@@ -37,7 +37,6 @@ _LOG_PROBS = flags.DEFINE_bool(
 )
 _CHANGES = options.define_decode_flags()
 _CALIBRATION = options.define_calibration_flag()
-_MESH = options.define_mesh_flag()
 
 
 def main() -> int:
@@ -48,7 +47,7 @@ def main() -> int:
         raise UserError("--log_probs writes to a file; give one with --json FILE")
     changes = options.given(_CHANGES)
     asked = _PROMPTS.read()
-    run = _MODEL.open(options.open_mesh(_MESH))
+    run = _MODEL.open()
     if _STREAM.value:
         answers = [_streamed(run, i, prompt, changes) for i, prompt in enumerate(asked)]
     else:

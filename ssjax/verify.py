@@ -56,7 +56,7 @@ def main() -> int:
         raise UserError(
             f"{_MODEL.workdir} has no streams: it decodes plainly, with nothing to check"
         )
-    run = open_run(certificates.in_float32(trained))
+    run = open_run(certificates.in_float32(trained), _MODEL.mesh)
     result = certificates.certify(
         trained,
         read_prompts(run),
@@ -64,6 +64,7 @@ def main() -> int:
         temperature=temperature,
         num_samples=_NUM_SAMPLES.value,
         base_name=_MODEL.base,
+        mesh=_MODEL.mesh,
     )
     options.write_json(_JSON.value, result)
     certificates.show(result)

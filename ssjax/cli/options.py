@@ -1,9 +1,10 @@
 """Flags that several verbs have, and the values that they stand for."""
 
 import dataclasses
+import functools
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 from jax.sharding import Mesh
@@ -113,6 +114,7 @@ class ModelFlags:
     _base: flags.FlagHolder
     _adapter: flags.FlagHolder | None
     _task_file: flags.FlagHolder
+    _mesh: flags.FlagHolder
 
     @property
     def workdir(self) -> str:
@@ -124,15 +126,20 @@ class ModelFlags:
         """As given."""
         return self._base.value
 
-    def open(self, mesh: Mesh | None = None) -> Run:
+    @functools.cached_property
+    def mesh(self) -> Mesh | None:
+        """As given, see `open_mesh`; None: the first device."""
+        return open_mesh(self._mesh.value) if self._mesh.value else None
+
+    def open(self) -> Run:
         """The model, ready to decode. Raises: UserError, as `ssjax.load`."""
         self._prepare()
-        return load(self.workdir, self._checkpoint.value, **self._parts, mesh=mesh)
+        return load(self.workdir, self._checkpoint.value, **self._parts, mesh=self.mesh)
 
-    def read(self, mesh: Mesh | None = None) -> Trained:
+    def read(self) -> Trained:
         """Its weights as they were trained. Raises: UserError, as `ssjax.load`."""
         self._prepare()
-        return load_trained(self.workdir, self._checkpoint.value, **self._parts, mesh=mesh)
+        return load_trained(self.workdir, self._checkpoint.value, **self._parts, mesh=self.mesh)
 
     def _prepare(self):
         # Where the run kept its programs does not count: they are code, and it may be a stranger's.
@@ -144,6 +151,18 @@ class ModelFlags:
     def _parts(self) -> dict[str, str | None]:
         adapter = None if self._adapter is None else self._adapter.value
         return {"adapter": adapter, "base": self.base}
+
+
+def open_mesh(sizes: Sequence[str]) -> Mesh:
+    """A mesh of all devices, of sizes as they are written.
+
+    Raises:
+      UserError: not three sizes, or not as many devices.
+    """
+    fit = all(_SIZE.fullmatch(size.strip()) for size in sizes)
+    if len(sizes) != 3 or not fit or sizes.count("-1") > 1:
+        raise UserError(f"--mesh={','.join(sizes)} must be three sizes, such as 1,1,4 or 1,1,-1")
+    return partitioning.make_mesh(MeshConfig(*map(int, sizes)))
 
 
 def define_model_flags(*, adapter: bool = True) -> ModelFlags:
@@ -168,6 +187,12 @@ def define_model_flags(*, adapter: bool = True) -> ModelFlags:
             "task_file",
             None,
             "Python file that registers the task of the run, such as its experiment.",
+        ),
+        flags.DEFINE_list(
+            "mesh",
+            [],
+            "Sizes of data, fsdp and tensor that the weights are divided over, such as 1,1,4; "
+            "default: the first device.",
         ),
     )
 
@@ -235,28 +260,6 @@ def define_prompt_flags() -> PromptFlags:
         ),
         flags.DEFINE_bool("raw", False, "Use prompts as they are, without the task's format."),
     )
-
-
-def define_mesh_flag() -> flags.FlagHolder:
-    """Flag that says over which devices a model is divided for decoding."""
-    return flags.DEFINE_list(
-        "mesh", [], "Sizes of data, fsdp and tensor, such as 1,1,4; default: the first device."
-    )
-
-
-def open_mesh(holder: flags.FlagHolder) -> Mesh | None:
-    """The mesh of the flag, over all devices; None: not given.
-
-    Raises:
-      UserError: not three sizes, or not as many devices.
-    """
-    sizes = holder.value
-    if not sizes:
-        return None
-    fit = all(_SIZE.fullmatch(size.strip()) for size in sizes)
-    if len(sizes) != 3 or not fit or sizes.count("-1") > 1:
-        raise UserError(f"--mesh={','.join(sizes)} must be three sizes, such as 1,1,4 or 1,1,-1")
-    return partitioning.make_mesh(MeshConfig(*map(int, sizes)))
 
 
 class _TextParser(flags.ArgumentParser):

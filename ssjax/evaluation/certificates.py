@@ -5,6 +5,7 @@ import dataclasses
 import functools
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from rich.console import Console
 
 from ssjax.config import AdaptationConfig, DecodeConfig
@@ -38,6 +39,7 @@ def certify(
     temperature: float = 1.0,
     num_samples: int = 4,
     base_name: str | None = None,
+    mesh: Mesh | None = None,
 ) -> dict:
     """All checks that the mode of a run calls for.
 
@@ -48,6 +50,7 @@ def certify(
       temperature: of the samples.
       num_samples: per prompt.
       base_name: where the base is now; None: where it was.
+      mesh: that the weights are divided over; None: the first device.
 
     Raises:
       UserError: a lossy rule of acceptance, or the model's output for a prompt is not finite.
@@ -66,12 +69,12 @@ def certify(
     config = trained.config
     mode, drafter = config.adaptation.mode, make_drafter(decode, config.streams)
     exact = in_float32(trained)
-    subject = _Subject(open_run(exact).decoder, drafter, prompts, decode, temperature)
+    subject = _Subject(open_run(exact, mesh).decoder, drafter, prompts, decode, temperature)
     checks = _drafts_change_nothing(subject)
     if mode in _COMPARED_WITH:
-        checks[_COMPARED_WITH[mode]] = _equals_base(subject, exact, base_name)
+        checks[_COMPARED_WITH[mode]] = _equals_base(subject, exact, base_name, mesh)
     if config.model.dtype == "bfloat16":
-        rounded = dataclasses.replace(subject, decoder=open_run(trained).decoder)
+        rounded = dataclasses.replace(subject, decoder=open_run(trained, mesh).decoder)
         checks["bfloat16"] = _differs_by_rounding(subject, rounded)
     checks["sampling"] = _samples_fit(subject, num_samples)
     return {
@@ -116,7 +119,7 @@ class _Subject:
     @functools.cached_property
     def replay(self) -> evidence.Replay:
         """Teacher-forced logits, with penalties and bans."""
-        replay = evidence.make_replay(self.decoder.model, self.decoder.params)
+        replay = evidence.make_replay(self.decoder.model, self.decoder.params, self.decoder.mesh)
         return evidence.adjusted(replay, self.sampling, self.decoder.eos_ids)
 
     def greedy(self, way: Way) -> list[tuple[int, ...]]:
@@ -149,9 +152,11 @@ def _drafts_change_nothing(subject: _Subject) -> dict[str, dict]:
     return checks
 
 
-def _equals_base(subject: _Subject, exact: Trained, base_name: str | None) -> dict:
+def _equals_base(
+    subject: _Subject, exact: Trained, base_name: str | None, mesh: Mesh | None
+) -> dict:
     """Outputs equal those of the base model or its fine-tune without streams, decoded plainly."""
-    decoder, source = _base_decoder(exact, base_name)
+    decoder, source = _base_decoder(exact, base_name, mesh)
     base = dataclasses.replace(subject, decoder=decoder)
     return _equality(evidence.first_differences(base.plain, subject.plain), base) | {"base": source}
 
@@ -240,13 +245,13 @@ def in_float32(trained: Trained) -> Trained:
     return dataclasses.replace(trained, config=config, frozen=cast(trained.frozen, jnp.float32))
 
 
-def _base_decoder(trained: Trained, name: str | None) -> tuple[Decoder, str]:
+def _base_decoder(trained: Trained, name: str | None, mesh: Mesh | None) -> tuple[Decoder, str]:
     """A decoder without streams, and where its weights came from.
 
     Of the untouched base model; in the detached mode with the adapter of main rows.
     """
     config = trained.config
-    params, source = _base_params(trained, name)
+    params, source = _base_params(trained, name, mesh)
     if config.adaptation.mode == "detached":
         adapter, _ = split(trained.trainable, is_of_main_rows)
         params = merge_lora(merge(adapter, params), config.adaptation)
@@ -261,15 +266,17 @@ def _base_decoder(trained: Trained, name: str | None) -> tuple[Decoder, str]:
         eos_ids=tokenizer.eos_ids,
         pad_id=tokenizer.pad_id,
         prompt_buckets=config.decode.prompt_buckets,
+        mesh=mesh,
     )
     return decoder, source
 
 
-def _base_params(trained: Trained, name: str | None) -> tuple[Params, str]:
+def _base_params(trained: Trained, name: str | None, mesh: Mesh | None) -> tuple[Params, str]:
     """Base weights in float32, and where they came from: an export with weights is its own base."""
     config = trained.config
     with contextlib.suppress(UserError):
         if name is not None or not holds_weights(trained.directory):
             base = open_base(name or config.model.pretrained, "float32")
-            return base.read_params(config.streams.num_stream_layers, jnp.float32), base.name
+            layers = config.streams.num_stream_layers
+            return base.read_params(layers, jnp.float32, mesh), base.name
     return base_only(trained), "the frozen weights in this directory"

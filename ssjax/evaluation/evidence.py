@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from ssjax.decoding.sampling import Sampling, warp
 from ssjax.models.attention import MASKED, Causal
 from ssjax.models.parameters import Params
 from ssjax.models.transformer import Transformer
+from ssjax.parallel.partitioning import one_device, to_host
 
 Tokens = Sequence[int]
 # replay(prompt, output, width) -> float32 logits [len(output), V]; see `make_replay`
@@ -71,11 +73,16 @@ def first_differences(expected: Sequence[Tokens], found: Sequence[Tokens]) -> li
     return differences
 
 
-def make_replay(model: Transformer, params: Params) -> Replay:
+def make_replay(model: Transformer, params: Params, mesh: Mesh | None = None) -> Replay:
     """Returns replay(prompt, output, width) -> float32 logits [len(output), V].
 
     Row i is the distribution that output[i] was drawn from. width is the padded length, so
     that replays of one width compile once.
+
+    Args:
+      model: in the form of the parameters.
+      params: of the model.
+      mesh: that they are divided over; None: the first device.
     """
     all_streams = model.streams.num_streams if model.streams.main_reads_streams else 0
 
@@ -98,7 +105,8 @@ def make_replay(model: Transformer, params: Params) -> Replay:
         tokens[0, : len(prompt) + len(output)] = (*prompt, *output)
         # As many anchors as fit, so that the shapes depend on the width alone.
         anchors = np.minimum(len(prompt) - 1 + np.arange(width), width - 1)[None]
-        return np.asarray(forward(params, tokens, anchors))[: len(output)]
+        with jax.set_mesh(mesh or one_device()):
+            return np.asarray(to_host(forward(params, tokens, anchors)))[: len(output)]
 
     return replay
 

@@ -40,7 +40,7 @@ def test_lists_of_counts():
 @pytest.mark.parametrize("sizes", ["1,1", "1,0,1", "0,-1,1", "-1,-1,1", "a,1,1", "1,1,\u0661"])
 def test_a_mesh_that_cannot_be(sizes):
     with pytest.raises(UserError, match=f"--mesh={sizes} must be three sizes"):
-        options.open_mesh(Holder(*sizes.split(",")))
+        options.open_mesh(sizes.split(","))
 
 
 def test_settings_on_the_command_line_have_their_ranges():
