@@ -61,6 +61,7 @@ def load(
     adapter: str | os.PathLike[str] | None = None,
     base: str | os.PathLike[str] | None = None,
     mesh: Mesh | None = None,
+    int8: bool = False,
 ) -> Run:
     """Opens a model for decoding: a run, an exported or converted model, or a base model.
 
@@ -79,6 +80,8 @@ def load(
       base: where the base weights of a run are now; None: where they were in training.
       mesh: of the devices that the weights are divided over, with the axes data, fsdp and tensor;
         None: the first device.
+      int8: decode with projections, embedding and heads in eight bits, a scale for each row: half
+        or a quarter of the memory, and another model by rounding.
 
     Returns:
       The model with its tokenizer, task and decode settings.
@@ -89,7 +92,7 @@ def load(
     """
     from ssjax import run
 
-    return run.load(workdir, checkpoint_name, adapter=adapter, base=base, mesh=mesh)
+    return run.load(workdir, checkpoint_name, adapter=adapter, base=base, mesh=mesh, int8=int8)
 
 
 def train(config: Config | ConfigDict, callbacks: Sequence[Callback] = ()) -> Run:

@@ -32,7 +32,7 @@ from ssjax.parallel import distributed
 from ssjax.run import open_run
 from ssjax.weights.identity import identity_of
 
-_MODEL = options.define_model_flags()
+_MODEL = options.define_model_flags(int8=False)
 _EXPERIMENT = options.define_experiment_flags(workdir=False)
 _TARGET = command_line.require(
     flags.DEFINE_string("target", None, "Directory to write, or to go on with.")

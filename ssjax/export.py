@@ -29,7 +29,7 @@ _WRITERS = {
     "orbax": exported.write_orbax,
     "adapter": exported.write_adapter,
 }
-_MODEL = options.define_model_flags(adapter=False)
+_MODEL = options.define_model_flags(adapter=False, int8=False)
 _FORMAT = command_line.require(flags.DEFINE_enum("format", None, list(_WRITERS), "See above."))
 _TARGET = options.define_output(
     "target", "Directory to write; default: RUN/export/FORMAT.", directory=True

@@ -81,7 +81,7 @@ class Run:
     def __repr__(self) -> str:
         return (
             f"Run({str(self.workdir)!r}, step {self.step}, task {self.config.data.task}, "
-            f"{self.decoder.num_parameters:,} parameters, {self.config.model.dtype}, "
+            f"{self.decoder.num_parameters:,} parameters, {self.dtype}, "
             f"{self.config.streams.num_streams} streams)"
         )
 
@@ -253,7 +253,7 @@ class Run:
         """
         if decode.drafter != "draft_model":
             return Way(make_drafter(decode, self.config.streams), decode.deferred)
-        draft = load(decode.draft_model, mesh=self.decoder.mesh)
+        draft = load(decode.draft_model, mesh=self.decoder.mesh, int8=self.decoder.int8)
         if not same_tokens(draft.tokenizer, self.tokenizer):
             raise UserError(
                 f"{decode.draft_model} has another tokenizer than {self.workdir}; train the draft "
@@ -286,13 +286,19 @@ class Run:
         return found or self.configured_way(decode)
 
     @property
+    def dtype(self) -> str:
+        """What is computed in, and what weights are held in where that is another."""
+        dtype = self.config.model.dtype
+        return f"{dtype}, weights in int8" if self.decoder.int8 else dtype
+
+    @property
     def situation(self) -> Situation:
         """What a calibration of this model holds for."""
         mesh = self.decoder.mesh
         kind = mesh.devices.flat[0].device_kind
         return Situation(
             device=kind if mesh.size == 1 else f"{mesh.size} x {kind}",
-            dtype=self.config.model.dtype,
+            dtype=self.dtype,
             step=self.step,
             num_streams=self.config.streams.num_streams,
         )
@@ -342,6 +348,7 @@ def load(
     adapter: str | Path | None = None,
     base: str | Path | None = None,
     mesh: Mesh | None = None,
+    int8: bool = False,
 ) -> Run:
     """Opens a run, an exported or converted model, or a Hugging Face directory for decoding.
 
@@ -351,6 +358,7 @@ def load(
       adapter: of `python -m ssjax.export --format adapter`, put on the base of workdir.
       base: where the base weights are now; None: where they were in training.
       mesh: that the weights are divided over; None: the first device.
+      int8: decode with the large matrices in eight bits, see `models.int8`: another model.
 
     Raises:
       UserError: nothing there that can be decoded.
@@ -358,10 +366,10 @@ def load(
     workdir = read_path(workdir, "workdir")
     adapter = None if adapter is None else read_path(adapter, "adapter")
     trained = load_trained(workdir, str(checkpoint_name), adapter=adapter, base=base, mesh=mesh)
-    return open_run(trained, mesh)
+    return open_run(trained, mesh, int8)
 
 
-def open_run(trained: Trained, mesh: Mesh | None = None) -> Run:
+def open_run(trained: Trained, mesh: Mesh | None = None, int8: bool = False) -> Run:
     """A `Run` from weights that are in memory, on the first device or divided over a mesh.
 
     Adapters of main rows are folded into the weights: decoding costs no more than the base model.
@@ -370,6 +378,7 @@ def open_run(trained: Trained, mesh: Mesh | None = None) -> Run:
       trained: the weights.
       mesh: that the run decodes on, of the devices that hold the weights, which move there; None:
         the first device, where they are.
+      int8: hold the large matrices in eight bits.
 
     Raises:
       UserError: the mesh cannot divide the model.
@@ -389,6 +398,7 @@ def open_run(trained: Trained, mesh: Mesh | None = None) -> Run:
         pad_id=tokenizer.pad_id,
         prompt_buckets=config.decode.prompt_buckets,
         mesh=mesh,
+        int8=int8,
     )
     task = task_of_run(config.data.task, trained.directory)
     return Run(trained.directory, trained.step, config, task, tokenizer, decoder)

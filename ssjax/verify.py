@@ -14,6 +14,7 @@ Checked:
                 two logits must be within twice the rounding noise of that replay
     sampling    tokens sampled with drafts fit the model's own distribution (chi-square)
 
+With --weights int8 all of this is said of the model in eight bits: its base is so, too.
 A shared, full or detached run is a new model: it is certified against its own plain decoding,
 never against the base. Exit status 0: every promise holds; 1: one does not; 2: bad input.
 """
@@ -56,7 +57,7 @@ def main() -> int:
         raise UserError(
             f"{_MODEL.workdir} has no streams: it decodes plainly, with nothing to check"
         )
-    run = open_run(certificates.in_float32(trained), _MODEL.mesh)
+    run = open_run(certificates.in_float32(trained), _MODEL.mesh, _MODEL.int8)
     result = certificates.certify(
         trained,
         read_prompts(run),
@@ -65,6 +66,7 @@ def main() -> int:
         num_samples=_NUM_SAMPLES.value,
         base_name=_MODEL.base,
         mesh=_MODEL.mesh,
+        int8=_MODEL.int8,
     )
     options.write_json(_JSON.value, result)
     certificates.show(result)

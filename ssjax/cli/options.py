@@ -115,6 +115,7 @@ class ModelFlags:
     _adapter: flags.FlagHolder | None
     _task_file: flags.FlagHolder
     _mesh: flags.FlagHolder
+    _weights: flags.FlagHolder | None
 
     @property
     def workdir(self) -> str:
@@ -131,10 +132,16 @@ class ModelFlags:
         """As given, see `open_mesh`; None: the first device."""
         return open_mesh(self._mesh.value) if self._mesh.value else None
 
+    @property
+    def int8(self) -> bool:
+        """Whether its large matrices are held in eight bits."""
+        return self._weights is not None and self._weights.value == "int8"
+
     def open(self) -> Run:
         """The model, ready to decode. Raises: UserError, as `ssjax.load`."""
         self._prepare()
-        return load(self.workdir, self._checkpoint.value, **self._parts, mesh=self.mesh)
+        parts = self._parts | {"mesh": self.mesh, "int8": self.int8}
+        return load(self.workdir, self._checkpoint.value, **parts)
 
     def read(self) -> Trained:
         """Its weights as they were trained. Raises: UserError, as `ssjax.load`."""
@@ -165,11 +172,12 @@ def open_mesh(sizes: Sequence[str]) -> Mesh:
     return partitioning.make_mesh(MeshConfig(*map(int, sizes)))
 
 
-def define_model_flags(*, adapter: bool = True) -> ModelFlags:
+def define_model_flags(*, adapter: bool = True, int8: bool = True) -> ModelFlags:
     """Flags that say which trained model a verb works on.
 
     Args:
       adapter: its weights may be a base with an adapter.
+      int8: it may be decoded in eight bits.
     """
     help_text = "Of ssjax.export --format adapter, put on the base weights of --workdir."
     workdir = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.")
@@ -194,6 +202,15 @@ def define_model_flags(*, adapter: bool = True) -> ModelFlags:
             "Sizes of data, fsdp and tensor that the weights are divided over, such as 1,1,4; "
             "default: the first device.",
         ),
+        flags.DEFINE_enum(
+            "weights",
+            None,
+            ["int8"],
+            "int8: decode with projections, embedding and heads in eight bits, a scale for each "
+            "row; default: in the compute dtype.",
+        )
+        if int8
+        else None,
     )
 
 

@@ -25,6 +25,7 @@ from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
 from ssjax.errors import UserError
 from ssjax.models.execution import Execution
 from ssjax.models.head import with_draft_head
+from ssjax.models.int8 import in_eight_bits
 from ssjax.models.parameters import Params, cast, count, join_projections, unstack_layers
 from ssjax.models.transformer import Transformer
 from ssjax.parallel import partitioning
@@ -73,6 +74,7 @@ class Decoder:
         longer prompt is padded to a multiple of the largest.
       scan: decode in the scanned form; None: on CPU unrolled, elsewhere scanned.
       mesh: that the parameters are divided over; None: the first device.
+      int8: hold projections, embedding and heads in eight bits, see `models.int8`.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Decoder:
         prompt_buckets: Sequence[int],
         scan: bool | None = None,
         mesh: Mesh | None = None,
+        int8: bool = False,
     ):
         self.mesh = mesh or partitioning.one_device()
         platform = self.mesh.devices.flat[0].platform
@@ -98,7 +101,9 @@ class Decoder:
         params = join_projections(params) if joined else params
         self.num_parameters = count(params)
         with jax.set_mesh(self.mesh):
-            self.params = with_draft_head(params, model.config, model.streams)
+            params = with_draft_head(params, model.config, model.streams)
+            self.params = in_eight_bits(params) if int8 else params
+        self.int8 = int8
         self.eos_ids = tuple(eos_ids)
         self.pad_id = pad_id
         self.prompt_buckets = tuple(sorted(prompt_buckets))

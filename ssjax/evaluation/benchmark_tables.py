@@ -39,7 +39,7 @@ def open_entry(run: Run, name: str) -> Entry:
     if kind == "draft_model":
         changes["draft_model"] = directory
     elif directory:
-        other = load(directory, mesh=run.decoder.mesh)
+        other = load(directory, mesh=run.decoder.mesh, int8=run.decoder.int8)
         if not same_tokens(other.tokenizer, run.tokenizer):
             raise UserError(f"--drafters: {directory} has another tokenizer than {run.workdir}")
         run = other

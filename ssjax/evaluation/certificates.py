@@ -40,6 +40,7 @@ def certify(
     num_samples: int = 4,
     base_name: str | None = None,
     mesh: Mesh | None = None,
+    int8: bool = False,
 ) -> dict:
     """All checks that the mode of a run calls for.
 
@@ -51,6 +52,7 @@ def certify(
       num_samples: per prompt.
       base_name: where the base is now; None: where it was.
       mesh: that the weights are divided over; None: the first device.
+      int8: the model is that with its large matrices in eight bits.
 
     Raises:
       UserError: a lossy rule of acceptance, or the model's output for a prompt is not finite.
@@ -69,12 +71,12 @@ def certify(
     config = trained.config
     mode, drafter = config.adaptation.mode, make_drafter(decode, config.streams)
     exact = in_float32(trained)
-    subject = _Subject(open_run(exact, mesh).decoder, drafter, prompts, decode, temperature)
+    subject = _Subject(open_run(exact, mesh, int8).decoder, drafter, prompts, decode, temperature)
     checks = _drafts_change_nothing(subject)
     if mode in _COMPARED_WITH:
-        checks[_COMPARED_WITH[mode]] = _equals_base(subject, exact, base_name, mesh)
+        checks[_COMPARED_WITH[mode]] = _equals_base(subject, exact, base_name)
     if config.model.dtype == "bfloat16":
-        rounded = dataclasses.replace(subject, decoder=open_run(trained, mesh).decoder)
+        rounded = dataclasses.replace(subject, decoder=open_run(trained, mesh, int8).decoder)
         checks["bfloat16"] = _differs_by_rounding(subject, rounded)
     checks["sampling"] = _samples_fit(subject, num_samples)
     return {
@@ -84,6 +86,7 @@ def certify(
         "main_reads_streams": config.streams.main_reads_streams,
         "promise": _promise(mode),
         "dtype": config.model.dtype,
+        "weights": "int8" if int8 else config.model.dtype,
         "draft_nodes": drafter.num_nodes - 1,
         "max_new_tokens": decode.max_new_tokens,
         "checks": checks,
@@ -152,11 +155,9 @@ def _drafts_change_nothing(subject: _Subject) -> dict[str, dict]:
     return checks
 
 
-def _equals_base(
-    subject: _Subject, exact: Trained, base_name: str | None, mesh: Mesh | None
-) -> dict:
+def _equals_base(subject: _Subject, exact: Trained, base_name: str | None) -> dict:
     """Outputs equal those of the base model or its fine-tune without streams, decoded plainly."""
-    decoder, source = _base_decoder(exact, base_name, mesh)
+    decoder, source = _base_decoder(exact, base_name, subject.decoder)
     base = dataclasses.replace(subject, decoder=decoder)
     return _equality(evidence.first_differences(base.plain, subject.plain), base) | {"base": source}
 
@@ -245,13 +246,14 @@ def in_float32(trained: Trained) -> Trained:
     return dataclasses.replace(trained, config=config, frozen=cast(trained.frozen, jnp.float32))
 
 
-def _base_decoder(trained: Trained, name: str | None, mesh: Mesh | None) -> tuple[Decoder, str]:
+def _base_decoder(trained: Trained, name: str | None, like: Decoder) -> tuple[Decoder, str]:
     """A decoder without streams, and where its weights came from.
 
-    Of the untouched base model; in the detached mode with the adapter of main rows.
+    Of the untouched base model; in the detached mode with the adapter of main rows. Its weights are
+    divided and held like those of `like`.
     """
     config = trained.config
-    params, source = _base_params(trained, name, mesh)
+    params, source = _base_params(trained, name, like.mesh)
     if config.adaptation.mode == "detached":
         adapter, _ = split(trained.trainable, is_of_main_rows)
         params = merge_lora(merge(adapter, params), config.adaptation)
@@ -266,12 +268,13 @@ def _base_decoder(trained: Trained, name: str | None, mesh: Mesh | None) -> tupl
         eos_ids=tokenizer.eos_ids,
         pad_id=tokenizer.pad_id,
         prompt_buckets=config.decode.prompt_buckets,
-        mesh=mesh,
+        mesh=like.mesh,
+        int8=like.int8,
     )
     return decoder, source
 
 
-def _base_params(trained: Trained, name: str | None, mesh: Mesh | None) -> tuple[Params, str]:
+def _base_params(trained: Trained, name: str | None, mesh: Mesh) -> tuple[Params, str]:
     """Base weights in float32, and where they came from: an export with weights is its own base."""
     config = trained.config
     with contextlib.suppress(UserError):

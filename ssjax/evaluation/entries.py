@@ -73,7 +73,7 @@ def time_entries(
         "prompts": len(prompts.ids),
         "source": prompts.source,
         "device": jax.devices()[0].device_kind,
-        "dtype": run.config.model.dtype,
+        "dtype": run.dtype,
         "temperature": decode.temperature,
         "max_new_tokens": decode.max_new_tokens,
         "parameters": run.decoder.num_parameters,

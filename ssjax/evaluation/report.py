@@ -59,7 +59,7 @@ def evaluate(
         "task": run.task.name,
         "split": split,
         "device": jax.devices()[0].device_kind,
-        "dtype": run.config.model.dtype,
+        "dtype": run.dtype,
         "batch_size": decode.batch_size,
         "temperature": decode.temperature,
         "max_new_tokens": decode.max_new_tokens,

@@ -6,6 +6,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssjax.config import ModelConfig
+from ssjax.models.int8 import Int8, Weight
 from ssjax.models.parameters import Params
 from ssjax.parallel import partitioning
 
@@ -116,11 +117,13 @@ def with_shardings(shapes, shardings):
     return jax.tree.map(add, shapes, shardings)
 
 
-def gathered(weight: jax.Array, *axes: str) -> jax.Array:
+def gathered(weight: Weight, *axes: str) -> Weight:
     """A weight with its "embed" dimension whole, the others as they are: what FSDP gathers.
 
     Cast before, so that fewer bytes travel. Without a mesh of several devices, the weight.
     """
+    if isinstance(weight, Int8):
+        return weight.replace(values=gathered(weight.values, *axes))
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return weight

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from ssjax.config import ModelConfig, StreamsConfig
+from ssjax.models import int8
 from ssjax.models.attention import matmul_precision
 from ssjax.models.axes import gathered
 from ssjax.models.execution import Execution
+from ssjax.models.int8 import Weight
 from ssjax.models.parameters import Params
 from ssjax.models.projection import project
 
@@ -18,7 +20,7 @@ DRAFT_HEAD = "draft_head"  # a leaf of `with_draft_head`, which no model has by 
 class Head:
     """The LM head as a value, for projecting a few rows at a time; or a head for each output."""
 
-    table: jax.Array  # [V, D], or [Q, V, D]
+    table: Weight  # [V, D], or [Q, V, D], which is never in eight bits
     bias: jax.Array | None  # [V]
     divisor: float = struct.field(pytree_node=False)  # of the logits, before the cap
     softcap: float = struct.field(pytree_node=False)  # 0: off
@@ -39,7 +41,7 @@ def head_logits(hidden: jax.Array, head: Head, execution: Execution) -> jax.Arra
             precision=matmul_precision(hidden.dtype),
             preferred_element_type=jnp.float32,
         )
-    table = gathered(head.table.astype(hidden.dtype), "vocab", "embed")
+    table = gathered(int8.cast(head.table, hidden.dtype), "vocab", "embed")
     logits = project(hidden, table, hidden.dtype, execution, result=jnp.float32)
     if head.bias is not None:
         logits = logits + head.bias.astype(jnp.float32)
@@ -58,7 +60,7 @@ def head_rows(head: Head, tokens: jax.Array, dtype) -> jax.Array:
     if head.table.ndim == 3:
         table = gathered(head.table, "streams", "vocab", "embed")
         return table[jnp.arange(table.shape[0])[:, None], tokens].astype(dtype)
-    return jnp.take(gathered(head.table, "vocab", "embed"), tokens, axis=0).astype(dtype)
+    return int8.rows_of(gathered(head.table, "vocab", "embed"), tokens, dtype)
 
 
 def make_head(params: Params, config: ModelConfig) -> Head:

@@ -20,6 +20,7 @@ from flax import struct
 from ssjax.models.attention import matmul_precision
 from ssjax.models.axes import gathered
 from ssjax.models.head import Head, finished, head_rows
+from ssjax.models.int8 import Weight, rows_of
 from ssjax.models.parameters import Params
 
 _EPSILON = 1e-6  # of the norm of an embedding row
@@ -29,7 +30,7 @@ _EPSILON = 1e-6  # of the norm of an embedding row
 class ParentCorrection:
     """The parameters, and the table that parents are looked up in."""
 
-    embedder: jax.Array  # E, [V, D]
+    embedder: Weight  # E, [V, D]
     down: jax.Array  # A, [rho, D]
     query: jax.Array  # Q, [rho, D]
     gate: jax.Array  # d, [J, rho]
@@ -96,9 +97,9 @@ def candidate_logits(
     return finished(alone[..., None, :] + change, head)
 
 
-def normed_rows(embedder: jax.Array, tokens: jax.Array, dtype) -> jax.Array:
+def normed_rows(embedder: Weight, tokens: jax.Array, dtype) -> jax.Array:
     """n(E_a): embedding rows of tokens [...], over their root mean square, [..., D] in dtype."""
-    rows = jnp.take(embedder, tokens, axis=0).astype(jnp.float32)
+    rows = rows_of(embedder, tokens, jnp.float32)
     mean_square = jnp.mean(jnp.square(rows), axis=-1, keepdims=True)
     return (rows * jax.lax.rsqrt(mean_square + _EPSILON)).astype(dtype)
 

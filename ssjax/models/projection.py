@@ -7,9 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssjax.models import int8
 from ssjax.models.attention import matmul_precision
 from ssjax.models.axes import PROJECTIONS, gathered
 from ssjax.models.execution import Execution
+from ssjax.models.int8 import Int8, Weight
 from ssjax.models.layout import Layout
 from ssjax.models.lora import LoRA
 from ssjax.models.parameters import JOINED
@@ -38,7 +40,7 @@ class Projection(nn.Module):
         out_axis, in_axis = PROJECTIONS[self.name]
 
         def product(x, weight, *axes):
-            weight = gathered(weight.astype(self.dtype), *axes)
+            weight = gathered(int8.cast(weight, self.dtype), *axes)
             return project(x, weight, self.dtype, self.execution)
 
         weight = self.param("weight", init, (self.features, width), jnp.float32)
@@ -86,7 +88,7 @@ class Projection(nn.Module):
 _FEW_ROWS = 64
 
 
-def project(x: jax.Array, weight: jax.Array, dtype, execution: Execution, result=None) -> jax.Array:
+def project(x: jax.Array, weight: Weight, dtype, execution: Execution, result=None) -> jax.Array:
     """x [..., in] times weight [out, in] -> [..., out].
 
     With execution.few_rows_as_columns, 2 to 64 rows are multiplied as weight @ rows.T, which XLA's
@@ -98,11 +100,14 @@ def project(x: jax.Array, weight: jax.Array, dtype, execution: Execution, result
         weight @ rows.T  6.5   7.9   8.8  12.5  11.8  12.3  16.7  27.7
 
     Args:
-      x, weight: multiplied in `dtype`.
+      x, weight: multiplied in `dtype`; scales of a weight in eight bits come after, in float32.
       dtype: of the product, float32 or bfloat16.
       execution: see above.
       result: dtype that is returned; None: `dtype`.
     """
+    if isinstance(weight, Int8):
+        y = project(x, weight.values, dtype, execution, result=jnp.float32) * weight.scale
+        return y.astype(dtype if result is None else result)
     x, weight = x.astype(dtype), weight.astype(dtype)
     *shape, width = x.shape
     num_rows = math.prod(shape)

@@ -15,6 +15,7 @@ from flax import struct
 
 from ssjax.models.axes import gathered
 from ssjax.models.execution import Execution
+from ssjax.models.int8 import Weight
 from ssjax.models.parent import normed_rows
 from ssjax.models.projection import project
 
@@ -34,7 +35,7 @@ class StreamStart:
     embedding: jax.Array | None  # e, [J, D]
     map: LowRank | None  # f, D -> D
     root: LowRank | None  # width of the embedding table -> D
-    embedder: jax.Array  # E, [V, table_dim or D]
+    embedder: Weight  # E, [V, table_dim or D]
 
 
 def start_streams(

@@ -33,6 +33,7 @@ from ssjax.models.cache import KVCache, valid_slots
 from ssjax.models.execution import Execution
 from ssjax.models.fused_attention import is_fused
 from ssjax.models.head import Head, head_logits
+from ssjax.models.int8 import rows_of
 from ssjax.models.layers import Norm, Stack, multiplied
 from ssjax.models.layout import (
     Keys,
@@ -331,7 +332,7 @@ class Transformer(nn.Module):
         config = self.config
         dtype = jnp.dtype(config.dtype)
         table = gathered(self.embedder, "vocab", "embed")
-        x = jnp.take(table, tokens, axis=0).astype(dtype)
+        x = rows_of(table, tokens, dtype)
         if config.table_dim:
             x = self._project(x, self.table_in)
         if config.scale_embeddings:

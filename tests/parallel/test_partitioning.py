@@ -178,7 +178,7 @@ DRAFTERS = {
 }
 
 
-def decode(sizes, drafter, sampling=oracles.GREEDY, batch_size=8, bad=None, **changes):
+def decode(sizes, drafter, sampling=oracles.GREEDY, batch_size=8, bad=None, int8=False, **changes):
     """bad: a token of which the embedding is not finite."""
     model = meshes.make_model(**changes)
     mesh = meshes.make_mesh(sizes)
@@ -186,9 +186,8 @@ def decode(sizes, drafter, sampling=oracles.GREEDY, batch_size=8, bad=None, **ch
     if bad is not None:
         params["embedder"] = params["embedder"].at[bad].set(np.nan)
     params = jax.device_put(params, param_shardings(params, model.config, mesh))
-    opened = Decoder(
-        model, params, eos_ids=(7,), pad_id=0, prompt_buckets=(16,), mesh=mesh, scan=True
-    )
+    settings = {"eos_ids": (7,), "pad_id": 0, "prompt_buckets": (16,)}
+    opened = Decoder(model, params, **settings, mesh=mesh, scan=True, int8=int8)
     prompts = oracles.ragged_prompts(0, 8, longest=14, vocab_size=64)
     return oracles.generate(
         opened, prompts, drafter, sampling=sampling, batch_size=batch_size, max_new_tokens=16
@@ -252,6 +251,12 @@ def test_a_batch_and_heads_that_the_mesh_does_not_divide(plain_tokens):
     ends = [[(c.tokens, c.finish) for c in completions] for completions in (one, many)]
     assert ends[0] == ends[1]
     assert any(c.finish == "error" and c.tokens for c in one) and one[0].finish != "error"
+
+
+def test_eight_bits_do_not_depend_on_the_mesh(plain_tokens):
+    drafter = DRAFTERS["best first"]
+    one, many = (decode(sizes, drafter, int8=True) for sizes in ((1, 1, 1), (1, 2, 4)))
+    assert oracles.tokens_of(many) == oracles.tokens_of(one) != plain_tokens
 
 
 def test_samples_do_not_depend_on_the_mesh():

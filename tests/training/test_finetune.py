@@ -332,19 +332,18 @@ def test_a_shared_certificate(runs):
     assert "new model, not compared with its base" in found["promise"]
 
 
-@pytest.mark.parametrize("form", ["run", "hf", "orbax", "adapter"])
+@pytest.mark.parametrize("form", ["run", "int8", "hf", "orbax", "adapter"])
 def test_a_detached_certificate(runs, base, tmp_path, form):
     """Of the run and of what is exported from it, which is its own base where it has weights."""
     trained = load_trained(runs["detached"][0])
-    if form != "run":
+    if form not in ("run", "int8"):
         with new_directory(tmp_path / "new") as directory:
             getattr(exported_lib, f"write_{form}")(directory, trained, "float32")
             trained.tokenizer.save(directory)
         adapter = tmp_path / "new" if form == "adapter" else None
         trained = load_trained(base if adapter else tmp_path / "new", adapter=adapter)
-    found = certificates.certify(
-        trained, PROMPTS, open_run(trained).decode_config(max_new_tokens=8)
-    )
+    decode = open_run(trained).decode_config(max_new_tokens=8)
+    found = certificates.certify(trained, PROMPTS, decode, int8=form == "int8")
     assert found["holds"], found
     whole = form in ("hf", "orbax")
     compared = found["checks"]["equals_base" if whole else "equals_fine_tune"]
