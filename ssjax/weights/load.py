@@ -172,7 +172,8 @@ def read_base(
     base_lib.keep_origin(workdir, base.name, base.revision, found)
     origin = read_json_object(workdir / "base.json")
     right = base_lib.title(str(origin.get("source")), origin.get("revision"))
-    _check_fingerprint(origin.get("fingerprint"), params, base.title, f", {right},")
+    if origin.get("fingerprint") != found:
+        _check_fingerprint(origin.get("fingerprint"), params, base.title, f", {right},")
     if base.config_json is not None and not (workdir / "base_config.json").exists():
         write_atomic(workdir / "base_config.json", to_json(base.config_json))
     return params, base
