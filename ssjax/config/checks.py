@@ -1,6 +1,7 @@
 """What values of a config must be together."""
 
 import itertools
+import math
 
 from ssjax.config import ranges
 from ssjax.config.keys import (
@@ -47,6 +48,7 @@ def validate(config: Config) -> None:
         "workdir": config.workdir,
         "data.path": data.path,
         "data.prepared_dir": data.prepared_dir,
+        "data.mixture": " ".join(data.mixture),
     }
     for key, place in places.items():
         _check(
@@ -82,6 +84,14 @@ def _validate_reading(data: DataConfig) -> None:
     _check(
         all(name and column for name, _, column in named),
         f"data.columns must hold NAME=COLUMN, the task's name first, got {data.columns!r:.80}",
+    )
+    try:
+        mixed = all(path and 0 < weight < math.inf for path, weight in data.mixed)
+    except ValueError:
+        mixed = False
+    _check(
+        mixed,
+        f"data.mixture must hold DIR=WEIGHT, each weight above 0, got {data.mixture!r:.80}",
     )
     names = [name for name, _, _ in named]
     _check(len({*names}) == len(names), f"data.columns names {names} twice; a name has one column")

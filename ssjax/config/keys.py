@@ -247,6 +247,9 @@ class DataConfig:
     validation_share: Share = 0.0
     test_share: Share = 0.0
     split_seed: Count = 0  # of the shares; another one divides in another way
+    # More data of the same task that training draws from: "DIR=WEIGHT" each, where data.path has
+    # the weight 1. Their train splits alone are read.
+    mixture: tuple[str, ...] = ()
     prepared_dir: str = "runs/data"  # where prepared (array_record) data sets are kept
     max_prompt_length: Size = 160  # tokens
     max_target_length: Size = 48  # tokens, end of sequence included
@@ -265,6 +268,12 @@ class DataConfig:
     tokenizer: str = ""
     tokenizer_vocab_size: Size = 1024  # of the trained tokenizer
     tokenizer_records: Count = 20000  # training records that it is trained on, at most; 0: all
+
+    @property
+    def mixed(self) -> tuple[tuple[str, float], ...]:
+        """Paths and weights of the mixture. Raises: ValueError: a weight that is no number."""
+        parts = [each.rpartition("=") for each in self.mixture]
+        return tuple((path, float(weight)) for path, _, weight in parts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from ssjax.config import Config
 from ssjax.data import builders, pipeline
 from ssjax.data.lengths import lengths_of
-from ssjax.data.records import Chosen, RecordSource
+from ssjax.data.records import Chosen, Mixture, RecordSource
 from ssjax.data.splits import Reading
 from ssjax.data.tasks import Record, get_task
 from ssjax.data.tokenizers.tokenizer import (
@@ -21,13 +21,18 @@ from ssjax.errors import UserError
 from ssjax.files.gguf import is_gguf
 
 
-def open_split(config: Config, split: str) -> RecordSource:
-    """The records of a split, prepared on first use."""
-    data = config.data
-    reading = Reading.of(data)
-    return builders.open_source(
-        data.task, data.path, data.prepared_dir, config.seed, split, reading
-    )
+def open_split(config: Config, split: str) -> RecordSource | Mixture:
+    """The records of a split, prepared on first use; of train with those of data.mixture."""
+    data, reading = config.data, Reading.of(config.data)
+
+    def opened(path: str, reading: Reading) -> RecordSource:
+        return builders.open_source(data.task, path, data.prepared_dir, config.seed, split, reading)
+
+    source = opened(data.path, reading)
+    if split != "train" or not data.mixture:
+        return source
+    more = [opened(path, reading.of_train()) for path, _ in data.mixed]
+    return Mixture([source, *more], [1.0, *(weight for _, weight in data.mixed)])
 
 
 def training_records(config: Config, tokenizer: Tokenizer, split: str) -> Sequence[Record]:
@@ -44,21 +49,34 @@ def training_records(config: Config, tokenizer: Tokenizer, split: str) -> Sequen
     source, data = open_split(config, split), config.data
     if data.too_long == "cut":
         return source
-    lengths = lengths_of(source, get_task(data.task), tokenizer)
-    fit = lengths.fit(data.max_prompt_length, data.max_target_length)
-    if not fit.any():
-        raise UserError(
-            f"all {len(source):,} records of {split} are longer than data.max_prompt_length="
-            f"{data.max_prompt_length} or data.max_target_length={data.max_target_length}; raise "
-            "them, or give data.too_long=cut"
-        )
-    return Chosen(source, np.flatnonzero(fit))
+
+    def fitting(source: RecordSource) -> Chosen:
+        lengths = lengths_of(source, get_task(data.task), tokenizer)
+        fit = lengths.fit(data.max_prompt_length, data.max_target_length)
+        if not fit.any():
+            raise UserError(
+                f"all {len(source):,} records of {split} are longer than data.max_prompt_length="
+                f"{data.max_prompt_length} or data.max_target_length={data.max_target_length}; "
+                "raise them, or give data.too_long=cut"
+            )
+        return Chosen(source, np.flatnonzero(fit))
+
+    if isinstance(source, Mixture):
+        return Mixture([fitting(each) for each in source.sources], source.weights)
+    return fitting(source)
 
 
 def data_digests(config: Config) -> dict[str, str]:
-    """SHA-256 of the files that each split is made from, or of the generated sample."""
-    data = config.data
-    return builders.digests(data.task, data.path, config.seed, Reading.of(data))
+    """SHA-256 of the files that each split is made from, or of the generated sample.
+
+    And of each part of a mixture, with its weight.
+    """
+    data, reading = config.data, Reading.of(config.data)
+    digests = builders.digests(data.task, data.path, config.seed, reading)
+    for number, (path, weight) in enumerate(data.mixed, start=1):
+        [digest] = builders.digests(data.task, path, config.seed, reading.of_train()).values()
+        digests[f"mixture {number}"] = f"{digest} weight {weight:g}"
+    return digests
 
 
 def kept_tokenizer(workdir: Path) -> Tokenizer | None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ssjax.data.records import Chosen, RecordSource
+from ssjax.data.records import Chosen, Mixture, RecordSource
 from ssjax.data.tasks import OwnTask, Record, Task, get_task, register_task
 from ssjax.data.tokenizers.tokenizer import Tokenizer, tokenizer_from_files
 from ssjax.errors import UserError
@@ -73,6 +73,12 @@ def lengths_of(
     if isinstance(source, Chosen):
         whole = lengths_of(source.source, task, tokenizer, num_processes=num_processes)
         return Lengths(whole.prompts[source.numbers], whole.targets[source.numbers])
+    if isinstance(source, Mixture):
+        parts = [
+            lengths_of(s, task, tokenizer, num_processes=num_processes) for s in source.sources
+        ]
+        together = [(each.prompts, each.targets) for each in parts]
+        return Lengths(*map(np.concatenate, zip(*together, strict=True)))
     if not isinstance(source, RecordSource):
         return _measure(source, task, tokenizer, range(len(source)))
     file = source.directory.parent.parent / "lengths" / f"{_key(source, task, tokenizer)}.npz"

@@ -23,6 +23,9 @@ import numpy as np
 # lengths stay mixed over time.
 _WINDOW_BATCHES = 32
 
+# Of a mixture: by source, its number of records and its weight; empty: there is none.
+Parts = Sequence[tuple[int, float]]
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -40,10 +43,11 @@ class OneARow:
       batch_size: rows of a batch.
       seed: of the order.
       width: tokens of a row.
+      parts: as of `shuffled`.
     """
 
-    def __init__(self, num_records: int, batch_size: int, seed: int, width: int):
-        self._ids = shuffled(num_records, seed)
+    def __init__(self, num_records: int, batch_size: int, seed: int, width: int, parts: Parts = ()):
+        self._ids = shuffled(num_records, seed, parts)
         self._batch_size, self._width = batch_size, width
 
     def __call__(self, index: int) -> BatchPlan:
@@ -62,12 +66,20 @@ class Buckets:
       batch_size: rows of a batch.
       seed: of the order.
       widths: of the buckets, rising; the last holds every record.
+      parts: as of `shuffled`.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, widths: Sequence[int]):
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        widths: Sequence[int],
+        parts: Parts = (),
+    ):
         self._lengths, self._batch_size, self._seed = np.asarray(lengths), batch_size, seed
         self._widths = tuple(widths)
-        self._ids = shuffled(len(lengths), seed)
+        self._ids = shuffled(len(lengths), seed, parts)
         self._window = functools.lru_cache(maxsize=4)(self._make_window)
 
     def __call__(self, index: int) -> BatchPlan:
@@ -98,6 +110,7 @@ class Packed:
       seed: of the order.
       width: tokens of a row.
       max_targets: target tokens of a row.
+      parts: as of `shuffled`.
     """
 
     def __init__(
@@ -108,11 +121,12 @@ class Packed:
         seed: int,
         width: int,
         max_targets: int,
+        parts: Parts = (),
     ):
         self._lengths = np.asarray(lengths).tolist()
         self._targets = np.asarray(target_lengths).tolist()
         self._batch_size, self._width, self._max_targets = batch_size, width, max_targets
-        self._ids = shuffled(len(self._lengths), seed)
+        self._ids = shuffled(len(self._lengths), seed, parts)
         self._rows: list[tuple[int, ...]] = []
         self._next = 0  # place in the order of the records
         self._lock = threading.Lock()  # batches are read by several threads
@@ -136,6 +150,21 @@ class Packed:
             self._next += 1
 
 
-def shuffled(num_records: int, seed: int) -> grain.MapDataset:
-    """Record numbers in a new order every epoch, without end."""
-    return grain.MapDataset.range(num_records).seed(seed).shuffle().repeat(None)
+def shuffled(num_records: int, seed: int, parts: Parts = ()) -> grain.MapDataset:
+    """Record numbers in a new order every epoch, without end.
+
+    Args:
+      num_records: all of them.
+      seed: of the order.
+      parts: of a mixture, which lie one after the other: each is gone through in orders of its
+        own, and of any stretch of numbers every part has its share by weight, to one record.
+    """
+    if not parts:
+        return grain.MapDataset.range(num_records).seed(seed).shuffle().repeat(None)
+    orders, begin = [], 0
+    for number, (size, _) in enumerate(parts):
+        [own_seed] = np.random.SeedSequence([seed, number]).generate_state(1)
+        own = grain.MapDataset.range(begin, begin + size).seed(int(own_seed))
+        orders.append(own.shuffle().repeat(None))
+        begin += size
+    return grain.MapDataset.mix(orders, [weight for _, weight in parts])

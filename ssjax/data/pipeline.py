@@ -24,7 +24,7 @@ import numpy as np
 from ssjax.config import DataConfig
 from ssjax.data.lengths import lengths_of
 from ssjax.data.order import Buckets, OneARow, Packed
-from ssjax.data.records import Chosen
+from ssjax.data.records import Mixture, num_left_out
 from ssjax.data.tasks import Record, Task
 from ssjax.data.tokenizers.tokenizer import Tokenizer
 from ssjax.errors import UserError
@@ -168,15 +168,16 @@ def train_batches(
     _check(source)
     limits, width = layout.limits, sum(layout.limits)
     order = layout.batch_size, seed
+    parts = source.parts if isinstance(source, Mixture) else ()
     if layout.packing:
         measured = lengths_of(source, task, tokenizer).cut(*limits)
-        plan = Packed(*measured, *order, width, layout.max_target_length)
+        plan = Packed(*measured, *order, width, layout.max_target_length, parts)
     elif layout.length_buckets:
         lengths, _ = lengths_of(source, task, tokenizer).cut(*limits)
         widths = [bucket for bucket in sorted(layout.length_buckets) if bucket < width]
-        plan = Buckets(lengths, *order, [*widths, width])
+        plan = Buckets(lengths, *order, [*widths, width], parts)
     else:
-        plan = OneARow(len(source), *order, width)
+        plan = OneARow(len(source), *order, width, parts)
 
     def encode(record: int) -> tuple[list[int], list[int]]:
         return encode_example(source[record], task, tokenizer, *limits)
@@ -331,7 +332,7 @@ def describe(
             min(prompt, max_prompt_length) + min(target, max_target_length)
             for prompt, target in zip(prompts, targets, strict=True)
         ),
-        num_dropped=len(source.source) - len(source) if isinstance(source, Chosen) else 0,
+        num_dropped=num_left_out(source),
     )
 
 

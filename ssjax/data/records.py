@@ -1,5 +1,7 @@
-"""Sequences of records: of a prepared split, and some of them."""
+"""Sequences of records: of a prepared split, some of them, and several together."""
 
+import bisect
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,39 @@ class Chosen(Sequence):
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         return self.source[int(self.numbers[place_of(index, len(self))])]
+
+
+class Mixture(Sequence):
+    """The records of several sources, one source after the other.
+
+    Attributes:
+      sources: at least one.
+      weights: of each, how often its records are drawn in training.
+    """
+
+    def __init__(self, sources: Sequence[Sequence], weights: Sequence[float]):
+        self.sources, self.weights = tuple(sources), tuple(weights)
+        self._begins = [0, *itertools.accumulate(map(len, sources))]
+
+    def __len__(self) -> int:
+        return self._begins[-1]
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        place = place_of(index, len(self))
+        number = bisect.bisect_right(self._begins, place) - 1
+        return self.sources[number][place - self._begins[number]]
+
+    @property
+    def parts(self) -> list[tuple[int, float]]:
+        """By source, its number of records and its weight."""
+        return [(len(s), weight) for s, weight in zip(self.sources, self.weights, strict=True)]
+
+
+def num_left_out(source: Sequence) -> int:
+    """Records that a source has and that were not chosen."""
+    if isinstance(source, Mixture):
+        return sum(map(num_left_out, source.sources))
+    return len(source.source) - len(source) if isinstance(source, Chosen) else 0
 
 
 def place_of(index: int, size: int) -> int:

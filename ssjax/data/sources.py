@@ -215,7 +215,7 @@ def find_source(
                 f"{task_name} has no generated sample: pass --config.data.path=DIR, "
                 f"a directory with {source.expected}"
             )
-        if reading != Reading():
+        if reading.columns or reading.shares:
             raise UserError(
                 "data.columns and shares are for files, and data.path is empty: the generated "
                 "sample has its columns and splits"
@@ -228,7 +228,7 @@ def find_source(
         )
     if source.published is None:
         return source, find_parts(path, reading, source.expected)
-    if reading != Reading():
+    if reading.columns or reading.shares:
         raise UserError(
             f"data.columns and shares are not for {task_name}, whose published files are read; "
             "give data.task=pairs, or a task of your own, for other files"
@@ -238,8 +238,8 @@ def find_source(
             f"{path} is not a directory: --config.data.path should hold {source.expected}"
         )
     parts = {}
-    for split, name in source.published.items():
-        file = Path(path) / name
+    for split in reading.splits:
+        file = Path(path) / source.published[split]
         if not file.is_file():
             raise UserError(
                 f"{file}: No such file; --config.data.path should hold {source.expected}"

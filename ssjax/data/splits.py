@@ -34,11 +34,16 @@ class Reading:
     validation_share: float = 0.0
     test_share: float = 0.0
     split_seed: int = 0
+    splits: tuple[str, ...] = SPLITS  # that are wanted
 
     @classmethod
     def of(cls, data: DataConfig) -> "Reading":
         """That of a run."""
-        return cls(**{f.name: getattr(data, f.name) for f in dataclasses.fields(cls)})
+        return cls(data.columns, data.validation_share, data.test_share, data.split_seed)
+
+    def of_train(self) -> "Reading":
+        """Of data that is trained on alone; what shares would hold out is left out there, too."""
+        return dataclasses.replace(self, splits=("train",))
 
     @property
     def shares(self) -> dict[str, float]:
@@ -143,12 +148,12 @@ def find_parts(path: str, reading: Reading, expected: str) -> dict[str, Part]:
         found: dict[str, list[Path]] = {}
         pool = [Path(path)]
     else:
-        found = {split: _files_of(Path(path), split) for split in SPLITS}
+        found = {split: _files_of(Path(path), split) for split in reading.splits}
         pool = found["train"]
-        if not any(found.values()) and reading.shares:
+        if not any(found.values()) and (reading.shares or reading.splits == ("train",)):
             pool = _data_files(Path(path))
     shares = reading.shares
-    for split in SPLITS[1:]:
+    for split in reading.splits[1:]:
         if found.get(split) and split in shares:
             raise UserError(
                 f"{found[split][0]} is there, and data.{split}_share is {shares[split]:g}; give 0 "
@@ -164,7 +169,7 @@ def find_parts(path: str, reading: Reading, expected: str) -> dict[str, Part]:
     columns = reading.names_of()
     divided = Shares(tuple(sorted(shares.items())), reading.split_seed) if shares else None
     parts = {}
-    for split in SPLITS:
+    for split in reading.splits:
         shared = split == "train" or split in shares
         files = pool if shared else found[split]
         sources = tuple(SourceFile(str(file)) for file in files)

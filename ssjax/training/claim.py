@@ -29,6 +29,7 @@ _DECIDES_WEIGHTS = ("seed", "model", "streams", "adaptation", "loss", "optimizer
 _MAY_CHANGE = (
     "model.pretrained",
     "data.path",
+    "data.mixture",
     "data.tokenizer",
     "data.prepared_dir",
     "train.log_every",
@@ -101,7 +102,8 @@ def _check_data(workdir, config, about, digests) -> None:
         known = read_json_object(file).get("sha256")
     where = config.data.path or "the generated sample"
     if isinstance(known, dict):
-        other = [split for split in digests if known.get(split) != digests[split]]
+        names = [*digests, *(name for name in known if name not in digests)]
+        other = [name for name in names if known.get(name) != digests.get(name)]
         if other:
             raise UserError(
                 f"{workdir} holds a run on other data: {', '.join(other)} of {where} differ from "

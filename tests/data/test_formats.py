@@ -1,5 +1,6 @@
 """Records in the forms in which people have them; the same ones in each."""
 
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -11,6 +12,7 @@ import pytest
 
 from ssjax import config as config_lib
 from ssjax.config import DataConfig
+from ssjax.data import choice
 from ssjax.data.builders import open_source
 from ssjax.data.sources import find_source
 from ssjax.data.splits import SPLITS, Reading
@@ -83,6 +85,35 @@ def test_prepared_from_one_file_with_other_names(tmp_path):
     assert len(list((tmp_path / "prepared").iterdir())) == 1
     open_source(*place, "train", Reading(reading.columns, 0.2, 0.1, split_seed=1))
     assert len(list((tmp_path / "prepared").iterdir())) == 2
+
+
+def test_a_mixture_of_two_places(tmp_path):
+    """Records, their digests, and that nothing held out is trained on."""
+    write(tmp_path / "one.jsonl", PAIRS[:60])
+    write(tmp_path / "more/a.parquet", PAIRS[40:90])
+    data = DataConfig(
+        task="pairs",
+        path=str(tmp_path / "one.jsonl"),
+        mixture=(f"{tmp_path}/more=2",),
+        prepared_dir=str(tmp_path / "prepared"),
+        validation_share=0.2,
+        test_share=0.2,
+    )
+    config = config_lib.Config(data=data)
+    train, validation, test = (choice.open_split(config, split) for split in SPLITS)
+    assert train.parts == [(len(train.sources[0]), 1.0), (len(train.sources[1]), 2.0)]
+    seen = [row["prompt"] for row in train]
+    assert seen == [train[i]["prompt"] for i in range(-len(train), 0)]
+    held_out = {row["prompt"] for source in (validation, test) for row in source}
+    assert not held_out & {*seen}
+    here = [row["prompt"] for row in PAIRS[:60] if by_hand(row, 0) >= 0.4]
+    there = [row["prompt"] for row in PAIRS[40:90] if by_hand(row, 0) >= 0.4]
+    assert seen == here + there
+    digests = choice.data_digests(config)
+    assert digests.keys() == {*SPLITS, "mixture 1"}
+    heavier = dataclasses.replace(data, mixture=(f"{tmp_path}/more=3",))
+    other = choice.data_digests(dataclasses.replace(config, data=heavier))
+    assert {name for name in digests if digests[name] != other[name]} == {"mixture 1"}
 
 
 def by_hand(row, seed):
@@ -295,6 +326,8 @@ def test_other_files_are_refused(tmp_path):
         ({"columns": ("prompt",)}, r"data.columns must hold NAME=COLUMN"),
         ({"columns": ("prompt=",)}, r"data.columns must hold NAME=COLUMN"),
         ({"columns": ("a=b", "a=c")}, "a name has one column"),
+        ({"mixture": ("more",)}, "data.mixture must hold DIR=WEIGHT, each weight above 0"),
+        ({"mixture": ("more=-1",)}, "data.mixture must hold DIR=WEIGHT, each weight above 0"),
         ({"validation_share": 0.5, "test_share": 0.5}, "leave nothing to train on"),
         (
             {"validation_share": 1.0},

@@ -42,6 +42,28 @@ def test_every_record_once_an_epoch_and_any_batch_at_any_time(make):
     assert counts[:300].min() >= len(seen) // 300 - 1 and counts.max() <= len(seen) // 300 + 1
 
 
+@pytest.mark.parametrize("layout", ["one a row", "buckets", "packed"])
+def test_a_mixture_is_drawn_by_weight(layout):
+    """Counted by part, over any stretch of records and in every order of rows."""
+    parts = [(200, 1.0), (40, 2.0), (60, 0.5)]
+    make = {
+        "one a row": lambda seed: OneARow(300, 4, seed, 60, parts),
+        "buckets": lambda seed: Buckets(LENGTHS, 4, seed, WIDTHS, parts),
+        "packed": lambda seed: Packed(LENGTHS, TARGETS, 4, seed, 60, 20, parts),
+    }[layout]
+    drawn = np.array(records(make(3), 64))
+    size = 4 * 32 if layout == "buckets" else 7  # a window is sorted by length
+    for first in range(0, len(drawn) - size, size):
+        counts = np.histogram(drawn[first : first + size], [0, 200, 240, 300])[0]
+        assert np.abs(counts - size * np.array([2, 4, 1]) / 7).max() <= 2, (first, counts)
+    own = drawn[(drawn >= 200) & (drawn < 240)]
+    if layout != "buckets":  # each part goes through all its records before one comes again
+        assert sorted(own[:40]) == list(range(200, 240)) and sorted(own[40:80]) == sorted(own[:40])
+        assert own[:40].tolist() != own[40:80].tolist()
+    plan = make(3)
+    assert plan(50) == make(3)(50) and make(4)(0) != plan(0)
+
+
 def test_the_first_epoch_has_every_record():
     assert sorted(records(OneARow(300, 4, 0, 60), 75)) == list(range(300))
     first, second = records(OneARow(300, 4, 0, 60), 75), records(OneARow(300, 4, 0, 60), 75, 75)
