@@ -115,7 +115,7 @@ def train(config: Config | ConfigDict, callbacks: Sequence[Callback] = ()) -> Ru
 
     The directory `config.workdir` is locked meanwhile. What is said goes to stderr, measurements
     to metrics.jsonl in that directory. Ctrl-C or SIGTERM saves after the current step and returns:
-    `run.step` is then less than `config.train.num_steps`, and the same call continues.
+    `run.step` is then less than `run.config.train.num_steps`, and the same call continues.
 
     Args:
       config: what `ssjax.config.default_config()` gave, changed; or its frozen form. Its keys,

@@ -33,7 +33,7 @@ def main() -> int:
     with start.processes(_DISTRIBUTED.value):
         program_cache.keep(config.compilation_cache)
         run = ssjax.train(config)
-        if run.step < config.train.num_steps:
+        if run.step < run.config.train.num_steps:
             messages.say(f"stopped at step {run.step}, saved; run the same command to continue")
             return EXIT_RESUMABLE
         # The settings of the config, so that evaluations of equal configs can be compared.

@@ -293,6 +293,9 @@ class TrainConfig:
     """The training loop."""
 
     num_steps: Size = 400  # optimizer steps
+    # In place of num_steps: times that training goes through as many records as it has; with
+    # packing a step takes more of them than rows. 0: num_steps.
+    num_epochs: Weight = 0.0
     accumulation: Size = 1  # micro-batches per step; divides data.batch_size
     # What the backward pass computes again to save memory: none, products (all but matrix
     # products with weights), or full (each layer).

@@ -165,6 +165,39 @@ def train_batches(
     Raises:
       UserError: no records.
     """
+    plan, limits = _plan(source, task, tokenizer, layout, seed), layout.limits
+
+    def encode(record: int) -> tuple[list[int], list[int]]:
+        return encode_example(source[record], task, tokenizer, *limits)
+
+    return grain.MapDataset.source(_PlannedBatches(plan, encode, rows, tokenizer.pad_id))
+
+
+def num_steps(
+    source: Sequence[Record],
+    task: Task,
+    tokenizer: Tokenizer,
+    layout: BatchLayout,
+    *,
+    seed: int,
+    num_epochs: float,
+) -> int:
+    """Batches of `train_batches` that hold num_epochs times as many records as there are.
+
+    The last one may go beyond them. Arguments and errors are those of `train_batches`.
+    """
+    num_records = max(round(num_epochs * len(source)), 1)
+    if not layout.packing:
+        return -(-num_records // layout.batch_size)
+    plan, count = _plan(source, task, tokenizer, layout, seed), 0
+    while num_records > 0:
+        num_records -= sum(map(len, plan(count).rows))
+        count += 1
+    return count
+
+
+def _plan(source, task, tokenizer, layout: BatchLayout, seed: int) -> OneARow | Buckets | Packed:
+    """Which records make up each batch."""
     _check(source)
     limits, width = layout.limits, sum(layout.limits)
     order = layout.batch_size, seed
@@ -178,11 +211,7 @@ def train_batches(
         plan = Buckets(lengths, *order, [*widths, width], parts)
     else:
         plan = OneARow(len(source), *order, width, parts)
-
-    def encode(record: int) -> tuple[list[int], list[int]]:
-        return encode_example(source[record], task, tokenizer, *limits)
-
-    return grain.MapDataset.source(_PlannedBatches(plan, encode, rows, tokenizer.pad_id))
+    return plan
 
 
 class _PlannedBatches(Sequence):

@@ -32,6 +32,9 @@ _MAY_CHANGE = (
     "data.mixture",
     "data.tokenizer",
     "data.prepared_dir",
+    "train.num_steps",
+    "train.num_epochs",
+    "train.accumulation",
     "train.log_every",
     "train.eval_every",
     "train.eval_batches",
@@ -41,6 +44,18 @@ _MAY_CHANGE = (
     "train.profile_at",
     "train.profile_steps",
 )
+
+# Why the others may not.
+_WHY = {
+    "seed": "it decides the weights that the run began with and the order of its records",
+    "model": "its weights have that form",
+    "streams": "its weights have that form",
+    "adaptation": "what it trains has that form",
+    "loss": "until now it minimised that loss",
+    "optimizer": "the state of its optimizer comes from those settings",
+    "data": "its batches and their order follow from it",
+    "train": "its steps until now were made so",
+}
 
 
 def check_workdir(workdir: Path, config: Config) -> dict[str, str]:
@@ -59,8 +74,13 @@ def check_workdir(workdir: Path, config: Config) -> dict[str, str]:
 
 
 def claim_workdir(workdir: Path, config: Config) -> None:
-    """The same, and makes the directory that of this run: writes config.json and data.json."""
+    """The same, and makes the directory that of this run: writes config.json and data.json.
+
+    Raises:
+      UserError: as `check_workdir`, or the run is beyond its last step.
+    """
     digests = check_workdir(workdir, config)
+    _check_steps(workdir, config.train.num_steps)
     write_atomic(workdir / "config.json", to_json(config_lib.to_dict(config)))
     values = {"path": config.data.path, "sha256": digests}
     write_atomic(workdir / "data.json", to_json(values))
@@ -91,9 +111,28 @@ def _check_settings(workdir, config) -> None:
             continue  # decides about a warning
         if decides and here[key] != value:
             raise UserError(
-                f"{workdir} holds a run with {key}={here[key]!r}, not {value!r}; choose "
-                "another --config.workdir, or give that value to continue the run"
+                f"{workdir} holds a run with {key}={here[key]!r}, not {value!r}: "
+                f"{_WHY[key.split('.')[0]]}; choose another --config.workdir, or give that value "
+                "to continue the run"
             )
+
+
+def _check_steps(workdir: Path, num_steps: int) -> None:
+    """A run may end sooner or later than it was begun for, but not before where it is."""
+    if not (workdir / "config.json").exists():
+        return
+    reached = max(saved_steps.steps(workdir / "checkpoints"), default=0)
+    if reached > num_steps:
+        raise UserError(
+            f"{workdir} is at step {reached}, beyond train.num_steps={num_steps}; give at least "
+            "that many, or choose another --config.workdir"
+        )
+    before = read_config(workdir).train.num_steps
+    if before != num_steps:
+        messages.say_once(
+            f"{workdir} was to end at step {before} and now ends at {num_steps}; from here the "
+            "learning rate follows the schedule of the new end"
+        )
 
 
 def _check_data(workdir, config, about, digests) -> None:

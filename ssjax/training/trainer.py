@@ -18,7 +18,7 @@ from ssjax.data.choice import choose_tokenizer, open_split
 from ssjax.data.tokenizers.tokenizer import open_tokenizer
 from ssjax.errors import UserError
 from ssjax.parallel import distributed, partitioning
-from ssjax.training import draft_vocabulary, lock, loop
+from ssjax.training import draft_vocabulary, epochs, lock, loop
 from ssjax.training.batches import open_batches
 from ssjax.training.callbacks import Callback
 from ssjax.training.claim import about_run, check_workdir, claim_workdir
@@ -85,7 +85,7 @@ def train(
     partitioning.check_shardable(config, mesh)
     decode_mesh = partitioning.decode_mesh(config.mesh, config.model, mesh)
     distributed.first(lambda: prepare(workdir, config, base))
-    config = draft_vocabulary.kept(config, workdir)
+    config = epochs.kept(draft_vocabulary.kept(config, workdir), workdir)
     tokenizer = open_tokenizer(workdir)
     model = load.make_model(config, tokenizer)
     _check_longest_sequence(config)
@@ -162,7 +162,7 @@ def prepare(workdir: Path, config: Config, base: Base | None) -> None:
     Raises:
       UserError: the directory holds another run, or the data cannot be read.
     """
-    config = draft_vocabulary.kept(config, workdir)
+    config = epochs.kept(draft_vocabulary.kept(config, workdir), workdir)
     check_workdir(workdir, config)
     distilled.check_lengths(config.data)
     for name in ("train", "validation"):
@@ -170,6 +170,7 @@ def prepare(workdir: Path, config: Config, base: Base | None) -> None:
     directory = None if base is None else base.directory
     tokenizer = choose_tokenizer(workdir, config, directory, messages.say)
     config = draft_vocabulary.found(config, tokenizer, messages.say)
+    config = epochs.found(config, tokenizer, messages.say)
     # What was refused until now may be started again with other settings.
     claim_workdir(workdir, config)
     tokenizer.save(workdir)

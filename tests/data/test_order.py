@@ -115,6 +115,19 @@ def test_packed_batches_hold_whole_examples():
     assert seen > 3
 
 
+@pytest.mark.parametrize("num_epochs", [0.3, 1, 2.5])
+@pytest.mark.parametrize("layout", [{}, {"packing": True}, {"length_buckets": (9,)}])
+def test_epochs_are_counted_in_records(layout, num_epochs):
+    tokenizer = tokenizer_from_files(small_tokenizers.byte_level(), "t")
+    source = [{"prompt": "x" * (i % 7 + 1), "response": "y" * (i % 3)} for i in range(30)]
+    made = {"seed": 0}, (source, PAIRS, tokenizer, BatchLayout(2, 12, 8, **layout))
+    num_steps = pipeline.num_steps(*made[1], **made[0], num_epochs=num_epochs)
+    batches = pipeline.train_batches(*made[1], **made[0])
+    rows = [batches[i]["segments"] for i in range(num_steps)]
+    held = [int(row.max(axis=1).sum()) for row in rows]
+    assert sum(held[:-1]) < 30 * num_epochs <= sum(held)
+
+
 def test_only_the_rows_of_a_process_are_read():
     tokenizer = tokenizer_from_files(small_tokenizers.byte_level(), "t")
     read = []

@@ -14,8 +14,9 @@ from ssjax.data.tokenizers.tokenizer import train_tokenizer
 from ssjax.errors import DamagedError, UserError
 from ssjax.files import manifest
 from ssjax.parallel import distributed
-from ssjax.training import trainer
+from ssjax.training import epochs, trainer
 from ssjax.training.claim import about_run, claim_workdir
+from ssjax.weights.base import read_config
 
 SPLITS = ("train", "validation", "test")
 
@@ -80,9 +81,57 @@ def test_a_run_of_an_older_version_is_accepted_with_a_line(tmp_path, data, capsy
     assert "kept no digest of its data" in capsys.readouterr().err
 
 
-def test_another_setting_is_refused(workdir, data):
-    with pytest.raises(UserError, match="holds a run with data.batch_size="):
-        claim_workdir(workdir, config_of(data, batch_size=3))
+@pytest.mark.parametrize(
+    ("group", "key", "value", "why"),
+    [
+        ("data", "batch_size", 3, "its batches and their order follow from it"),
+        ("optimizer", "decay", "constant", "the state of its optimizer comes from those settings"),
+        ("streams", "num_streams", 2, "its weights have that form"),
+        ("loss", "main_weight", 0.5, "until now it minimised that loss"),
+    ],
+)
+def test_another_setting_is_refused_with_the_reason(workdir, data, group, key, value, why):
+    config = config_of(data)
+    changed = dataclasses.replace(getattr(config, group), **{key: value})
+    with pytest.raises(UserError, match=f"holds a run with {group}.{key}=.* not .*: {why}; "):
+        claim_workdir(workdir, dataclasses.replace(config, **{group: changed}))
+
+
+@pytest.mark.parametrize("workdir", ["saved"], indirect=True)
+def test_a_run_may_end_elsewhere_and_accumulate_otherwise(workdir, data, capsys):
+    """It is at step 3, and began with 400 to go to."""
+    config = config_of(data)
+    for num_steps, accumulation in ((3, 4), (900, 1)):
+        train = dataclasses.replace(config.train, num_steps=num_steps, accumulation=accumulation)
+        claim_workdir(workdir, dataclasses.replace(config, train=train))
+        assert read_config(workdir).train == train
+    said = capsys.readouterr().err
+    assert "was to end at step 400 and now ends at 3; from here the learning rate follows" in said
+    short = dataclasses.replace(config.train, num_steps=2)
+    with pytest.raises(UserError, match="is at step 3, beyond train.num_steps=2; give at least"):
+        claim_workdir(workdir, dataclasses.replace(config, train=short))
+
+
+def test_epochs_become_steps_which_the_run_keeps(tmp_path, data, capsys):
+    """Records that are dropped do not count; another number of epochs is another end."""
+    rows = [{"prompt": f"the {i}", "response": "of it" * (1 + 99 * (i == 3))} for i in range(10)]
+    (data / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    config, workdir = config_of(data, batch_size=2, too_long="drop"), tmp_path / "run"
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(
+            config.data, tokenizer_vocab_size=280, prepared_dir=str(tmp_path / "prepared")
+        ),
+    )
+    for num_epochs, num_steps in ((3.0, 14), (3.0, 14), (0.5, 2)):
+        train = dataclasses.replace(config.train, num_epochs=num_epochs)
+        trainer.prepare(workdir, dataclasses.replace(config, train=train), None)
+        assert read_config(workdir).train.num_steps == num_steps
+        opened = epochs.kept(dataclasses.replace(config, train=train), workdir)
+        assert opened.train.num_steps == num_steps
+    said = capsys.readouterr().err
+    assert "3 epochs of 9 records are 14 steps" in said
+    assert "was to end at step 14 and now ends at 2" in said
 
 
 def test_the_tokenizer_is_compared_by_content(workdir, data, tmp_path):
