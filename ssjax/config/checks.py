@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 from ssjax.config import ranges
 from ssjax.config.keys import (
@@ -55,6 +56,11 @@ def validate(config: Config) -> None:
             "://" not in place,
             f"{key} {place!r} is not a path; mount the bucket on every host, see docs/launch.md",
         )
+    _check(
+        not config.init_from
+        or Path(config.init_from).absolute() != Path(config.workdir).absolute(),
+        f"init_from {config.init_from} is the workdir itself; a run continues without it",
+    )
     _check(bool(config.workdir), "workdir is empty; give the directory of the run")
     _validate_mesh(config.mesh)
     _check(

@@ -387,6 +387,8 @@ class Config:
     """A whole run. See each group for units and meanings."""
 
     workdir: str = "runs/default"  # the run directory; an existing run continues
+    # Run directory whose last weights a new run begins with; step, optimizer and data begin anew.
+    init_from: str = ""
     # Where a training keeps compiled programs between starts; none: nowhere; empty:
     # JAX_COMPILATION_CACHE_DIR, else ~/.cache/ssjax/compiled, and from Python nowhere.
     compilation_cache: str = ""

@@ -95,7 +95,7 @@ def given_tokenizer(path: str) -> Tokenizer:
 def choose_tokenizer(
     workdir: Path, config: Config, base: Path | None, say: Callable[[str], None]
 ) -> Tokenizer:
-    """The run's tokenizer: kept from before, given, that of the base, or trained on the data.
+    """The run's tokenizer: kept, given, of what it begins with, or trained on the data.
 
     Args:
       workdir: the run directory; nothing is written to it.
@@ -107,6 +107,8 @@ def choose_tokenizer(
         return kept
     if config.data.tokenizer:
         return given_tokenizer(config.data.tokenizer)
+    if config.init_from:
+        return open_tokenizer(config.init_from)
     if base is not None:
         return open_tokenizer(base)
     task = get_task(config.data.task)

@@ -25,13 +25,14 @@ from ssjax.training.claim import about_run, check_workdir, claim_workdir
 from ssjax.training.decoded import DecodeValidation
 from ssjax.training.description import line_of_positions, parameter_line
 from ssjax.training.display import Display
+from ssjax.training.inherit import inherited
 from ssjax.training.programs import make_train_programs
 from ssjax.training.provenance import line_of_data
 from ssjax.training.records import keep_records
 from ssjax.training.reporting import make_reporter
 from ssjax.training.start import starting_params
 from ssjax.training.step import TrainState
-from ssjax.weights import checkpoint, load
+from ssjax.weights import checkpoint, load, saved_steps
 from ssjax.weights.base import Base, open_base, read_base_config, resolve
 from ssjax.weights.checkpoint import Checkpoints
 from ssjax.weights.load import Trained
@@ -91,6 +92,8 @@ def train(
     _check_longest_sequence(config)
     programs = make_train_programs(config, model, mesh)
     trainable, frozen = starting_params(workdir, config, model, base, mesh)
+    if config.init_from and not saved_steps.steps(workdir / "checkpoints"):
+        trainable = inherited(config, model, tokenizer, trainable, mesh)
     messages.say(parameter_line(model, trainable, frozen))
     messages.say_once(line_of_data(config, frozen))
     with jax.set_mesh(mesh):
