@@ -90,15 +90,14 @@ class Decoder:
         int8: bool = False,
     ):
         self.mesh = mesh or partitioning.one_device()
-        platform = self.mesh.devices.flat[0].platform
-        scan = platform != "cpu" if scan is None else scan
-        alone_on_cpu = platform == "cpu" and self.mesh.size == 1
-        joined = alone_on_cpu and not scan
-        execution = Execution(platform, few_rows_as_columns=alone_on_cpu, joined_projections=joined)
+        if scan is None:
+            scan = self.mesh.devices.flat[0].platform != "cpu"
+        execution = decoding_execution(self.mesh, scan)
         self.model = model.clone(scan=scan, execution=execution)
         params = cast(params, model.config.dtype)
-        params = params if scan else unstack_layers(params, in_place=alone_on_cpu)
-        params = join_projections(params) if joined else params
+        if not scan:
+            params = unstack_layers(params, in_place=execution.joined_projections)
+        params = join_projections(params) if execution.joined_projections else params
         self.num_parameters = count(params)
         with jax.set_mesh(self.mesh):
             params = with_draft_head(params, model.config, model.streams)
@@ -241,6 +240,20 @@ class Decoder:
                 return bucket
         largest = self.prompt_buckets[-1]
         return -(-length // largest) * largest
+
+
+def decoding_execution(mesh: Mesh, scan: bool) -> Execution:
+    """How models are computed that decode on a mesh. scan: in the scanned form."""
+    platform = mesh.devices.flat[0].platform
+    alone_on_cpu = platform == "cpu" and mesh.size == 1
+    # Rows of several devices stay apart.
+    whole_batch = mesh.shape["data"] * mesh.shape["fsdp"] == 1
+    return Execution(
+        platform,
+        few_rows_as_columns=alone_on_cpu,
+        few_rows_padded=platform == "tpu" and whole_batch,
+        joined_projections=alone_on_cpu and not scan,
+    )
 
 
 def completions_of(

@@ -11,4 +11,5 @@ class Execution:
     fused_attention: bool = False  # main rows by the platform's kernel where there is one
     remat: str = "none"  # what the backward pass computes again; see `TrainConfig`
     few_rows_as_columns: bool = False  # decoding on CPU; see `projection.project`
+    few_rows_padded: bool = False  # decoding on TPU; see there
     joined_projections: bool = False  # decoding on CPU; see `parameters.join_projections`

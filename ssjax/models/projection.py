@@ -84,8 +84,11 @@ class Projection(nn.Module):
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
-# Above this many rows both ways of `project` take about the same time.
+# Above this many rows both ways of `project` take about the same time on CPU.
 _FEW_ROWS = 64
+# The rows of a register of the TPU's vector unit. A pass has at most so many rows: 8 drafts of 64
+# nodes; what has more is a prefill.
+_ROW_TILE, _ROWS_OF_A_PASS = 8, 512
 
 
 def project(x: jax.Array, weight: Weight, dtype, execution: Execution, result=None) -> jax.Array:
@@ -98,6 +101,11 @@ def project(x: jax.Array, weight: Weight, dtype, execution: Execution, result=No
         number of rows     1     2     4     8     9    16    32    64
         rows @ weight.T  6.4  11.1  13.9  19.5  17.1  19.4  24.0  33.8
         weight @ rows.T  6.5   7.9   8.8  12.5  11.8  12.3  16.7  27.7
+
+    With execution.few_rows_padded, up to 512 rows are multiplied as one matrix of a multiple of 8
+    of them. For a single row the TPU's compiler otherwise multiplies and adds on the vector unit,
+    which takes twice as long as a pass should, and for several with a batch before them it copies
+    weights first; and what is rounded where does not depend on how many rows there are.
 
     Args:
       x, weight: multiplied in `dtype`; scales of a weight in eight bits come after, in float32.
@@ -114,13 +122,25 @@ def project(x: jax.Array, weight: Weight, dtype, execution: Execution, result=No
     product = functools.partial(
         jax.lax.dot_general, precision=matmul_precision(dtype), preferred_element_type=result
     )
-    if not execution.few_rows_as_columns or not 1 < num_rows <= _FEW_ROWS:
-        return product(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
-    padded = max(4, 1 << (num_rows - 1).bit_length())
-    rows = jnp.pad(x.reshape(num_rows, width), [(0, padded - num_rows), (0, 0)])
-    # The barrier keeps XLA from turning it into the other product.
-    columns = jax.lax.optimization_barrier(product(weight, rows, (((1,), (1,)), ((), ()))))
-    return columns[:, :num_rows].T.reshape(*shape, columns.shape[0])
+    # The barriers keep XLA from turning either into the plain product. What is rounded in a result
+    # is then rounded there, whatever reads it; a wider result need not be written to be read.
+    if execution.few_rows_as_columns and 1 < num_rows <= _FEW_ROWS:
+        rows = _padded(x, max(4, 1 << (num_rows - 1).bit_length()))
+        columns = jax.lax.optimization_barrier(product(weight, rows, (((1,), (1,)), ((), ()))))
+        return columns[:, :num_rows].T.reshape(*shape, columns.shape[0])
+    if execution.few_rows_padded and num_rows <= _ROWS_OF_A_PASS:
+        rows = _padded(x, -(-num_rows // _ROW_TILE) * _ROW_TILE)
+        y = product(rows, weight, (((1,), (1,)), ((), ())))
+        if len(rows) > num_rows or result is None:
+            y = jax.lax.optimization_barrier(y)
+        return y[:num_rows].reshape(*shape, y.shape[1])
+    return product(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
+
+
+def _padded(x, num_rows):
+    """x [..., in] as rows, and rows of zeros after them: [num_rows, in]."""
+    rows = x.reshape(-1, x.shape[-1])
+    return jnp.pad(rows, [(0, num_rows - rows.shape[0]), (0, 0)])
 
 
 def is_joined(name: str, lora: LoRA | None, execution: Execution) -> bool:

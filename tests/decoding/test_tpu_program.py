@@ -18,7 +18,6 @@ from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.state import DecodeSpec, Rows
 from ssjax.models.axes import placed
-from ssjax.models.execution import Execution
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.parallel import partitioning
 from ssjax.planning.program_text import read_program
@@ -31,15 +30,16 @@ pytestmark = [
     ),
 ]
 
-BATCH, PROMPT, CAPACITY, VOCAB, MLP = 2, 256, 512, 32000, 1536
+PROMPT, CAPACITY, EMBED, MLP, VOCAB = 256, 384, 512, 1536, 32000
+BATCHES = {"plain": 1, "streams": 2}
 DRAFTERS = {"plain": PlainDrafter(), "streams": BestFirstDrafter(15, 4)}
 SAMPLINGS = {"greedy": Sampling(), "sampled": Sampling(0.8, top_k=300, top_p=0.9, min_p=0.01)}
 
 
-def make_model():
+def make_model(mesh):
     config = ModelConfig(
         vocab_size=VOCAB,
-        embed_dim=512,
+        embed_dim=EMBED,
         mlp_dim=MLP,
         num_layers=2,
         num_heads=8,
@@ -48,23 +48,25 @@ def make_model():
         dtype="bfloat16",
     )
     streams = StreamsConfig(num_streams=4, num_stream_layers=1)
-    return Transformer(config, streams, scan=True, execution=Execution("tpu"))
+    execution = decoder.decoding_execution(mesh, scan=True)
+    return Transformer(config, streams, scan=True, execution=execution)
 
 
 @functools.cache
 def compiled_loop(drafter, sampling):
     """The decode loop of one device of v5e."""
-    model = make_model()
     mesh = partitioning.make_mesh(MeshConfig(1, 1, 1), open_topology("v5e:2x2").devices[:1])
+    model = make_model(mesh)
     params = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), abstract_params(model)
     )
     params = placed(params, model.config, mesh)
     spec = DecodeSpec(CAPACITY, (0,), 0, SAMPLINGS[sampling], deferred=True)
     static = (model, params, DRAFTERS[drafter], spec)
-    per_row = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))
-    rows = Rows(jax.ShapeDtypeStruct((BATCH, PROMPT), jnp.int32), per_row, per_row, keys)
+    batch = BATCHES[drafter]
+    per_row = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
+    rows = Rows(jax.ShapeDtypeStruct((batch, PROMPT), jnp.int32), per_row, per_row, keys)
     with jax.set_mesh(mesh):
         state = jax.eval_shape(
             lambda params, rows: loop.prefill(model, params, *static[2:], rows), params, rows
@@ -93,3 +95,12 @@ def test_no_sort_of_the_vocabulary(sampling):
     """It would compile for minutes: drafts and cuts take top-k of the compiler's own kernel."""
     sorts = [i for i in instructions("streams", sampling) if i.kind == "sort"]
     assert sorts and max(max(dimensions(sort)) for sort in sorts) < VOCAB
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_the_large_products_are_of_the_matrix_unit(drafter):
+    """A product of one row otherwise becomes a multiplication of two matrices and a sum."""
+    found = instructions(drafter, "greedy")
+    assert any(i.kind in ("convolution", "dot") and VOCAB in dimensions(i) for i in found)
+    multiplied = [set(dimensions(i)) for i in found if i.kind == "multiply"]
+    assert not [sizes for sizes in multiplied if EMBED in sizes and sizes & {MLP, VOCAB}]

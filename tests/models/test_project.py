@@ -9,10 +9,11 @@ from ssjax.models.execution import Execution
 from ssjax.models.projection import project
 
 COLUMNS = Execution(few_rows_as_columns=True)
+PADDED = Execution("tpu", few_rows_padded=True)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (3, 3), (1, 9), (4, 16), (5, 13)])
-@pytest.mark.parametrize("execution", [Execution(), COLUMNS])
+@pytest.mark.parametrize("execution", [Execution(), COLUMNS, PADDED])
 def test_equals_numpy(shape, execution):
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(*shape, 24)), rng.normal(size=(7, 24))
@@ -21,7 +22,7 @@ def test_equals_numpy(shape, execution):
     np.testing.assert_allclose(y, x @ weight.T, atol=1e-5)
 
 
-@pytest.mark.parametrize("execution", [Execution(), COLUMNS])
+@pytest.mark.parametrize("execution", [Execution(), COLUMNS, PADDED])
 def test_dtypes(execution):
     """The product is computed in one dtype and returned in that or in another."""
     x, weight = jnp.full((1, 3, 8), 1 + 2**-9), jnp.ones((5, 8))
