@@ -2,21 +2,26 @@
 
     python -m ssjax.plan --config experiments/dialogsum.py:openllama-7b --topology v5e:4x4 \\
         --config.mesh.data=1 --config.mesh.fsdp=16
+    python -m ssjax.plan --config FILE --topology v5e:1x1 --nodes 8,16,32 --prefill 512,2048
     python -m ssjax.plan --config FILE --show-shardings --devices 8 --config.mesh.tensor=2
 
 The train step and the decode loop are the ones that `ssjax.train` and `ssjax.evaluate` run. No
 TPU is needed, only its compiler: pip install "ssjax[plan]". Of a base model only config.json is
-read. Times are lower bounds from published peaks of the chip, not measurements. Exit status 0:
-everything fits; 1: something does not; 2: bad input.
+read. Times are of two kinds, and neither was measured: lower bounds from published peaks of the
+chip, and what the compiler predicts, by part. With --nodes: decode passes by number of nodes;
+they are sampled if --config.decode.temperature is given, else greedy. Exit status 0: everything
+fits; 1: something does not; 2: bad input.
 """
 
 import jax
 from absl import flags
 
 from ssjax.cli import options, start
+from ssjax.errors import UserError
 from ssjax.parallel import partitioning
 from ssjax.planning.experiments import list_shardings, plan_programs, resolve_shapes
-from ssjax.planning.tables import show_plan, show_shardings
+from ssjax.planning.passes import plan_passes
+from ssjax.planning.tables import show_passes, show_plan, show_shardings
 from ssjax.planning.topologies import open_topology
 from ssjax.training.programs import make_train_programs
 
@@ -25,12 +30,24 @@ _TOPOLOGY = flags.DEFINE_string("topology", "", "TPU to compile for, such as v5e
 _DEVICES = flags.DEFINE_integer(
     "devices", 0, "Without a topology: simulated CPU devices.", lower_bound=0, upper_bound=4096
 )
+_NODES = flags.DEFINE_list(
+    "nodes",
+    None,
+    "Plan decode passes of so many nodes, the root included, and plain ones beside them, such as "
+    "8,16,32; the train step is left out then.",
+)
+_PREFILL = flags.DEFINE_list("prefill", None, "Plan the reading of prompts of so many tokens too.")
 _SHOW = flags.DEFINE_bool("show_shardings", False, "Print where every leaf lies; compile nothing.")
 _JSON = options.define_output("json", "Also write the plan to this file.")
 
 
 def main() -> int:
     """Plans the experiment of the command line; returns the exit code."""
+    node_counts = options.counts(_NODES) if _NODES.value else []
+    prompt_lengths = options.counts(_PREFILL) if _PREFILL.value else []
+    by_nodes = bool(node_counts or prompt_lengths)
+    if by_nodes and not _TOPOLOGY.value:
+        raise UserError("--nodes and --prefill need a --topology: the compiler of TPUs is asked")
     config = _EXPERIMENT.read()
     jax.config.update("jax_platforms", "cpu")
     topology = None
@@ -46,10 +63,17 @@ def main() -> int:
         show_shardings(rows)
         options.write_json(_JSON.value, rows)
         return 0
-    result = plan_programs(config, model, mesh, topology)
-    show_plan(result)
+    if by_nodes:
+        lists = {"node_counts": node_counts, "prompt_lengths": prompt_lengths}
+        result = plan_passes(config, model, mesh, topology, **lists)
+        show_passes(result)
+        programs = [*result["passes"].values(), *result["prefill"].values()]
+    else:
+        result = plan_programs(config, model, mesh, topology)
+        show_plan(result)
+        programs = [result["train"], result["decode"]]
     options.write_json(_JSON.value, result)
-    return 0 if result["train"]["fits"] and result["decode"]["fits"] else 1
+    return 0 if all(program["fits"] for program in programs) else 1
 
 
 def main_in_child() -> int:

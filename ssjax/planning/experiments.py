@@ -11,7 +11,7 @@ from ssjax.models.parameters import flatten
 from ssjax.models.transformer import Transformer
 from ssjax.parallel import partitioning
 from ssjax.planning.plans import ProgramPlan, advice, plan_decoding, plan_training
-from ssjax.planning.topologies import Topology
+from ssjax.planning.topologies import Chip, Topology
 from ssjax.training.programs import TrainPrograms
 from ssjax.weights.base import read_model_config
 
@@ -46,12 +46,7 @@ def plan_programs(
     hbm = device.hbm if device else 0
 
     def values(program: ProgramPlan) -> dict:
-        described = dataclasses.asdict(program)
-        if device and program.traffic:
-            described["seconds"] = program.seconds(device)
-        if not program.fits:
-            described["advice"] = advice(program, config, hbm)
-        return described
+        return described(program, config, device)
 
     decode = config.decode
     return {
@@ -66,6 +61,25 @@ def plan_programs(
         "train": values(plan_training(config, model, mesh, hbm)),
         "decode": values(plan_decoding(config, model, mesh, hbm)),
     }
+
+
+def described(program: ProgramPlan, config: Config, device: Chip | None) -> dict:
+    """Plain values of a plan and what they mean on a chip.
+
+    Args:
+      program: of the config.
+      config: resolved.
+      device: the chip; None: not known.
+    """
+    values = dataclasses.asdict(dataclasses.replace(program, predicted=None))
+    del values["predicted"]
+    if device and program.traffic:
+        values["seconds"] = program.seconds(device)
+    if device and program.predicted:
+        values["predicted"] = program.predicted.values(device)
+    if not program.fits:
+        values["advice"] = advice(program, config, device.hbm if device else 0)
+    return values
 
 
 def list_shardings(programs: TrainPrograms) -> list[dict]:

@@ -18,10 +18,12 @@ from ssjax.models.axes import placed
 from ssjax.models.execution import Execution
 from ssjax.models.head import with_draft_head
 from ssjax.models.lora import merged_adaptation
+from ssjax.models.parameters import Params
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.parallel import partitioning
 from ssjax.planning.compiled_cost import program_cost
 from ssjax.planning.out_of_memory import NoRoom, no_room
+from ssjax.planning.predicted_time import PredictedTime, predicted_time
 from ssjax.planning.products import count_flops
 from ssjax.planning.program_text import read_program
 from ssjax.planning.topologies import Chip
@@ -40,6 +42,7 @@ class ProgramPlan:
     traffic: int  # bytes read and written; of a decode loop: of one pass
     collectives: dict[str, tuple[int, int]]  # by kind: number and bytes, as traffic
     error: str = ""  # the compiler's words, where it gave up
+    predicted: PredictedTime | None = None  # None: not of a TPU, or it was not compiled
 
     def seconds(self, chip: Chip) -> dict[str, float]:
         """A lower bound of the time of each resource, by its published peak."""
@@ -77,35 +80,15 @@ def plan_training(config: Config, model: Transformer, mesh: Mesh, hbm: int) -> P
 def plan_decoding(config: Config, model: Transformer, mesh: Mesh, hbm: int) -> ProgramPlan:
     """Compiles the decode loop with the config's drafter, as `ssjax.evaluate` would run it."""
     decode, data = config.decode, config.data
-    # As decoders have it, with the adapters of main rows folded into the weights.
-    model = model.clone(adaptation=merged_adaptation(config.adaptation))
-    model = model.clone(scan=True, execution=Execution(platform_of(mesh)))
     drafter = make_drafter(decode, config.streams)
-    dtype = jnp.dtype(config.model.dtype)
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract_params(model))
-    params = jax.eval_shape(lambda x: with_draft_head(x, model.config, model.streams), params)
-    params = placed(params, config.model, mesh)
-    capacity = data.max_prompt_length + decode.max_new_tokens
-    spec = DecodeSpec(
-        capacity=-(-capacity // decoder.CAPACITY_MULTIPLE) * decoder.CAPACITY_MULTIPLE,
-        eos_ids=(0,),
-        pad_id=0,
-        sampling=make_sampling(decode),
-        deferred=decode.deferred,
-        accept=decode.accept,
-    )
-    rows = partitioning.batch_sharding(mesh, decode.batch_size)
-
-    def per_row(*shape, dtype=jnp.int32):
-        return jax.ShapeDtypeStruct((decode.batch_size, *shape), dtype, sharding=rows)
-
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), decode.batch_size))
-    prompts = (per_row(data.max_prompt_length), per_row(), per_row(), per_row(dtype=keys.dtype))
+    model, params = _held_by_decoders(config, model, mesh)
+    spec = _spec(config, data.max_prompt_length + decode.max_new_tokens)
+    rows = _rows(mesh, decode.batch_size, data.max_prompt_length)
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(
             lambda params, rows: decoder.loop.prefill(model, params, drafter, spec, rows),
             params,
-            Rows(*prompts),
+            rows,
         )
         state = _placed_state(shapes, mesh)
         flops = count_flops(
@@ -114,14 +97,69 @@ def plan_decoding(config: Config, model: Transformer, mesh: Mesh, hbm: int) -> P
             state,
         )
         inputs = {"parameters": _bytes(params), "cache": _bytes(state.cache)}
-        return _compile(
-            decoder.decode_program,
-            (model, params, drafter, spec, state),
-            inputs,
-            flops / mesh.size,
-            hbm,
-            main_loop=True,
+        arguments = (model, params, drafter, spec, state)
+        flops /= mesh.size
+        return _compile(decoder.decode_program, arguments, inputs, flops, hbm, main_loop=True)
+
+
+def plan_prefill(
+    config: Config, model: Transformer, mesh: Mesh, hbm: int, prompt_length: int
+) -> ProgramPlan:
+    """Compiles the reading of prompts, up to the first draft of the config's drafter.
+
+    Args:
+      config, model, mesh, hbm: as in `plan_training`.
+      prompt_length: tokens that every row is padded to.
+    """
+    drafter = make_drafter(config.decode, config.streams)
+    model, params = _held_by_decoders(config, model, mesh)
+    spec = _spec(config, prompt_length + 2 + drafter.max_depth)  # as `Decoder` gives it
+    rows = _rows(mesh, config.decode.batch_size, prompt_length)
+    with jax.set_mesh(mesh):
+        arguments = (model, params, drafter, spec, rows)
+        flops = count_flops(
+            lambda params, rows: decoder.loop.prefill(model, params, drafter, spec, rows),
+            params,
+            rows,
         )
+        inputs = {"parameters": _bytes(params)}
+        flops /= mesh.size
+        return _compile(decoder.prefill_program, arguments, inputs, flops, hbm, main_loop=False)
+
+
+def _held_by_decoders(config, model, mesh) -> tuple[Transformer, Params]:
+    """The model and the shapes of its parameters in the form in which `Decoder` has them."""
+    # With the adapters of main rows folded into the weights.
+    model = model.clone(adaptation=merged_adaptation(config.adaptation))
+    model = model.clone(scan=True, execution=Execution(platform_of(mesh)))
+    dtype = jnp.dtype(config.model.dtype)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract_params(model))
+    params = jax.eval_shape(lambda x: with_draft_head(x, model.config, model.streams), params)
+    return model, placed(params, config.model, mesh)
+
+
+def _spec(config, num_slots) -> DecodeSpec:
+    """What a decoder would be told, with room for at least so many tokens a row."""
+    multiple = decoder.CAPACITY_MULTIPLE
+    return DecodeSpec(
+        capacity=-(-num_slots // multiple) * multiple,
+        eos_ids=(0,),
+        pad_id=0,
+        sampling=make_sampling(config.decode),
+        deferred=config.decode.deferred,
+        accept=config.decode.accept,
+    )
+
+
+def _rows(mesh, batch_size, prompt_length) -> Rows:
+    """Shapes of prompts, divided over the mesh."""
+    sharding = partitioning.batch_sharding(mesh, batch_size)
+
+    def per_row(*shape, dtype=jnp.int32):
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
+
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
+    return Rows(per_row(prompt_length), per_row(), per_row(), per_row(dtype=keys.dtype))
 
 
 def _placed_state(shapes: DecodeState, mesh: Mesh) -> DecodeState:
@@ -178,7 +216,8 @@ def _compile(
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
     )
-    cost = program_cost(read_program(compiled.as_text()), main_loop)
+    read = read_program(compiled.as_text())
+    cost, predicted = program_cost(read, main_loop), predicted_time(read, main_loop)
     return ProgramPlan(
         fits=not hbm or peak <= hbm,
         inputs=inputs,
@@ -187,6 +226,7 @@ def _compile(
         flops=flops,
         traffic=cost.traffic,
         collectives=dict(cost.collectives),
+        predicted=predicted if predicted.parts else None,
     )
 
 

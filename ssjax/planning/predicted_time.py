@@ -7,25 +7,41 @@ measurement, and no bound either. Products of 8192 x 8192 come out at 88 % of th
 and copies at two to four times what their bytes would need (jax 0.10.2, libtpu 0.0.42).
 
 What carries no estimate is told, not guessed: sorts, gathers, scatters and Pallas kernels are
-counted, and the bytes that copies move beside other work, and exchanges between chips, are given
-the bandwidth of what they go through, as if nothing hid them.
+counted. Bytes that copies move beside other work, and those of exchanges between chips that stand
+alone, are given the bandwidth of what they go through, as if nothing hid them; exchanges that the
+compiler fused with a product run beside it and count nothing.
 """
 
 import collections
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from ssjax.planning.compiled_cost import COLLECTIVES, MOVES_NOTHING, traffic_of
 from ssjax.planning.program_text import Executed, Instruction, Program
 from ssjax.planning.topologies import Chip
 
-# Cycles below which nearly all is the start of an operation: an empty one has 2,120 on v6e.
-SMALL = 4000
+# Parts in the order of a pass. Those of a gradient have BACKWARD after them.
+TRUNK, STREAM_LAYERS, STREAMS = "trunk", "stream layers", "streams, deferred"
+ATTENTION, ATTENTION_OF_STREAMS = "attention", "attention, streams"
+HEAD, HEAD_OF_DRAFTS = "head", "head, drafts"
+CACHE_WRITE, DRAFTING, REST = "cache write", "drafting", "the rest"
+UNNAMED = "moved by the compiler"
 BESIDE = "copies beside other work"
 EXCHANGES = "exchanges between chips"
-UNNAMED = "moved by the compiler"
+BACKWARD = ", backward"
+_ORDER = (
+    *(TRUNK, STREAM_LAYERS, ATTENTION, HEAD, CACHE_WRITE),
+    *(STREAMS, ATTENTION_OF_STREAMS, HEAD_OF_DRAFTS, DRAFTING),
+    *(REST, UNNAMED, BESIDE, EXCHANGES),
+)
+IN_ORDER = tuple(part + which for part in _ORDER for which in ("", BACKWARD))
+
+# Cycles below which nearly all is the start of an operation: an empty one has 2,120 on v6e.
+SMALL = 4000
 _COPIES_BESIDE = ("copy-start", "slice-start")
 _NO_WORK = ("AllocateBuffer", "ConcatBitcast")  # custom calls that only name memory
+_CALLED = {"tpu_custom_call": "Pallas kernel", "TopK": "top-k"}
 _ONE_NUMBER = 8  # bytes; such results are computed by the scalar unit, beside the rest
 
 
@@ -41,7 +57,7 @@ class Part:
 class PredictedTime:
     """Of one device: the compiler's estimates, and what it says nothing of."""
 
-    parts: Mapping[str, Part]  # by name, the dearest first
+    parts: Mapping[str, Part]  # by name, in order
     small: Part  # of all parts, operations of less than SMALL cycles
     without_estimate: Mapping[str, int]  # how many by kind, such as sort or a kernel's name
     beside: int  # bytes of copies that run beside other work
@@ -59,6 +75,20 @@ class PredictedTime:
     def seconds(self, chip: Chip) -> float:
         """Of all parts."""
         return sum(self.seconds_by_part(chip).values())
+
+    def values(self, chip: Chip) -> dict[str, Any]:
+        """Plain values of all that is known."""
+        return {
+            "by": "the TPU compiler",
+            "seconds": self.seconds(chip),
+            "parts": self.seconds_by_part(chip),
+            "operations": sum(part.operations for part in self.parts.values()),
+            "small": {
+                "operations": self.small.operations,
+                "seconds": self.small.cycles / chip.clock,
+            },
+            "without_estimate": dict(self.without_estimate),
+        }
 
 
 def predicted_time(program: Program, main_loop: bool = False) -> PredictedTime:
@@ -85,8 +115,9 @@ def predicted_time(program: Program, main_loop: bool = False) -> PredictedTime:
         elif instruction.base_kind in COLLECTIVES:
             exchanged += times * _produced(each)
         elif _works(instruction):
-            without[_described(instruction)] += times
-    parts = {name: Part(count, operations[name]) for name, count in cycles.most_common()}
+            without[_described(instruction, program)] += times
+    found = sorted(cycles, key=IN_ORDER.index)
+    parts = {name: Part(cycles[name], operations[name]) for name in found}
     return PredictedTime(parts, small, dict(without.most_common()), beside, exchanged)
 
 
@@ -97,23 +128,27 @@ def part_of(instruction: Instruction) -> str:
     was added by the compiler: copies into another layout, most of them.
     """
     scope = instruction.scope
-    names = set(scope.split("/"))
-    drafting = "draft" in names
-    if not scope:
+    if not scope.startswith("jit("):
         return UNNAMED
+    names = set(scope.split("/"))
+    part = _part_of_pass(scope, names)
+    return part + BACKWARD if any(name.startswith("transpose(") for name in names) else part
+
+
+def _part_of_pass(scope, names):
+    # In a prefill the first draft has no scope of its own.
+    drafting = "draft" in names or "Transformer.speculate" in names
     if "head" in names:
-        return "head, drafts" if drafting else "head"
+        return HEAD_OF_DRAFTS if drafting else HEAD
     if "._attend" in scope:
-        return "attention, streams" if drafting else "attention"
+        return ATTENTION_OF_STREAMS if drafting else ATTENTION
     if names & {"trunk", "stream_layers"}:
         if drafting:
-            return "streams"
-        return "stream layers" if "stream_layers" in names else "trunk"
+            return STREAMS
+        return STREAM_LAYERS if "stream_layers" in names else TRUNK
     if "write" in names:
-        return "cache write"
-    if drafting:
-        return "drafting"
-    return "the rest"
+        return CACHE_WRITE
+    return DRAFTING if drafting else REST
 
 
 def _works(instruction):
@@ -124,11 +159,14 @@ def _works(instruction):
     return instruction.all_bytes > _ONE_NUMBER
 
 
-def _described(instruction):
+def _described(instruction, program):
     """What an operation without an estimate is called in a table."""
-    if instruction.kind == "custom-call":
-        return instruction.target
+    if instruction.target:
+        return _CALLED.get(instruction.target, instruction.target)
     if instruction.kind == "fusion":
+        inside = program.computations.get(instruction.called.get("calls"), ())
+        if any(each.base_kind in COLLECTIVES for each in inside):
+            return "exchange beside a product"
         return instruction.scope.rpartition("/")[2] or "fusion"
     return instruction.kind
 

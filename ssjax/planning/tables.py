@@ -1,9 +1,14 @@
 """Plans and shardings as tables on the terminal."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
+from ssjax.planning.predicted_time import IN_ORDER
 from ssjax.planning.topologies import GIB
+
+PREDICTED = "predicted by the compiler"
 
 
 def show_shardings(rows: list[dict]) -> None:
@@ -19,6 +24,69 @@ def show_shardings(rows: list[dict]) -> None:
     total = sum(row["bytes_per_device"] for row in rows)
     table.add_row("all", "", "", f"{total:,}")
     Console(width=160).print(table)
+
+
+def show_passes(result: dict) -> None:
+    """Prints decode passes by number of nodes, and prefills by length of the prompts."""
+    sampling = result["sampling"]
+    how = f"sampled at temperature {sampling['temperature']:g}" if sampling["temperature"] else ""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
+    about = f"{result['topology']}, {mesh}, {result['dtype']}, batch {result['batch_size']}"
+    console = Console(width=120, highlight=False)
+    if result["passes"]:
+        order = "streams deferred" if result["deferred"] else "streams beside every node"
+        about_pass = f"{how or 'greedy'}, {order}, prompt {result['prompt_length']}"
+        title = f"a decode pass, ms {PREDICTED}; {about_pass}; {about}"
+        costs = [f"{result['step_cost'][nodes]:.2f}" for nodes in result["step_cost"]]
+        more = {"step cost, to a plain pass": costs} if costs else {}
+        console.print(_predicted_table("nodes, root included", title, result["passes"], more))
+    if result["prefill"]:
+        title = f"a prefill and the first draft, ms {PREDICTED}; {about}"
+        console.print(_predicted_table("tokens of a prompt", title, result["prefill"], {}))
+
+
+def _predicted_table(name, title, programs, more) -> Table:
+    """A column a program; rows by part."""
+    table = Table(name, title=title, title_justify="left")
+    for key in programs:
+        table.add_column(str(key), justify="right")
+    for row, values in (predicted_rows(list(programs.values())) | more).items():
+        table.add_row(row, *values)
+    table.add_row("memory traffic", *(_size(p["traffic"] or None) for p in programs.values()))
+    table.add_row("peak memory", *(_size(p["peak"]) for p in programs.values()))
+    table.add_row("fits", *("yes" if p["fits"] else "NO" for p in programs.values()))
+    return table
+
+
+def predicted_rows(programs: Sequence[dict]) -> dict[str, list[str]]:
+    """What the compiler predicts of programs, as cells by name of the row; milliseconds.
+
+    Args:
+      programs: as `experiments.described` returns them; of those that were not compiled nothing
+        is known.
+    """
+    known = [program.get("predicted") for program in programs]
+    there = {part for each in known if each for part in each["parts"]}
+
+    def cells(of):
+        return ["-" if each is None else of(each) for each in known]
+
+    def milliseconds(seconds):
+        return "-" if seconds is None else f"{seconds * 1e3:,.3f}"
+
+    rows = {
+        part: cells(lambda each, part=part: milliseconds(each["parts"].get(part)))
+        for part in IN_ORDER
+        if part in there
+    }
+    rows["all parts"] = cells(lambda each: milliseconds(each["seconds"]))
+    rows["of these in small operations"] = cells(
+        lambda each: f"{milliseconds(each['small']['seconds'])} in {each['small']['operations']:,}"
+    )
+    rows["operations without an estimate"] = cells(
+        lambda each: f"{sum(each['without_estimate'].values()):,}"
+    )
+    return rows
 
 
 def show_plan(result: dict) -> None:
@@ -55,6 +123,10 @@ def show_plan(result: dict) -> None:
             "roofline, all devices",
             ["-" if r is None else f"{r:,.0f} {u}" for r, u in zip(rates, unit, strict=True)],
         )
+    if any("predicted" in p for p in programs):
+        row(f"ms {PREDICTED}:", ["", ""])
+        for name, cells in predicted_rows(programs).items():
+            row(name, cells)
     row("fits", ["yes" if p["fits"] else "NO" for p in programs])
     console = Console(width=100)
     console.print(table)

@@ -52,7 +52,7 @@ def open_topology(name: str) -> Topology:
     """Describes a topology; the compiler of `jax[tpu]` must be installed, a TPU need not be.
 
     Args:
-      name: FAMILY:SHAPE, such as v5e:4x4.
+      name: FAMILY:SHAPE, such as v5e:4x4; v5e:1x1 is one chip.
 
     Raises:
       UserError: no such topology, or no compiler.
@@ -71,8 +71,10 @@ def open_topology(name: str) -> Topology:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several plans at a time
     from jax.experimental import topologies
 
+    # Several chips stand in hosts of some shape; of one chip that has to be said.
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if set(sizes) == {"1"} else {}
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        devices = topologies.get_topology_desc(name, "tpu", **alone).devices
     except (jax.errors.JaxRuntimeError, RuntimeError) as error:
         if importlib.util.find_spec("libtpu") is None:
             raise UserError(

@@ -252,6 +252,32 @@ def test_the_command(tmp_path):
     assert result["decode"]["collectives"]["all-reduce"][0] > 0
 
 
+@needs_compiler
+def test_passes_by_number_of_nodes(tmp_path):
+    """A plain pass stands beside those that are asked for, and runs no stream."""
+    told = call(
+        *("--topology=v5e:1x1", "--nodes=4,8", "--prefill=64", "--json", tmp_path / "plan.json")
+    )
+    assert told.returncode == 0, told.stderr
+    assert "a decode pass, ms predicted by the compiler; greedy" in told.stdout
+    result = json.loads((tmp_path / "plan.json").read_text())
+    assert result["device"] == "TPU v5 lite" and list(result["prefill"]) == ["64"]
+    assert list(result["passes"]) == ["1", "4", "8"]
+    for name, program in (result["passes"] | result["prefill"]).items():
+        predicted = program["predicted"]
+        assert predicted["seconds"] == pytest.approx(sum(predicted["parts"].values()))
+        assert {"trunk", "stream layers", "head", "attention"} <= predicted["parts"].keys()
+        assert ("streams, deferred" in predicted["parts"]) == (name != "1")
+        assert ("head, drafts" in predicted["parts"]) == (name in ("4", "8"))
+    seconds = {name: each["predicted"]["seconds"] for name, each in result["passes"].items()}
+    assert result["step_cost"] == {name: each / seconds["1"] for name, each in seconds.items()}
+
+
+def test_passes_need_a_topology():
+    finished = call("--nodes=4")
+    assert finished.returncode == 2 and "--nodes and --prefill need a --topology" in finished.stderr
+
+
 def test_shardings_are_listed_without_a_topology(tmp_path):
     path = tmp_path / "leaves.json"
     finished = call("--show-shardings", "--devices=4", "--config.mesh.tensor=2", f"--json={path}")

@@ -8,8 +8,8 @@ import pytest
 
 from ssjax.config import MeshConfig
 from ssjax.parallel import partitioning
-from ssjax.planning.predicted_time import BESIDE, EXCHANGES, UNNAMED, Part, predicted_time
-from ssjax.planning.program_text import read_program
+from ssjax.planning.predicted_time import BESIDE, EXCHANGES, UNNAMED, Part, part_of, predicted_time
+from ssjax.planning.program_text import Instruction, read_program
 from ssjax.planning.topologies import CHIPS, Chip, open_topology
 
 PASS = """
@@ -75,13 +75,13 @@ def test_a_pass_by_hand():
         "head": Part(7000, 1),
         "attention": Part(3 * 2200, 3),
         "head, drafts": Part(6000, 1),
-        "streams": Part(5000, 1),
+        "streams, deferred": Part(5000, 1),
         "cache write": Part(2121, 1),
         UNNAMED: Part(500, 1),
     }
-    assert list(time.parts)[:2] == ["trunk", "head"]  # the dearest first
+    assert list(time.parts)[:3] == ["trunk", "attention", "head"]  # in the order of a pass
     assert time.small == Part(3 * 2200 + 2121 + 500, 3 + 1 + 1)
-    assert time.without_estimate == {"sort": 1, "scatter": 1, "tpu_custom_call": 1}
+    assert time.without_estimate == {"sort": 1, "scatter": 1, "Pallas kernel": 1}
     assert (time.beside, time.exchanged) == (3 * 2 * 16 * 4, 3 * 2 * 16 * 4)
     chip = Chip(1, 1.0, bandwidth=128.0, interconnect=64.0, clock=1e3)
     seconds = time.seconds_by_part(chip)
@@ -93,6 +93,21 @@ def test_a_pass_by_hand():
 def test_the_whole_program_counts_without_a_main_loop():
     time = predicted_time(read_program(PASS))
     assert time.parts[UNNAMED].cycles == 1_000_000 + 500
+
+
+@pytest.mark.parametrize(
+    ("scope", "part"),
+    [
+        ("jit(step)/jvp(Transformer)/Transformer.run_trunk/trunk/while/body/dot", "trunk"),
+        ("jit(step)/transpose(jvp(Transformer))/trunk/while/body/dot", "trunk, backward"),
+        ("jit(step)/transpose(jvp())/while/body/head/dot", "head, backward"),
+        ("jit(step)/mul", "the rest"),
+        ("convert.7", UNNAMED),  # the compiler's own name
+    ],
+)
+def test_parts_of_a_train_step(scope, part):
+    line = f'ROOT %x = f32[] add(%a, %b), metadata={{op_name="{scope}"}}'
+    assert part_of(Instruction("x", "add", 4, 4, (), line)) == part
 
 
 def test_peaks_follow_from_the_clock():
