@@ -3,21 +3,27 @@
     python -m ssjax.plan --config experiments/dialogsum.py:openllama-7b --topology v5e:4x4 \\
         --config.mesh.data=1 --config.mesh.fsdp=16
     python -m ssjax.plan --config FILE --topology v5e:1x1 --nodes 8,16,32 --prefill 512,2048
+    python -m ssjax.plan --acceptance RUN --topology v5e:1x1
     python -m ssjax.plan --config FILE --show-shardings --devices 8 --config.mesh.tensor=2
 
 The train step and the decode loop are the ones that `ssjax.train` and `ssjax.evaluate` run. No
 TPU is needed, only its compiler: pip install "ssjax[plan]". Of a base model only config.json is
 read. Times are of two kinds, and neither was measured: lower bounds from published peaks of the
 chip, and what the compiler predicts, by part. With --nodes: decode passes by number of nodes;
-they are sampled if --config.decode.temperature is given, else greedy. Exit status 0: everything
+they are sampled if --config.decode.temperature is given, else greedy. With --acceptance: the tree
+for the chip, for greedy decoding. Exit status 0: everything
 fits; 1: something does not; 2: bad input.
 """
+
+import dataclasses
+from pathlib import Path
 
 import jax
 from absl import flags
 
 from ssjax.cli import options, start
 from ssjax.errors import UserError
+from ssjax.evaluation import best_way, candidates, planned_way
 from ssjax.parallel import partitioning
 from ssjax.planning.experiments import list_shardings, plan_programs, resolve_shapes
 from ssjax.planning.passes import plan_passes
@@ -37,18 +43,23 @@ _NODES = flags.DEFINE_list(
     "8,16,32; the train step is left out then.",
 )
 _PREFILL = flags.DEFINE_list("prefill", None, "Plan the reading of prompts of so many tokens too.")
+_ACCEPTANCE = flags.DEFINE_string(
+    "acceptance",
+    "",
+    "Run directory that was calibrated, in place of --config: the tree for this TPU by what was "
+    "accepted there, kept beside the run until it is calibrated on such a device.",
+)
 _SHOW = flags.DEFINE_bool("show_shardings", False, "Print where every leaf lies; compile nothing.")
 _JSON = options.define_output("json", "Also write the plan to this file.")
 
 
 def main() -> int:
     """Plans the experiment of the command line; returns the exit code."""
-    node_counts = options.counts(_NODES) if _NODES.value else []
-    prompt_lengths = options.counts(_PREFILL) if _PREFILL.value else []
-    by_nodes = bool(node_counts or prompt_lengths)
-    if by_nodes and not _TOPOLOGY.value:
-        raise UserError("--nodes and --prefill need a --topology: the compiler of TPUs is asked")
-    config = _EXPERIMENT.read()
+    if (_NODES.value or _PREFILL.value or _ACCEPTANCE.value) and not _TOPOLOGY.value:
+        raise UserError(
+            "--nodes, --prefill and --acceptance need a --topology: the compiler of TPUs is asked"
+        )
+    config = _EXPERIMENT.read_run(_ACCEPTANCE.value) if _ACCEPTANCE.value else _EXPERIMENT.read()
     jax.config.update("jax_platforms", "cpu")
     topology = None
     if _TOPOLOGY.value:
@@ -63,17 +74,43 @@ def main() -> int:
         show_shardings(rows)
         options.write_json(_JSON.value, rows)
         return 0
-    if by_nodes:
-        lists = {"node_counts": node_counts, "prompt_lengths": prompt_lengths}
-        result = plan_passes(config, model, mesh, topology, **lists)
-        show_passes(result)
-        programs = [*result["passes"].values(), *result["prefill"].values()]
-    else:
-        result = plan_programs(config, model, mesh, topology)
-        show_plan(result)
-        programs = [result["train"], result["decode"]]
+    if _NODES.value or _PREFILL.value or _ACCEPTANCE.value:
+        return _plan_passes(config, model, mesh, topology)
+    result = plan_programs(config, model, mesh, topology)
+    show_plan(result)
     options.write_json(_JSON.value, result)
-    return 0 if all(program["fits"] for program in programs) else 1
+    return 0 if result["train"]["fits"] and result["decode"]["fits"] else 1
+
+
+def _plan_passes(config, model, mesh, topology) -> int:
+    """Plans decode passes and prefills, and chooses a tree if a run says what is accepted."""
+    run, measured = Path(_ACCEPTANCE.value), None
+    node_counts = options.counts(_NODES) if _NODES.value else []
+    if _ACCEPTANCE.value:
+        # Calibrations replay greedy decoding, so its passes are what counts.
+        decode = dataclasses.replace(config.decode, temperature=0.0)
+        config = dataclasses.replace(config, decode=decode)
+        measured = planned_way.read_measured(run, config.streams.num_streams, decode.deferred)
+        node_counts = node_counts or measured.node_counts
+    result = plan_passes(
+        config,
+        model,
+        mesh,
+        topology,
+        node_counts=node_counts,
+        prompt_lengths=options.counts(_PREFILL) if _PREFILL.value else [],
+    )
+    show_passes(result)
+    fits = all(each["fits"] for kind in ("passes", "prefill") for each in result[kind].values())
+    if measured and fits:
+        seconds = {n: each["predicted"]["seconds"] for n, each in result["passes"].items()}
+        chosen = planned_way.choose(measured, seconds, config.decode.batch_size)
+        candidates.show_one(chosen)
+        situation = (result["device"], config.model.dtype)
+        print(planned_way.keep(run, measured, chosen, *situation, by=topology.name))
+        result["chosen"] = best_way.candidate_values(chosen.chosen)
+    options.write_json(_JSON.value, result)
+    return 0 if fits else 1
 
 
 def main_in_child() -> int:

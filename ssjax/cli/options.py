@@ -5,6 +5,7 @@ import functools
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from absl import flags
 from jax.sharding import Mesh
@@ -21,6 +22,7 @@ from ssjax.files.reading import to_json
 from ssjax.files.writing import check_directory, check_file, write_atomic
 from ssjax.parallel import partitioning, program_cache
 from ssjax.run import Run, load
+from ssjax.weights.base import read_config
 from ssjax.weights.load import Trained, load_trained
 
 # Digits of other scripts are digits to `str.isdigit`, and some of them no numbers to `int`.
@@ -85,6 +87,22 @@ class ExperimentFlags:
                     "one of them"
                 )
         return experiment_lib.load(self._config.value, changes)
+
+    def read_run(self, directory: str) -> Config:
+        """The config of a run with the changes of the command line; its sizes need no base.
+
+        Args:
+          directory: of the run, from a flag that stands in place of --config.
+
+        Raises:
+          UserError: an experiment is given too, no such run, or a value that cannot work.
+        """
+        if self._config.value:
+            raise UserError(f"the experiment is that of the run {directory}; leave out --config")
+        config = read_config(Path(directory))
+        config = experiment_lib.changed(config, command_line.overrides())
+        model = dataclasses.replace(config.model, pretrained="")
+        return dataclasses.replace(config, model=model)
 
 
 def define_experiment_flags(*, workdir: bool = True) -> ExperimentFlags:

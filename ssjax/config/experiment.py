@@ -8,12 +8,14 @@ the file each deserve one line that names the place.
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -32,21 +34,44 @@ def load(name: str, overrides: Mapping[str, str]) -> Config:
     Raises:
       UserError: no such file, an error in it, or a value that cannot work.
     """
-    changes = {
-        key: ranges.parse(text, ranges.hint_of(Config, key), key) for key, text in overrides.items()
-    }
+    changes = _parsed(overrides)
     path, colon, variant = name.partition(":")
     path = Path(path)
     with _file_of_user(path):
         config = _get_config(path, variant if colon else None)
-        for key, value in changes.items():  # before what the file derives from them is computed
-            *groups, last = key.split(".")
-            group = config
-            for each in groups:
-                group = group[each]
-            group[last] = value
+        _set(config, changes)  # before what the file derives from them is computed
         values = config.to_dict()
     return config_lib.from_dict(values)
+
+
+def changed(config: Config, overrides: Mapping[str, str]) -> Config:
+    """A config, such as that of a run, with what the command line changes of it.
+
+    Args:
+      config: of the run.
+      overrides: text by dotted key.
+
+    Raises:
+      UserError: a value that cannot work.
+    """
+    values = dataclasses.asdict(config)
+    _set(values, _parsed(overrides))
+    return config_lib.from_dict(values)
+
+
+def _parsed(overrides: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        key: ranges.parse(text, ranges.hint_of(Config, key), key) for key, text in overrides.items()
+    }
+
+
+def _set(groups: ConfigDict | dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        *above, last = key.split(".")
+        group = groups
+        for each in above:
+            group = group[each]
+        group[last] = value
 
 
 def run(name: str) -> None:

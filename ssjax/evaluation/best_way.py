@@ -338,8 +338,8 @@ def entry_of(situation: Situation, acceptance: Acceptance, calibration: Calibrat
             for drafter, tokens in acceptance.tokens_per_call.items()
         ],
         "chances": _chances_values(acceptance.chances),
-        "chosen": _candidate_values(calibration.chosen),
-        "candidates": [_candidate_values(candidate) for candidate in calibration.candidates],
+        "chosen": candidate_values(calibration.chosen),
+        "candidates": [candidate_values(candidate) for candidate in calibration.candidates],
     }
 
 
@@ -370,7 +370,8 @@ def _chances_values(chances: Chances) -> dict[str, Any]:
     }
 
 
-def _candidate_values(candidate: Candidate) -> dict[str, Any]:
+def candidate_values(candidate: Candidate) -> dict[str, Any]:
+    """Plain values of a candidate, as the file holds them."""
     return {
         **way_to_dict(candidate.way),
         "tokens_per_call": candidate.tokens_per_call,

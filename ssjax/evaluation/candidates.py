@@ -34,9 +34,15 @@ def show(run: Run, acceptance: Acceptance, calibrations: Sequence[Calibration]) 
     console.print(table)
     console.print(_chance_table(acceptance.chances))
     for calibration in calibrations:
-        console.print(_candidate_table(calibration))
-        # The line may be long, and a file that it is piped into wants one line.
-        console.print(f"chosen: {best_way.summary(calibration)}", soft_wrap=True)
+        show_one(calibration)
+
+
+def show_one(calibration: Calibration) -> None:
+    """Prints the candidates of one batch size, and the line about the chosen one."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    console.print(_candidate_table(calibration))
+    # The line may be long, and a file that it is piped into wants one line.
+    console.print(f"chosen: {best_way.summary(calibration)}", soft_wrap=True)
 
 
 def _chance_table(chances: Chances) -> Table:

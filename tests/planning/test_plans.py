@@ -15,8 +15,12 @@ import pytest
 import verb_server
 from jax.sharding import PartitionSpec as P
 
-from ssjax.config import MeshConfig
+from ssjax.config import MeshConfig, experiment
+from ssjax.decoding import ways
+from ssjax.decoding.drafters import BestFirstDrafter
+from ssjax.decoding.ways import Situation
 from ssjax.errors import UserError
+from ssjax.evaluation import best_way
 from ssjax.models.parameters import count
 from ssjax.models.transformer import abstract_params
 from ssjax.parallel import partitioning
@@ -273,9 +277,34 @@ def test_passes_by_number_of_nodes(tmp_path):
     assert result["step_cost"] == {name: each / seconds["1"] for name, each in seconds.items()}
 
 
+@needs_compiler
+def test_a_tree_is_chosen_by_what_a_run_had_accepted(tmp_path):
+    """The run is where its numbers are: its sizes need no base, and it names no experiment."""
+    config = experiment.load(f"{ROOT / 'experiments' / 'dialogsum.py'}:smoke", {})
+    sizes = dataclasses.replace(config.model, vocab_size=512, pretrained="not/here")
+    config = dataclasses.replace(config, model=sizes)
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    streams = config.streams.num_streams
+    shape = {"kind": "best_first", "nodes": 3, "streams": streams, "temperatures": []}
+    predicted = [{"drafter": shape | {"min_node_chance": 0.0}, "tokens_per_call": 100.0}]
+    here = {"device": "cpu", "dtype": "float32", "step": 7, "num_streams": streams}
+    entry = here | {"batch_size": 1, "summary": "", "chosen": {}, "predicted": predicted}
+    best_way.store(tmp_path, [entry])
+    server = verb_server.server(XLA_FLAGS="")
+    asked = ["--acceptance", tmp_path, "--topology=v5e:1x1", "--config.decode.batch_size=2"]
+    told = server.call("plan", asked)
+    assert told.returncode == 0, told.stderr
+    there = Situation("TPU v5 lite", "float32", 7, streams)
+    way, line = ways.find(tmp_path, there, batch_size=2)
+    assert way.drafter == BestFirstDrafter(3, streams) and "chosen from a plan, v5e:1x1" in line
+    assert line.split(": ", 2)[2].split("; --no")[0] in told.stdout
+    both = server.call("plan", [*asked, EXPERIMENT])
+    assert both.returncode == 2 and "leave out --config" in both.stderr
+
+
 def test_passes_need_a_topology():
     finished = call("--nodes=4")
-    assert finished.returncode == 2 and "--nodes and --prefill need a --topology" in finished.stderr
+    assert finished.returncode == 2 and "need a --topology" in finished.stderr
 
 
 def test_shardings_are_listed_without_a_topology(tmp_path):
