@@ -135,7 +135,7 @@ def emit(
     length: jax.Array,
     limit: jax.Array,
     done: jax.Array,
-    eos_ids: tuple[int, ...],
+    eos_ids: tuple[int, ...] | jax.Array,
 ) -> Emission:
     """Cuts the drawn tokens along the path at the first end of sequence and at the limit.
 
@@ -147,14 +147,15 @@ def emit(
       length: [B] int32, tokens of each row before this pass.
       limit: [B] int32, tokens at which a row stops.
       done: [B] bool, rows that had ended before; they emit nothing.
-      eos_ids: ids that end a row; the id itself is emitted.
+      eos_ids: ids that end a row, for all or [B, E] int32; the id itself is emitted.
     """
     tokens = jnp.take_along_axis(drawn, acceptance.path, axis=1)  # [B, R]
     step = jnp.arange(tokens.shape[1])
     num_drawn = acceptance.num_accepted + 1
     first_missing = jnp.where(tokens == NO_TOKEN, step, tokens.shape[1]).min(axis=1)
     sound = jnp.minimum(num_drawn, first_missing)
-    is_eos = jnp.isin(tokens, jnp.array(eos_ids, jnp.int32)) & (step < sound[:, None])
+    ids = jnp.atleast_2d(jnp.asarray(eos_ids, jnp.int32))[:, None, :]  # [1 or B, 1, E]
+    is_eos = (tokens[:, :, None] == ids).any(axis=2) & (step < sound[:, None])
     until_eos = jnp.where(is_eos.any(axis=1), jnp.argmax(is_eos, axis=1) + 1, tokens.shape[1])
     count = jnp.minimum(jnp.minimum(sound, until_eos), limit - length)
     count = jnp.where(done, 0, jnp.maximum(count, 0)).astype(jnp.int32)

@@ -186,12 +186,12 @@ class Decoder:
         fewest = self.capacity(int(batch.lengths.max()), 2 + way.drafter.max_depth)
         reading = dataclasses.replace(spec, capacity=min(fewest, capacity))
         with enough_memory(size, capacity):
-            padded = batch.padded(self._bucket(int(batch.lengths.max())), self.pad_id)
+            padded = batch.padded(self.bucket(int(batch.lengths.max())), self.pad_id)
         per_row = (padded, batch.lengths, batch.limits, batch.seeds, batch.places)
         sharding = partitioning.batch_sharding(self.mesh, size)
         *inputs, seeds, places = jax.device_put(per_row, sharding)
         with jax.set_mesh(self.mesh), enough_memory(size, capacity):
-            rows = Rows(*inputs, _row_keys(seeds, places))
+            rows = Rows(*inputs, row_keys(seeds, places))
             began = time.perf_counter()
             state = prefill_program(*static[:3], reading, rows, way.drafter_params)
             if reading.capacity < capacity:
@@ -213,12 +213,12 @@ class Decoder:
         ]
         first = {}
         for batch in batches:
-            first.setdefault(self._bucket(max(len(prompt) for prompt in batch)), batch)
+            first.setdefault(self.bucket(max(len(prompt) for prompt in batch)), batch)
         return list(first.values())
 
     def capacity(self, prompt_length: int, max_new_tokens: int) -> int:
         """Slots per row that a batch is decoded in, by its longest prompt and limit."""
-        room = self._bucket(prompt_length) + max_new_tokens
+        room = self.bucket(prompt_length) + max_new_tokens
         return -(-room // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
 
     def _check_bans(self, sampling: Sampling) -> None:
@@ -234,7 +234,8 @@ class Decoder:
         if len(never) == vocab_size:
             raise UserError("no token is left that may be drawn; ban fewer")
 
-    def _bucket(self, length: int) -> int:
+    def bucket(self, length: int) -> int:
+        """The length that a batch is padded to, by its longest prompt."""
         for bucket in self.prompt_buckets:
             if length <= bucket:
                 return bucket
@@ -256,6 +257,53 @@ def decoding_execution(mesh: Mesh, scan: bool) -> Execution:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class HostState:
+    """What completions are read from, as NumPy arrays; fields as in `DecodeState`."""
+
+    tokens: np.ndarray
+    born: np.ndarray
+    drafted: np.ndarray
+    length: np.ndarray
+    calls: np.ndarray
+    done: np.ndarray
+    failed: np.ndarray
+    log_probs: np.ndarray | None
+
+    @classmethod
+    def of(cls, state: DecodeState) -> "HostState":
+        """One transfer from the device."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**to_host({name: getattr(state, name) for name in names}))
+
+    def completion(
+        self, row: int, prompt_length: int, eos_ids: Sequence[int], max_depth: int
+    ) -> Completion:
+        """What the prompt of a row has become; its finish holds if the row is done.
+
+        Args:
+          row: which.
+          prompt_length: of its prompt.
+          eos_ids: that end it.
+          max_depth: of the drafter.
+        """
+        new = slice(prompt_length, int(self.length[row]))
+        ids, calls = tuple(self.tokens[row, new].tolist()), int(self.calls[row])
+        ended = "eos" if ids and ids[-1] in eos_ids else "length"
+        born, drafted = self.born[row, new], self.drafted[row, new]
+        runs = np.bincount(born, minlength=calls + 1)
+        kept = np.bincount(born[drafted], minlength=calls + 1)
+        log_probs = None if self.log_probs is None else tuple(self.log_probs[row, new].tolist())
+        return Completion(
+            tokens=ids,
+            finish="error" if self.failed[row] else ended,
+            runs=tuple(runs.tolist()),
+            kept=tuple(kept[1:].tolist()),
+            max_depth=max_depth,
+            log_probs=log_probs,
+        )
+
+
 def completions_of(
     state: DecodeState, prompt_length: np.ndarray, eos_ids: tuple[int, ...], max_depth: int
 ) -> list[Completion]:
@@ -267,26 +315,11 @@ def completions_of(
       eos_ids: that ended the rows.
       max_depth: of the drafter.
     """
-    fields = (state.tokens, state.born, state.drafted, state.length, state.calls, state.failed)
-    *host, log_probs = to_host((*fields, state.log_probs))
-    completions = []
-    for row, (tokens, born, drafted, length, calls, failed) in enumerate(zip(*host, strict=True)):
-        new = slice(int(prompt_length[row]), int(length))
-        ids = tuple(tokens[new].tolist())
-        ended = "eos" if ids and ids[-1] in eos_ids else "length"
-        runs = np.bincount(born[new], minlength=int(calls) + 1)
-        kept = np.bincount(born[new][drafted[new]], minlength=int(calls) + 1)
-        completions.append(
-            Completion(
-                tokens=ids,
-                finish="error" if failed else ended,
-                runs=tuple(runs.tolist()),
-                kept=tuple(kept[1:].tolist()),
-                max_depth=max_depth,
-                log_probs=None if log_probs is None else tuple(log_probs[row, new].tolist()),
-            )
-        )
-    return completions
+    host = HostState.of(state)
+    return [
+        host.completion(row, int(length), eos_ids, max_depth)
+        for row, length in enumerate(prompt_length)
+    ]
 
 
 _compilations = 0
@@ -308,7 +341,8 @@ def _counted(function):
 
 
 @jax.jit
-def _row_keys(seeds, places):
+def row_keys(seeds: jax.Array, places: jax.Array) -> jax.Array:
+    """The keys of `Rows` by the two numbers [B] int32 of `Request.key_parts`."""
     return jax.vmap(lambda seed, place: jax.random.fold_in(jax.random.key(seed), place))(
         seeds, places
     )

@@ -10,6 +10,7 @@ from ssjax.decoding.acceptance import Acceptance
 from ssjax.decoding.candidates import find_candidates
 from ssjax.decoding.drafters import Context, Drafter
 from ssjax.decoding.pruning import joint_log_probs, prune
+from ssjax.decoding.row_settings import draw_by_row
 from ssjax.decoding.sampling import adjust, draw, position_noise
 from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
 from ssjax.decoding.tree import DraftTree, ancestor_mask, without_drafts
@@ -117,11 +118,19 @@ class Forward:
         self, state: DecodeState, adjusted: jax.Array, logits: jax.Array, max_depth: int
     ) -> jax.Array:
         """Draws the next token after every node from adjusted logits, [B, M] int32."""
-        noise = None
-        if self.spec.sampling.temperature > 0:
+
+        def make_noise():
             positions = state.length[:, None] + jnp.arange(max_depth + 1)
-            noise = position_noise(state.row_keys, positions, adjusted.shape[-1])
+            return position_noise(state.row_keys, positions, adjusted.shape[-1])
+
+        if state.settings is not None:
+            return draw_by_row(adjusted, logits, state.draft.depth, make_noise, state.settings)
+        noise = make_noise() if self.spec.sampling.temperature > 0 else None
         return draw(adjusted, logits, state.draft.depth, noise, self.spec.sampling)
+
+    def eos_ids(self, state: DecodeState) -> tuple[int, ...] | jax.Array:
+        """Ids that end a row, for all or [B, E] int32."""
+        return self.spec.eos_ids if state.settings is None else state.settings.eos_ids
 
     def streams_at(
         self, state: DecodeState, draft: DraftOutput, acceptance: Acceptance, root: jax.Array

@@ -67,7 +67,8 @@ def prefill(
     drawn = forward.draw(state, forward.adjusted(state, logits, 0), logits, max_depth=0)
     nothing = jnp.zeros_like(state.length)
     nothing_drafted = Acceptance(jnp.zeros_like(drawn), nothing)
-    emission = emit(nothing_drafted, drawn, state.length, state.limit, state.done, spec.eos_ids)
+    eos_ids = forward.eos_ids(state)
+    emission = emit(nothing_drafted, drawn, state.length, state.limit, state.done, eos_ids)
     if spec.log_probs:
         emission = with_log_probs(emission, nothing_drafted, logits)
     state = state.append(emission, kept=nothing, failed=emission.broken)
@@ -106,6 +107,7 @@ def _start(
         calls=jnp.zeros(batch, jnp.int32),
         history=start_history(spec.sampling, rows.prompts, length, forward.model.config.vocab_size),
         log_probs=jnp.zeros(per_token, jnp.float32) if spec.log_probs else None,
+        settings=rows.settings,
     )
 
 
@@ -252,7 +254,8 @@ def _pass_of(forward: Forward, state: DecodeState, width: int) -> _Pass:
         logits = forward.logits(draft.output.hidden)
         acceptance, drawn = _verify(forward, state, draft, logits)
     with jax.named_scope("emit"):
-        emission = emit(acceptance, drawn, state.length, state.limit, state.done, spec.eos_ids)
+        eos_ids = forward.eos_ids(state)
+        emission = emit(acceptance, drawn, state.length, state.limit, state.done, eos_ids)
         if spec.log_probs:
             emission = with_log_probs(emission, acceptance, logits)
     with jax.named_scope("draft"):

@@ -155,19 +155,76 @@ def warp(logits: jax.Array, sampling: Sampling) -> jax.Array:
     vocab_size = logits.shape[-1]
     cuts_rank = 0 < sampling.top_k < vocab_size
     if cuts_rank or sampling.top_p < 1.0:
-        width = min(sampling.top_k if cuts_rank else vocab_size, _MOST_RANKED, vocab_size)
-        best = top_k(logits, width)[0]
+        best = best_logits(logits)
     if cuts_rank:
-        lowest_kept = best[..., -1:]
-        if width < sampling.top_k:
-            lowest_kept = _lowest_below(logits, jnp.ones_like(logits), sampling.top_k)
-        logits = jnp.where(logits < lowest_kept, MASKED, logits)
+        logits, best = cut_by_rank(logits, best, sampling.top_k)
     if sampling.top_p < 1.0:
-        logits = jnp.where(logits < _lowest_of_mass(logits, best, sampling.top_p), MASKED, logits)
+        logits = cut_by_mass(logits, best, sampling.top_p)
     if sampling.min_p > 0:
         lowest_kept = logits.max(axis=-1, keepdims=True) + math.log(sampling.min_p)
         logits = jnp.where(logits < lowest_kept, MASKED, logits)
     return logits
+
+
+def best_logits(logits: jax.Array) -> jax.Array:
+    """The best of each row, falling, [..., W] of [..., V]; W is 256, or V if that is less."""
+    return top_k(logits, min(_MOST_RANKED, logits.shape[-1]))[0]
+
+
+def cut_by_rank(
+    logits: jax.Array, best: jax.Array, rank: int | jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Masks what is below the logit of a rank; equals of that stay.
+
+    Args:
+      logits: [..., V] float32.
+      best: of `best_logits`.
+      rank: k, 1 to V; a number, or an array [..., 1] int32.
+
+    Returns:
+      Both, masked.
+    """
+    width = best.shape[-1]
+
+    def found_by_halving():
+        return _lowest_below(logits, jnp.ones_like(logits), rank)
+
+    if isinstance(rank, int):
+        lowest = best[..., rank - 1 : rank] if rank <= width else found_by_halving()
+    else:
+        lowest = jnp.take_along_axis(best, jnp.minimum(rank, width) - 1, axis=-1)
+        beyond = rank > width
+        lowest = jax.lax.cond(
+            beyond.any(), lambda: jnp.where(beyond, found_by_halving(), lowest), lambda: lowest
+        )
+    return tuple(jnp.where(x < lowest, MASKED, x) for x in (logits, best))
+
+
+def cut_by_mass(logits: jax.Array, best: jax.Array, mass: float | jax.Array) -> jax.Array:
+    """Masks all but the fewest best tokens that have so much of the probability.
+
+    Read off the best where those have that much, which is nearly always: then nobody asks for the
+    order of the others. What a row gets does not depend on the rows beside it.
+
+    Args:
+      logits: [..., V] float32.
+      best: of `best_logits`, or masked with them by `cut_by_rank`.
+      mass: below 1; a number, or an array [..., 1].
+    """
+    peak = best[..., :1]
+    norm = jnp.exp(logits - peak).sum(axis=-1, keepdims=True)
+    shares = jnp.exp(best - peak) / norm
+    held = jnp.cumsum(shares, axis=-1)
+    lowest = jnp.where(held - shares < mass, best, jnp.inf).min(axis=-1, keepdims=True)
+    if best.shape[-1] < logits.shape[-1]:
+        is_held = held[..., -1:] >= mass
+
+        def search():
+            found = _lowest_below(logits, jnp.exp(logits - peak), mass * norm)
+            return jnp.where(is_held, lowest, found)
+
+        lowest = jax.lax.cond(is_held.all(), lambda: lowest, search)
+    return jnp.where(logits < lowest, MASKED, logits)
 
 
 def position_noise(row_keys: jax.Array, positions: jax.Array, vocab_size: int) -> jax.Array:
@@ -222,33 +279,6 @@ def first_argmax(x: jax.Array, usable: jax.Array | bool = True) -> jax.Array:
     is_peak = x == x.max(axis=-1, keepdims=True)
     index = jnp.where(is_peak, jnp.arange(size, dtype=jnp.int32), size - 1)
     return jnp.where(usable, index, NO_TOKEN).min(axis=-1)
-
-
-def _lowest_of_mass(logits, best, mass):
-    """The lowest of the fewest best logits that have so much of the probability, [..., 1].
-
-    Read off the best where those have that much, which is nearly always: then nobody asks for the
-    order of the others. What a row gets does not depend on the rows beside it.
-
-    Args:
-      logits: [..., V].
-      best: [..., W], the best of them, falling.
-      mass: below 1.
-    """
-    peak = best[..., :1]
-    norm = jnp.exp(logits - peak).sum(axis=-1, keepdims=True)
-    shares = jnp.exp(best - peak) / norm
-    held = jnp.cumsum(shares, axis=-1)
-    lowest = jnp.where(held - shares < mass, best, jnp.inf).min(axis=-1, keepdims=True)
-    if best.shape[-1] == logits.shape[-1]:
-        return lowest
-    is_held = held[..., -1:] >= mass
-
-    def search():
-        found = _lowest_below(logits, jnp.exp(logits - peak), mass * norm)
-        return jnp.where(is_held, lowest, found)
-
-    return jax.lax.cond(is_held.all(), lambda: lowest, search)
 
 
 def _lowest_below(logits, weights, budget):

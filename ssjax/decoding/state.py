@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from ssjax.decoding.acceptance import Emission
+from ssjax.decoding.row_settings import RowSettings
 from ssjax.decoding.sampling import History, Sampling, extend_history
 from ssjax.decoding.tree import DraftTree
 from ssjax.models.cache import KVCache
@@ -34,6 +35,7 @@ class Rows:
     prompt_length: jax.Array  # [B] int32, at least 1
     max_new_tokens: jax.Array  # [B] int32, cut where the capacity ends; a row of 0 emits nothing
     keys: jax.Array  # [B] keys, for sampling
+    settings: RowSettings | None = None  # where rows are drawn or end differently
 
 
 @struct.dataclass
@@ -59,6 +61,7 @@ class DecodeState:
     calls: jax.Array  # [B] int32, decode passes while the row was not done
     history: History  # of tokens[b, :length[b]], for penalties and bans
     log_probs: jax.Array | None  # [B, capacity] float32 of output tokens, 0 elsewhere
+    settings: RowSettings | None = None  # of each row; None: those of the spec hold for all
 
     @property
     def last_tokens(self) -> jax.Array:

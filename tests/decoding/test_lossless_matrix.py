@@ -211,7 +211,7 @@ def model_of(weights, spec):
 def start(weights, drafter, spec, rows=slice(None), padded=PADDED):
     """The state after the prefill of some rows; each keeps its own key."""
     numbers = np.arange(ROWS, dtype=np.int32)
-    keys = decoder_module._row_keys(np.full(ROWS, 5, np.int32), numbers)
+    keys = decoder_module.row_keys(np.full(ROWS, 5, np.int32), numbers)
     chosen = Rows(padded[rows], LENGTHS[rows], LIMITS[rows], keys[rows])
     return decoder_module.prefill_program(
         model_of(weights, spec), weights.params, drafter, spec, chosen, weights.draft_params

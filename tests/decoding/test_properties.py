@@ -29,7 +29,7 @@ def machine(endless, kit):
     write = {"tree": lambda row, sequence: []}
     drafter = kit.HostDrafter(NODES, DEPTH, write)
     prompts = np.array(kit.random_prompts(31, ROWS, (BUCKET,)), np.int32)
-    keys = decoder_module._row_keys(np.zeros(ROWS, np.int32), np.arange(ROWS, dtype=np.int32))
+    keys = decoder_module.row_keys(np.zeros(ROWS, np.int32), np.arange(ROWS, dtype=np.int32))
 
     def static(drafter, temperature):
         spec = DecodeSpec(CAPACITY, kit.NEVER, kit.PAD, Sampling(temperature), True)

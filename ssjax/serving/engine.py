@@ -1,0 +1,307 @@
+"""Continuous batching: who gets a slot, how long it is theirs, what is told to whom.
+
+One thread runs the engine; any thread may submit and cancel. A round:
+
+    drop      requests that were cancelled or are past their deadline
+    admit     in the order of arrival, while slots are free and the round's prompt tokens last
+    run       a few passes over all slots
+    harvest   every request learns its tokens; finished ones leave their slots
+
+What a request becomes is what `Decoder.generate` makes of it alone, whatever runs beside it.
+"""
+
+import collections
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+
+from ssjax.decoding.completion import Completion
+from ssjax.decoding.decoder import Decoder
+from ssjax.decoding.drafters import Way
+from ssjax.decoding.room import check_positions
+from ssjax.decoding.sampling import Sampling
+from ssjax.errors import UserError
+from ssjax.serving.slots import Slots
+from ssjax.serving.ticket import CANCELLED, TIMEOUT, Asked, Ticket, Times
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineLimits:
+    """The sizes of an engine."""
+
+    num_slots: int  # requests that run at once
+    max_waiting: int  # requests that wait for a slot; more are refused
+    max_prompt_tokens: int  # of one request
+    max_new_tokens: int  # of one request
+    max_eos_ids: int  # of one request
+    passes_per_round: int  # between two looks at what is new
+    # Prompt tokens that are read in a round, padding included, so that who runs already need not
+    # wait for all who come; at least one prompt is.
+    prefill_tokens: int
+
+
+class Full(UserError):
+    """The queue is full: try again later."""
+
+
+class Stopped(UserError):
+    """The engine takes no more requests."""
+
+
+@dataclasses.dataclass
+class Totals:
+    """What the engine has done since its start."""
+
+    prompt_tokens: int = 0  # of requests that got a slot
+    new_tokens: int = 0
+    passes: int = 0  # of rows: two requests in one pass are two
+    kept_by_depth: list[int] = dataclasses.field(default_factory=list)  # passes that kept so deep
+    finished: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+
+class Engine:
+    """A model that answers requests.
+
+    Args:
+      decoder: the model, on one device.
+      way: how drafts are written, for all requests.
+      sampling: penalties, bans and fewest new tokens of all requests; its other fields are asked
+        for by each.
+      limits: sizes.
+
+    Attributes:
+      on_end: told of every ticket that ends and of its last completion, from the engine's thread;
+        may be set before the engine runs.
+      totals: of what has been done.
+      problem: why it runs no more, or None.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        way: Way,
+        sampling: Sampling,
+        limits: EngineLimits,
+    ):
+        self.decoder, self.drafter, self.limits = decoder, way.drafter, limits
+        self.sampling = sampling
+        self.totals = Totals(kept_by_depth=[0] * way.drafter.max_depth)
+        self.problem: BaseException | None = None
+        self.on_end: Callable[[Ticket, Completion], None] = lambda ticket, completion: None
+        self._slots = Slots(
+            decoder,
+            way,
+            sampling,
+            num_slots=limits.num_slots,
+            max_prompt_tokens=limits.max_prompt_tokens,
+            max_new_tokens=limits.max_new_tokens,
+            num_eos_ids=limits.max_eos_ids,
+        )
+        self._running: list[Ticket | None] = [None] * limits.num_slots
+        self._waiting: collections.deque[Ticket] = collections.deque()
+        self._changed = threading.Condition()
+        self._ready = self._stopping = False
+
+    @property
+    def ready(self) -> bool:
+        """Everything is compiled and requests are answered."""
+        return self._ready and self.problem is None and not self._stopping
+
+    @property
+    def num_running(self) -> int:
+        """Requests that have a slot."""
+        return sum(ticket is not None for ticket in self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._waiting)
+
+    def start(self) -> None:
+        """Compiles every program. Raises: UserError, if the device has too little memory."""
+        longest = self.limits.max_prompt_tokens + self.limits.max_new_tokens
+        check_positions(self.decoder.model.config, longest)
+        self._slots.start()
+        self._ready = True
+
+    def submit(self, asked: Asked, notify: Callable[[], None] = lambda: None) -> Ticket:
+        """Queues a request.
+
+        Args:
+          asked: what for.
+          notify: called from the engine's thread whenever the ticket has changed; must be quick.
+
+        Raises:
+          UserError: what is asked for is beyond the limits or cannot work.
+          Full: too many wait.
+          Stopped: no requests are taken any more.
+        """
+        self.check(asked)
+        with self._changed:
+            if self._stopping or self.problem is not None:
+                raise Stopped("the server is stopping; try another one")
+            if len(self._waiting) >= self.limits.max_waiting:
+                raise Full(f"{len(self._waiting)} requests are waiting already; try again later")
+            empty = Completion((), "unfinished", (0,), (), self.drafter.max_depth)
+            ticket = Ticket(asked, empty, Times(time.monotonic()), notify, self._count_end)
+            self._waiting.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    def check(self, asked: Asked) -> None:
+        """Raises: UserError, if what is asked for is beyond the limits or cannot work."""
+        limits, vocab_size = self.limits, self.decoder.model.config.vocab_size
+        if not asked.prompt:
+            raise UserError("the prompt is empty; it needs at least one token")
+        if len(asked.prompt) > limits.max_prompt_tokens:
+            raise UserError(
+                f"the prompt has {len(asked.prompt)} tokens, but at most "
+                f"{limits.max_prompt_tokens} are read here; shorten it"
+            )
+        if not 0 <= min(asked.prompt) <= max(asked.prompt) < vocab_size:
+            raise UserError(f"the prompt has an id outside of 0 to {vocab_size - 1}")
+        if not 0 <= asked.max_new_tokens <= limits.max_new_tokens:
+            raise UserError(
+                f"{asked.max_new_tokens} new tokens are asked for, but 0 to "
+                f"{limits.max_new_tokens} are given here; ask for fewer"
+            )
+        if len(asked.eos_ids) > limits.max_eos_ids:
+            raise UserError(
+                f"{len(asked.eos_ids)} ids may end the output, but at most {limits.max_eos_ids} "
+                "are looked for here; give fewer"
+            )
+        for name in ("seed", "place"):
+            if not -(2**31) <= getattr(asked, name) < 2**31:
+                raise UserError(f"the {name} must lie between -2147483648 and 2147483647")
+        changed = ("temperature", "top_k", "top_p", "min_p")
+        as_ours = {name: getattr(self.sampling, name) for name in changed}
+        if dataclasses.replace(asked.sampling, **as_ours) != self.sampling:
+            raise UserError(f"of the sampling a request may choose {', '.join(changed)} alone")
+
+    def cancel(self, ticket: Ticket, finish: str = CANCELLED) -> None:
+        """Ends a request at the next round, with the tokens that it has then, if it has not ended.
+
+        Args:
+          ticket: of the request.
+          finish: how its completion ends.
+        """
+        with self._changed:
+            ticket.cancelled = ticket.cancelled or finish
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """`run` returns after its round, and whatever is left is cancelled."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+
+    def run(self) -> None:
+        """Runs rounds until `stop`; to be called once, from the engine's own thread.
+
+        An error ends every request and is kept as `problem`.
+        """
+        try:
+            while not self._stopping:
+                if not self.round():
+                    with self._changed:
+                        self._changed.wait_for(self._something_to_do)
+        except BaseException as error:
+            self.problem = error
+            raise
+        finally:
+            self._end_all(CANCELLED if self.problem is None else "error")
+
+    def round(self) -> bool:
+        """One round. Returns whether a request is left."""
+        self._drop()
+        self._admit()
+        if self.num_running:
+            self._slots.run(self.limits.passes_per_round)
+            self._harvest()
+        return bool(self.num_running or self.num_waiting)
+
+    def _something_to_do(self) -> bool:
+        return self._stopping or bool(self._waiting)
+
+    def _drop(self) -> None:
+        now = time.monotonic()
+        with self._changed:
+            waiting = list(self._waiting)
+            gone = [ticket for ticket in waiting if _unwanted(ticket, now)]
+            for ticket in gone:
+                self._waiting.remove(ticket)
+        for ticket in gone:
+            ticket.end(_unwanted(ticket, now), now)
+        slots = [
+            slot
+            for slot, ticket in enumerate(self._running)
+            if ticket is not None and _unwanted(ticket, now)
+        ]
+        if slots:
+            self._slots.drop(slots)
+        for slot in slots:
+            ticket, self._running[slot] = self._running[slot], None
+            ticket.end(_unwanted(ticket, now), now)
+
+    def _admit(self) -> None:
+        budget = self.limits.prefill_tokens
+        for slot, occupant in enumerate(self._running):
+            if occupant is not None:
+                continue
+            with self._changed:
+                if not self._waiting:
+                    return
+                cost = self.decoder.bucket(len(self._waiting[0].asked.prompt))
+                if cost > budget < self.limits.prefill_tokens:
+                    return
+                ticket = self._waiting.popleft()
+                self._running[slot] = ticket
+            budget -= cost
+            ticket.times.began = time.monotonic()
+            self._slots.admit(slot, ticket.asked)
+            self.totals.prompt_tokens += len(ticket.asked.prompt)
+
+    def _harvest(self) -> None:
+        host = self._slots.read()
+        now = time.monotonic()
+        for slot, ticket in enumerate(self._running):
+            if ticket is None:
+                continue
+            asked = ticket.asked
+            found = host.completion(slot, len(asked.prompt), asked.eos_ids, self.drafter.max_depth)
+            if not host.done[slot]:
+                found = dataclasses.replace(found, finish="unfinished")
+            self._count(ticket.completion, found)
+            if host.done[slot]:
+                self._running[slot] = None
+            ticket.update(found, now)
+
+    def _count(self, before: Completion, after: Completion) -> None:
+        totals = self.totals
+        totals.new_tokens += len(after.tokens) - len(before.tokens)
+        totals.passes += after.calls - before.calls
+        for kept in after.kept[before.calls :]:
+            for depth in range(kept):
+                totals.kept_by_depth[depth] += 1
+
+    def _count_end(self, ticket: Ticket, completion: Completion) -> None:
+        self.totals.finished[completion.finish] += 1
+        self.on_end(ticket, completion)
+
+    def _end_all(self, finish: str) -> None:
+        now = time.monotonic()
+        with self._changed:
+            left = [*filter(None, self._running), *self._waiting]
+            self._running = [None] * self.limits.num_slots
+            self._waiting.clear()
+        for ticket in left:
+            ticket.end(finish, now)
+
+
+def _unwanted(ticket: Ticket, now: float) -> str:
+    """How a ticket that nobody waits for any more ends; empty if someone does."""
+    if ticket.cancelled:
+        return ticket.cancelled
+    deadline = ticket.asked.deadline
+    return TIMEOUT if deadline is not None and now >= deadline else ""

@@ -1,0 +1,78 @@
+"""What a client asks of the engine, and what has become of it so far."""
+
+import dataclasses
+from collections.abc import Callable
+
+from ssjax.decoding.completion import Completion
+from ssjax.decoding.sampling import Sampling
+
+# How a completion ends that no token ended, besides those of `Completion.finish`.
+CANCELLED = "cancelled"
+TIMEOUT = "timeout"
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """One completion that is asked for. Which of it may vary freely compiles nothing."""
+
+    prompt: tuple[int, ...]  # ids, at least one
+    max_new_tokens: int
+    # Temperature, top_k, top_p and min_p are of this request; the other fields must be those that
+    # the engine was made with.
+    sampling: Sampling
+    # With temperature above 0, sampled with the key (seed, place), as prompt `place` of
+    # `Decoder.generate` with that seed is.
+    seed: int
+    place: int
+    eos_ids: tuple[int, ...]  # each of them ends the completion; none is allowed
+    deadline: float | None = None  # on the clock of time.monotonic(), seconds; None: never
+
+
+@dataclasses.dataclass
+class Times:
+    """When what happened to a request, seconds on the clock of time.monotonic(); 0: not yet."""
+
+    arrived: float
+    began: float = 0.0  # the prefill
+    first_token: float = 0.0  # known to the host
+    ended: float = 0.0
+
+
+class Ticket:
+    """A request in the engine. Written by the engine's thread, read by any.
+
+    Attributes:
+      asked: as submitted.
+      completion: the latest; its finish is "unfinished" until the last one.
+      times: of what has happened.
+    """
+
+    def __init__(
+        self,
+        asked: Asked,
+        empty: Completion,
+        times: Times,
+        notify: Callable[[], None],
+        on_end: Callable[["Ticket", Completion], None],
+    ):
+        self.asked, self.completion, self.times = asked, empty, times
+        self.cancelled = ""  # as what it is to end; empty: it goes on
+        self._notify, self._on_end = notify, on_end
+
+    @property
+    def ended(self) -> bool:
+        return self.completion.finish != "unfinished"
+
+    def update(self, completion: Completion, now: float) -> None:
+        """Takes a later completion and tells whoever waits; only the engine calls it."""
+        if completion.tokens and not self.times.first_token:
+            self.times.first_token = now
+        if completion.finish != "unfinished":
+            self.times.ended = now
+            self._on_end(self, completion)
+        self.completion = completion  # last: who sees the end sees its times, and it is counted
+        self._notify()
+
+    def end(self, finish: str, now: float) -> None:
+        """Ends it with the tokens that it has."""
+        self.update(dataclasses.replace(self.completion, finish=finish), now)

@@ -1,0 +1,257 @@
+"""Whatever runs beside it and whenever it comes, a request becomes what it becomes alone."""
+
+import dataclasses
+import random
+import threading
+
+import jax
+import numpy as np
+import oracles
+import pytest
+
+from ssjax.decoding.decoder import Decoder
+from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, Way
+from ssjax.decoding.request import Request
+from ssjax.decoding.sampling import Sampling
+from ssjax.errors import UserError
+from ssjax.serving.engine import Engine, EngineLimits, Full, Stopped
+from ssjax.serving.ticket import Asked
+
+VOCAB = 29
+EOS = (3, 11)
+LIMITS = EngineLimits(
+    num_slots=3,
+    max_waiting=100,
+    max_prompt_tokens=12,
+    max_new_tokens=20,
+    max_eos_ids=4,
+    passes_per_round=2,
+    prefill_tokens=16,
+)
+WAY = Way(BestFirstDrafter(5, 3), deferred=True)
+GREEDY = Sampling()
+SAMPLED = Sampling(0.8, top_k=7, top_p=0.9, min_p=0.02)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = oracles.make_model(vocab_size=VOCAB)
+    return model, oracles.random_params(model, seed=4)
+
+
+def make_decoder(model, eos_ids=EOS, buckets=(8, 16)):
+    return Decoder(*model, eos_ids=eos_ids, pad_id=0, prompt_buckets=buckets)
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    engine = Engine(make_decoder(model), WAY, GREEDY, LIMITS)
+    engine.start()
+    return engine
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    """Tokens, finish and passes that `generate` gives for one request; it has one bucket."""
+    decoders = {}
+
+    def decode(asked, way=WAY):
+        # A decoder needs an end of sequence: for those without, one that no model has.
+        eos_ids = asked.eos_ids or oracles.NEVER
+        if eos_ids not in decoders:
+            decoders[eos_ids] = make_decoder(model, eos_ids, buckets=(16,))
+        request = Request(
+            [asked.prompt],
+            asked.max_new_tokens,
+            asked.sampling,
+            asked.seed,
+            batch_size=1,
+            numbers=[asked.place],
+        )
+        (completion,) = decoders[eos_ids].generate(request, way)
+        return completion
+
+    return decode
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Names of the events of compilations since the start of the tests."""
+    events = []
+
+    def listen(event, seconds, **_):
+        if "compile" in event:
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    jax.jit(lambda x: x + 1)(np.float32(1))
+    assert events, "a compilation would be seen"
+    return events
+
+
+def random_request(rng, settings, eos_ids=(EOS,)):
+    return Asked(
+        prompt=tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, 12))),
+        max_new_tokens=rng.choice((0, 1, 2, 7, 20, 20)),
+        sampling=rng.choice(settings),
+        seed=rng.randrange(-(2**31), 2**31),
+        place=rng.randrange(5),
+        eos_ids=rng.choice(eos_ids),
+    )
+
+
+def without_log_probs(completion):
+    return dataclasses.replace(completion, log_probs=None)
+
+
+def run_until_idle(engine):
+    while engine.round():
+        pass
+    assert engine.num_running == engine.num_waiting == 0
+
+
+def check_random_arrivals(engine, alone, compiled, seed, count, settings, eos_ids):
+    """Requests at random rounds, some cancelled; every other one as alone, nothing compiled."""
+    rng = random.Random(seed)
+    before = len(compiled)
+    tickets, given_up = [], []
+    while len(tickets) < count or engine.num_waiting or engine.num_running:
+        for _ in range(rng.choice((0, 0, 1, 3)) if len(tickets) < count else 0):
+            tickets.append(engine.submit(random_request(rng, settings, eos_ids)))
+            if rng.random() < 0.2:
+                given_up.append(tickets[-1])
+        if given_up and rng.random() < 0.5:
+            engine.cancel(given_up.pop())
+        engine.round()
+    assert len(compiled) == before
+    finished = [ticket.completion.finish for ticket in tickets]
+    assert {"eos", "length", "cancelled"} <= set(finished)
+    for ticket in tickets:
+        found, expected = ticket.completion, alone(ticket.asked)
+        if found.finish == "cancelled":
+            assert found.tokens == expected.tokens[: len(found.tokens)]
+        else:
+            assert without_log_probs(found) == expected
+            assert len(found.log_probs) == len(found.tokens)
+    assert engine.num_running == 0
+
+
+def test_random_arrivals_become_what_each_becomes_alone(engine, alone, compiled):
+    check_random_arrivals(engine, alone, compiled, 0, 40, (GREEDY, SAMPLED), (EOS,))
+    totals = engine.totals
+    assert 0 < sum(totals.kept_by_depth) < totals.new_tokens
+    assert totals.finished.total() >= 40
+
+
+@pytest.mark.stress
+def test_every_setting_beside_every_other(engine, alone, compiled):
+    settings = (
+        GREEDY,
+        SAMPLED,
+        Sampling(1.0),
+        Sampling(1.7, top_k=2),
+        Sampling(0.9, top_p=0.5),
+        Sampling(1.2, min_p=0.3),
+    )
+    check_random_arrivals(engine, alone, compiled, 1, 300, settings, (EOS, (), (5,), (3, 5, 7)))
+
+
+def test_greedy_requests_are_plain_decoding(engine, alone):
+    """Against decoding without drafts; the log-probabilities are those of `generate`."""
+    asked = Asked((5, 2, 8), 20, GREEDY, 0, 0, ())
+    ticket = engine.submit(asked)
+    run_until_idle(engine)
+    plain = alone(asked, Way(PlainDrafter(), deferred=True))
+    assert ticket.completion.tokens == plain.tokens
+    assert ticket.completion.calls < plain.calls
+
+
+def test_slots_are_given_in_order_of_arrival(engine):
+    asked = Asked((1, 2), 20, GREEDY, 0, 0, ())
+    tickets = [engine.submit(asked) for _ in range(7)]
+    began = []
+    while engine.round():
+        began += [i for i, t in enumerate(tickets) if t.times.began and i not in began]
+        assert engine.num_running <= LIMITS.num_slots
+    assert began == sorted(began) and len(began) >= 6
+    times = [ticket.times for ticket in tickets]
+    assert all(t.arrived <= t.began <= t.first_token <= t.ended for t in times)
+    assert len({ticket.completion.tokens for ticket in tickets}) == 1
+
+
+def test_a_round_reads_no_more_prompt_tokens_than_its_budget(engine):
+    """Two short prompts, of 8 tokens padded, fill the budget of 16; a long one does so alone."""
+    short, long = (Asked((1,) * n, 20, GREEDY, 0, 0, ()) for n in (2, 12))
+    for asked, expected in (((short,) * 3, 2), ((long,) * 3, 1), ((short, long), 1)):
+        tickets = [engine.submit(each) for each in asked]
+        engine.round()
+        assert engine.num_running == expected
+        for ticket in tickets:
+            engine.cancel(ticket)
+        run_until_idle(engine)
+
+
+def test_deadlines_and_cancellation(engine):
+    endless = Asked((1, 2), 20, GREEDY, 0, 0, ())
+    late = engine.submit(dataclasses.replace(endless, deadline=0.0))
+    running = engine.submit(endless)
+    engine.round()
+    assert late.completion.finish == "timeout" and late.completion.tokens == ()
+    some = running.completion.tokens
+    assert some and not running.ended
+    engine.cancel(running)
+    engine.round()
+    assert running.completion.finish == "cancelled" and running.completion.tokens == some
+    engine.cancel(running)  # of one that has ended: nothing
+    run_until_idle(engine)
+    assert running.completion.finish == "cancelled"
+
+
+def test_what_cannot_work_is_refused(engine):
+    good = Asked((1, 2), 5, GREEDY, 0, 0, EOS)
+    for change, message in (
+        ({"prompt": ()}, "empty"),
+        ({"prompt": (1,) * 13}, "13 tokens"),
+        ({"prompt": (VOCAB,)}, "outside"),
+        ({"prompt": (-1,)}, "outside"),
+        ({"max_new_tokens": 21}, "21 new tokens"),
+        ({"max_new_tokens": -1}, "new tokens"),
+        ({"eos_ids": (1, 2, 3, 4, 5)}, "5 ids"),
+        ({"seed": 2**31}, "seed"),
+        ({"sampling": Sampling(repetition_penalty=2.0)}, "temperature"),
+    ):
+        with pytest.raises(UserError, match=message):
+            engine.submit(dataclasses.replace(good, **change))
+    assert engine.num_waiting == 0
+
+
+def test_a_full_queue_refuses_and_a_thread_serves(model, alone):
+    """Submitted before the thread runs; then stopped with one request still running."""
+    engine = Engine(make_decoder(model), WAY, GREEDY, dataclasses.replace(LIMITS, max_waiting=2))
+    engine.start()
+    asked = [Asked((i, 2), 9, GREEDY, 0, 0, EOS) for i in range(1, 4)]
+    changed = threading.Semaphore(0)
+    tickets = [engine.submit(each, changed.release) for each in asked[:2]]
+    with pytest.raises(Full, match="2 requests"):
+        engine.submit(asked[2])
+    thread = threading.Thread(target=engine.run)
+    thread.start()
+    while not all(ticket.ended for ticket in tickets):
+        assert changed.acquire(timeout=60)
+    engine.stop()
+    thread.join(60)
+    assert not engine.ready
+    for each, ticket in zip(asked, tickets, strict=False):
+        assert without_log_probs(ticket.completion) == alone(each)
+    with pytest.raises(Stopped):
+        engine.submit(asked[2])
+
+
+def test_a_model_that_is_not_finite_ends_requests_with_an_error(model):
+    net, params = model
+    broken = jax.tree.map(lambda x: x * np.nan, params)
+    engine = Engine(make_decoder((net, broken)), WAY, GREEDY, LIMITS)
+    engine.start()
+    ticket = engine.submit(Asked((1, 2), 9, SAMPLED, 0, 0, EOS))
+    run_until_idle(engine)
+    assert (ticket.completion.finish, ticket.completion.tokens) == ("error", ())
