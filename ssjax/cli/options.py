@@ -307,11 +307,18 @@ class _TextParser(flags.ArgumentParser):
         return "string"
 
 
-def define_decode_flags() -> dict[str, flags.FlagHolder]:
-    """Flags that change a run's decode settings, by field of `DecodeConfig`."""
-    return {
+def define_decode_flags(*, batches: bool = True) -> dict[str, flags.FlagHolder]:
+    """Flags that change a run's decode settings, by field of `DecodeConfig`.
+
+    Args:
+      batches: the verb decodes prompts in batches whose size one may choose.
+    """
+    batch_size = {}
+    if batches:
+        help_text = "Prompts decoded together."
+        batch_size["batch_size"] = flags.DEFINE_integer("batch_size", None, help_text)
+    return batch_size | {
         "max_new_tokens": flags.DEFINE_integer("max_new_tokens", None, "Longest output, tokens."),
-        "batch_size": flags.DEFINE_integer("batch_size", None, "Prompts decoded together."),
         "drafter": flags.DEFINE_string(
             "drafter", None, "auto, plain, streams, medusa, prompt_lookup or draft_model."
         ),

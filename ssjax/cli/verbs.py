@@ -13,6 +13,7 @@ VERBS = (
     "train",
     "evaluate",
     "generate",
+    "serve",
     "distill",
     "calibrate",
     "benchmark",

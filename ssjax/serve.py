@@ -1,0 +1,125 @@
+"""Serves a model over HTTP, as OpenAI's API has it, many requests in one compiled loop.
+
+    python -m ssjax.serve --workdir RUN
+    python -m ssjax.serve --workdir RUN --slots 32 --host 0.0.0.0 --port 8080 --api_key_file FILE
+
+Paths: /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /detokenize,
+/health, /ready, /metrics. What a request does not say is as in `ssjax.generate` with the same
+flags, except that samples differ from request to request unless it has a seed. Needs the extra
+"serve".
+
+SIGTERM and Ctrl-C end it once what was accepted is answered, at the latest after --drain_seconds.
+"""
+
+from absl import flags
+
+from ssjax.cli import options, start
+from ssjax.decoding.sampling import make_sampling
+from ssjax.errors import UserError
+from ssjax.files.reading import read_bytes
+from ssjax.messages import say
+from ssjax.run import Run
+from ssjax.serving.engine import Engine, EngineLimits
+
+_MODEL = options.define_model_flags()
+_SLOTS = options.define_count("slots", 16, "Requests that are answered at once.")
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; default: this machine.")
+_PORT = flags.DEFINE_integer(
+    "port", 8000, "Port to listen on; 0: a free one.", lower_bound=0, upper_bound=65535
+)
+_NAME = flags.DEFINE_string(
+    "model_name", None, "What clients call the model; default: the name of its directory."
+)
+_KEY_FILE = flags.DEFINE_string(
+    "api_key_file", "", "File with the key that every path but /health then needs."
+)
+_RAW = flags.DEFINE_bool("raw", False, "Use prompts as they are, without the task's format.")
+_WAITING = options.define_count("max_waiting", 256, "Requests that wait; more are refused.")
+_PROMPT = options.define_count(
+    "max_prompt_tokens", None, "Longest prompt, tokens; default: the largest prompt bucket."
+)
+_OUTPUT = options.define_count(
+    "max_output_tokens", None, "Longest output, tokens; default: max_new_tokens."
+)
+_BODY = options.define_count("max_body_bytes", 2**20, "Largest body of a request.")
+_REQUEST_SECONDS = options.define_count(
+    "request_seconds", 0, "That a request may take, waiting included; 0: any.", least=0
+)
+_DRAIN = options.define_count("drain_seconds", 30, "For the last answers, after a signal.")
+_STEPS = options.define_count(
+    "steps_per_call", 4, "Decode passes between two looks at who comes and who is done."
+)
+_JSON = options.define_output("json", "Write the URL to this file once the port is taken.")
+_CHANGES = options.define_decode_flags(batches=False)
+_CALIBRATION = options.define_calibration_flag()
+
+# Ids besides the tokenizer's own that a request may name as the end of its output.
+_MORE_EOS_IDS = 8
+
+
+def main() -> int:
+    """Serves the model of the command line; returns the exit code."""
+    try:
+        from ssjax.serving import server
+        from ssjax.serving.app import AppLimits, make_app
+        from ssjax.serving.figures import Figures
+        from ssjax.serving.service import Service
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f'serving needs {error.name}; install the extra: pip install "ssjax[serve]"'
+        ) from None
+    key = _read_key(_KEY_FILE.value) if _KEY_FILE.value else None
+    changes = options.given(_CHANGES)
+    run = _MODEL.open()
+    decode = run.decode_config(**changes)
+    if decode.accept != "exact":
+        raise UserError(
+            "accept is typical, but only exact acceptance is served; set --accept=exact"
+        )
+    engine = _engine(run, decode, changes)
+    name = _NAME.value or run.workdir.resolve().name
+    service = Service(run, engine, name, decode, _RAW.value, _REQUEST_SECONDS.value)
+    figures = Figures(engine, name)
+    engine.on_end = figures.observe
+    limits = AppLimits(_BODY.value, _WAITING.value)
+    app = make_app(service, figures, limits, api_key=key)
+    server.serve(
+        app,
+        engine,
+        server.Address(_HOST.value, _PORT.value),
+        drain_seconds=_DRAIN.value,
+        on_listening=_tell,
+    )
+    return 0
+
+
+def _tell(url: str) -> None:
+    say(f"listening on {url}")
+    options.write_json(_JSON.value, {"url": url})
+
+
+def _engine(run: Run, decode, changes) -> Engine:
+    longest_prompt = _PROMPT.value or max(decode.prompt_buckets)
+    limits = EngineLimits(
+        num_slots=_SLOTS.value,
+        max_waiting=_WAITING.value,
+        max_prompt_tokens=longest_prompt,
+        max_new_tokens=max(_OUTPUT.value or 0, decode.max_new_tokens),
+        max_eos_ids=len(run.decoder.eos_ids) + _MORE_EOS_IDS,
+        passes_per_round=_STEPS.value,
+        prefill_tokens=longest_prompt,
+    )
+    way = run.way(changes, _SLOTS.value, calibration=_CALIBRATION.value)
+    return Engine(run.decoder, way, make_sampling(decode), limits)
+
+
+def _read_key(path: str) -> str:
+    """The first line of a file. Raises: UserError: there is none."""
+    key = read_bytes(path).decode(errors="replace").strip()
+    if not key or "\n" in key or not key.isascii():
+        raise UserError(f"{path} must hold one line, the key, in ASCII")
+    return key
+
+
+if __name__ == "__main__":
+    start.run(main)
