@@ -16,7 +16,7 @@ OURS = [
     if verb_of(command) in verb_server.VERBS
 ]
 FOLDERS = ("benchmarks", "docs", "experiments", "launch", "ssjax", "tests")
-SUFFIXES = {"json", "jsonl", "py", "safetensors"}
+SUFFIXES = {"arrow", "json", "jsonl", "parquet", "py", "safetensors"}
 # What a verb writes, or a page tells the reader to write.
 MADE = {"docs/gpu.json"}
 
