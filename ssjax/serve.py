@@ -3,7 +3,7 @@
     python -m ssjax.serve --workdir RUN
     python -m ssjax.serve --workdir RUN --slots 32 --host 0.0.0.0 --port 8080 --api_key_file FILE
 
-Paths: /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /detokenize,
+Paths: / (a page), /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /detokenize,
 /health, /ready, /metrics. What a request does not say is as in `ssjax.generate` with the same
 flags, except that samples differ from request to request unless it has a seed. Needs the extra
 "serve".

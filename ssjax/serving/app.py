@@ -21,6 +21,7 @@ from ssjax.serving.bodies import (
 )
 from ssjax.serving.figures import Figures
 from ssjax.serving.guard import KeyGuard, read_json
+from ssjax.serving.page import add_page
 from ssjax.serving.problems import Problem, problem_of
 from ssjax.serving.service import Response as Answers
 from ssjax.serving.service import Service, to_json
@@ -51,6 +52,7 @@ def make_app(
     _add_completions(app, service, limits)
     _add_texts(app, service, limits)
     _add_state(app, service, figures)
+    add_page(app)
     if api_key is not None:
         app.add_middleware(KeyGuard, key=api_key)
     return app
