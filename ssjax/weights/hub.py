@@ -75,8 +75,11 @@ def is_here(name: str, file: str) -> bool:
     repository, _, revision = name.partition("@")
     if not _HUB_ID.fullmatch(repository):
         return False
-    cached = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
-    return isinstance(cached, str)
+    try:
+        path = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
+    except ValueError:  # no id that the hub allows, which is said when it is asked
+        return False
+    return isinstance(path, str)
 
 
 def _is_path(name: str) -> bool:
