@@ -49,6 +49,9 @@ _ACCEPTANCE = flags.DEFINE_string(
     "Run directory that was calibrated, in place of --config: the tree for this TPU by what was "
     "accepted there, kept beside the run until it is calibrated on such a device.",
 )
+_WEIGHTS = flags.DEFINE_enum(
+    "weights", None, ["int8"], "Of decode passes and prefills, as in ssjax.generate."
+)
 _SHOW = flags.DEFINE_bool("show_shardings", False, "Print where every leaf lies; compile nothing.")
 _JSON = options.define_output("json", "Also write the plan to this file.")
 
@@ -59,6 +62,8 @@ def main() -> int:
         raise UserError(
             "--nodes, --prefill and --acceptance need a --topology: the compiler of TPUs is asked"
         )
+    if _WEIGHTS.value and not (_NODES.value or _PREFILL.value or _ACCEPTANCE.value):
+        raise UserError("--weights is of decode passes: give --nodes, --prefill or --acceptance")
     config = _EXPERIMENT.read_run(_ACCEPTANCE.value) if _ACCEPTANCE.value else _EXPERIMENT.read()
     jax.config.update("jax_platforms", "cpu")
     topology = None
@@ -99,6 +104,7 @@ def _plan_passes(config, model, mesh, topology) -> int:
         topology,
         node_counts=node_counts,
         prompt_lengths=options.counts(_PREFILL) if _PREFILL.value else [],
+        int8=_WEIGHTS.value == "int8",
     )
     show_passes(result)
     fits = all(each["fits"] for kind in ("passes", "prefill") for each in result[kind].values())
@@ -106,7 +112,7 @@ def _plan_passes(config, model, mesh, topology) -> int:
         seconds = {n: each["predicted"]["seconds"] for n, each in result["passes"].items()}
         chosen = planned_way.choose(measured, seconds, config.decode.batch_size)
         candidates.show_one(chosen)
-        situation = (result["device"], config.model.dtype)
+        situation = (result["device"], result["dtype"])
         print(planned_way.keep(run, measured, chosen, *situation, by=topology.name))
         result["chosen"] = best_way.candidate_values(chosen.chosen)
     options.write_json(_JSON.value, result)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec
 
 _LARGEST = 127
 _TABLES = ("embedder", "lm_head", "draft_head")
@@ -63,18 +64,33 @@ def in_eight_bits(params: Params) -> Params:
     Args:
       params: scanned or unrolled, on any mesh; to be called by all processes.
     """
+    return jax.jit(functools.partial(_changed, change=quantised))(params)
 
-    def changed(tree, owner):
-        if not isinstance(tree, dict):
-            return tree
-        return {
-            name: quantised(leaf)
-            if name in _TABLES or (name == "weight" and owner.endswith("_proj"))
-            else changed(leaf, name)
-            for name, leaf in tree.items()
-        }
 
-    return jax.jit(functools.partial(changed, owner=""))(params)
+def shapes_in_eight_bits(params: Params) -> Params:
+    """The same of shape structs that carry shardings of a mesh."""
+
+    def change(leaf):
+        mesh, parts = leaf.sharding.mesh, (*leaf.sharding.spec, *[None] * leaf.ndim)
+        scale = NamedSharding(mesh, PartitionSpec(*parts[: leaf.ndim - 1]))
+        return Int8(
+            jax.ShapeDtypeStruct(leaf.shape, jnp.int8, sharding=leaf.sharding),
+            jax.ShapeDtypeStruct(leaf.shape[:-1], jnp.float32, sharding=scale),
+        )
+
+    return _changed(params, change)
+
+
+def _changed(tree, change, owner=""):
+    """The tree with `change` of its large matrices."""
+    if not isinstance(tree, dict):
+        return tree
+    return {
+        name: change(leaf)
+        if name in _TABLES or (name == "weight" and owner.endswith("_proj"))
+        else _changed(leaf, change, name)
+        for name, leaf in tree.items()
+    }
 
 
 def rows_of(table: Weight, tokens: jax.Array, dtype) -> jax.Array:

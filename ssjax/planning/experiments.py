@@ -41,7 +41,10 @@ def resolve_shapes(config: Config) -> tuple[Config, Transformer]:
 def plan_programs(
     config: Config, model: Transformer, mesh: Mesh, topology: Topology | None
 ) -> dict:
-    """Plans of both programs and what they mean on a chip, as plain values."""
+    """Plans of both programs and what they mean on a chip, as plain values.
+
+    The decode loop is that of the training's own evaluation, on `partitioning.decode_mesh`.
+    """
     device = topology.device if topology else None
     hbm = device.hbm if device else 0
 
@@ -49,9 +52,11 @@ def plan_programs(
         return described(program, config, device)
 
     decode = config.decode
+    decode_mesh = partitioning.decode_mesh(config.mesh, config.model, mesh)
     return {
         "topology": topology.name if topology else f"{mesh.size} devices here",
         "mesh": dict(mesh.shape),
+        "decode_mesh": dict(decode_mesh.shape),
         "hbm": hbm,
         "dtype": config.model.dtype,
         "adaptation": config.adaptation.mode,
@@ -59,7 +64,7 @@ def plan_programs(
         "num_tokens": config.data.max_prompt_length + config.data.max_target_length,
         "decode_batch_size": decode.batch_size,
         "train": values(plan_training(config, model, mesh, hbm)),
-        "decode": values(plan_decoding(config, model, mesh, hbm)),
+        "decode": values(plan_decoding(config, model, decode_mesh, hbm)),
     }
 
 

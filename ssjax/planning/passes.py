@@ -37,6 +37,7 @@ def plan_passes(
     *,
     node_counts: Sequence[int],
     prompt_lengths: Sequence[int],
+    int8: bool = False,
 ) -> dict[str, Any]:
     """Plain values of a plan; one program is compiled for each count and for each length.
 
@@ -46,22 +47,23 @@ def plan_passes(
       topology: TPU chips.
       node_counts: nodes of a pass, the root included; plain decoding is planned beside them.
       prompt_lengths: tokens of padded prompts.
+      int8: decoders hold the large matrices in eight bits.
     """
     hbm = topology.device.hbm
     node_counts = sorted({1, *node_counts}) if node_counts else []
     passes, prefills = {}, {}
     for nodes in node_counts:
-        program = plan_decoding(with_nodes(config, nodes), model, mesh, hbm)
+        program = plan_decoding(with_nodes(config, nodes), model, mesh, hbm, int8=int8)
         passes[nodes] = described(program, config, topology.device)
     for length in prompt_lengths:
-        program = plan_prefill(config, model, mesh, hbm, length)
+        program = plan_prefill(config, model, mesh, hbm, length, int8=int8)
         prefills[length] = described(program, config, topology.device)
     decode = config.decode
     return {
         "topology": topology.name,
         "device": device_of(mesh),
         "mesh": dict(mesh.shape),
-        "dtype": config.model.dtype,
+        "dtype": f"{config.model.dtype}, weights in int8" if int8 else config.model.dtype,
         "batch_size": decode.batch_size,
         "prompt_length": config.data.max_prompt_length,
         "max_new_tokens": decode.max_new_tokens,

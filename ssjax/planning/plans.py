@@ -15,8 +15,8 @@ from ssjax.decoding.drafters import make_drafter
 from ssjax.decoding.sampling import make_sampling
 from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
 from ssjax.models.axes import placed
-from ssjax.models.execution import Execution
 from ssjax.models.head import with_draft_head
+from ssjax.models.int8 import shapes_in_eight_bits
 from ssjax.models.lora import merged_adaptation
 from ssjax.models.parameters import Params
 from ssjax.models.transformer import Transformer, abstract_params
@@ -27,7 +27,7 @@ from ssjax.planning.predicted_time import PredictedTime, predicted_time
 from ssjax.planning.products import count_flops
 from ssjax.planning.program_text import read_program
 from ssjax.planning.topologies import Chip
-from ssjax.training.programs import make_train_programs, platform_of
+from ssjax.training.programs import make_train_programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +77,18 @@ def plan_training(config: Config, model: Transformer, mesh: Mesh, hbm: int) -> P
         return _compile(programs.train, arguments, inputs, flops, hbm, main_loop=False)
 
 
-def plan_decoding(config: Config, model: Transformer, mesh: Mesh, hbm: int) -> ProgramPlan:
-    """Compiles the decode loop with the config's drafter, as `ssjax.evaluate` would run it."""
+def plan_decoding(
+    config: Config, model: Transformer, mesh: Mesh, hbm: int, *, int8: bool = False
+) -> ProgramPlan:
+    """Compiles the decode loop with the config's drafter, as `ssjax.evaluate` would run it.
+
+    Args:
+      config, model, mesh, hbm: as in `plan_training`.
+      int8: the large matrices are held in eight bits.
+    """
     decode, data = config.decode, config.data
     drafter = make_drafter(decode, config.streams)
-    model, params = _held_by_decoders(config, model, mesh)
+    model, params = _held_by_decoders(config, model, mesh, int8)
     spec = _spec(config, data.max_prompt_length + decode.max_new_tokens)
     rows = _rows(mesh, decode.batch_size, data.max_prompt_length)
     with jax.set_mesh(mesh):
@@ -103,16 +110,23 @@ def plan_decoding(config: Config, model: Transformer, mesh: Mesh, hbm: int) -> P
 
 
 def plan_prefill(
-    config: Config, model: Transformer, mesh: Mesh, hbm: int, prompt_length: int
+    config: Config,
+    model: Transformer,
+    mesh: Mesh,
+    hbm: int,
+    prompt_length: int,
+    *,
+    int8: bool = False,
 ) -> ProgramPlan:
     """Compiles the reading of prompts, up to the first draft of the config's drafter.
 
     Args:
       config, model, mesh, hbm: as in `plan_training`.
       prompt_length: tokens that every row is padded to.
+      int8: as in `plan_decoding`.
     """
     drafter = make_drafter(config.decode, config.streams)
-    model, params = _held_by_decoders(config, model, mesh)
+    model, params = _held_by_decoders(config, model, mesh, int8)
     spec = _spec(config, prompt_length + 2 + drafter.max_depth)  # as `Decoder` gives it
     rows = _rows(mesh, config.decode.batch_size, prompt_length)
     with jax.set_mesh(mesh):
@@ -127,15 +141,16 @@ def plan_prefill(
         return _compile(decoder.prefill_program, arguments, inputs, flops, hbm, main_loop=False)
 
 
-def _held_by_decoders(config, model, mesh) -> tuple[Transformer, Params]:
+def _held_by_decoders(config, model, mesh, int8) -> tuple[Transformer, Params]:
     """The model and the shapes of its parameters in the form in which `Decoder` has them."""
     # With the adapters of main rows folded into the weights.
     model = model.clone(adaptation=merged_adaptation(config.adaptation))
-    model = model.clone(scan=True, execution=Execution(platform_of(mesh)))
+    model = model.clone(scan=True, execution=decoder.decoding_execution(mesh, scan=True))
     dtype = jnp.dtype(config.model.dtype)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract_params(model))
     params = jax.eval_shape(lambda x: with_draft_head(x, model.config, model.streams), params)
-    return model, placed(params, config.model, mesh)
+    params = placed(params, config.model, mesh)
+    return model, shapes_in_eight_bits(params) if int8 else params
 
 
 def _spec(config, num_slots) -> DecodeSpec:

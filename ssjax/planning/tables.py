@@ -91,9 +91,13 @@ def predicted_rows(programs: Sequence[dict]) -> dict[str, list[str]]:
 
 def show_plan(result: dict) -> None:
     """Prints both programs side by side."""
-    mesh = " x ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
+    mesh, decode_mesh = (
+        " x ".join(f"{axis} {size}" for axis, size in result[name].items())
+        for name in ("mesh", "decode_mesh")
+    )
+    where = mesh if mesh == decode_mesh else f"{mesh}; decoding on {decode_mesh}"
     table = Table(
-        "per device", "train step", "decode, a pass", title=f"{result['topology']}, {mesh}"
+        "per device", "train step", "decode, a pass", title=f"{result['topology']}, {where}"
     )
     programs = [result["train"], result["decode"]]
 
