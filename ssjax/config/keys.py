@@ -263,6 +263,10 @@ class DataConfig:
     length_buckets: tuple[Size, ...] = ()
     # Several sequences a row, with max_target_length target tokens in all. As length_buckets.
     packing: bool = False
+    # Answers of a conversation in one row, as far as they fit max_prompt_length and together
+    # max_target_length, and where the chat template writes what came before alike each time: the
+    # same losses for fewer tokens. Looks at all records once.
+    join_answers: bool = False
     # A directory with tokenizer files or a SentencePiece .model; empty: that of the pretrained
     # model, or one trained on the training split.
     tokenizer: str = ""

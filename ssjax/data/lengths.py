@@ -36,20 +36,43 @@ _RECORDS_A_PROCESS = 10_000
 
 _COMPARED = 16  # records that kept lengths are compared with
 _DONE = ".done"  # how the file of what a process found ends
-_FORM = 1  # of the file; another one is measured again
+_FORM = 2  # of the file; another one is measured again
 
 
 @dataclass(frozen=True)
 class Lengths:
     """Tokens of the prompt and of the target of every record, uncut."""
 
-    prompts: np.ndarray  # [N] int32
-    targets: np.ndarray  # [N] int32, end of sequence included
+    prompts: np.ndarray  # [N] int
+    targets: np.ndarray  # [N] int, end of sequence included
+    # [N] bool, whether the prompt begins with prompt and target of the record before, as that of
+    # the next answer in a conversation does, where the template writes what came before alike.
+    extends: np.ndarray
 
     def cut(self, max_prompt_length: int, max_target_length: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens after cutting: (all of each record, those of its target)."""
         targets = np.minimum(self.targets, max_target_length)
         return np.minimum(self.prompts, max_prompt_length) + targets, targets
+
+    def joined(self, max_prompt_length: int, max_target_length: int) -> np.ndarray:
+        """Runs of records of which each extends the one before, as far as nothing is cut.
+
+        The targets of a run together are not longer than one target may be.
+
+        Returns:
+          [R] int, the first record of each run.
+        """
+        fit = self.fit(max_prompt_length, max_target_length)
+        may_go_on = self.extends & fit & np.roll(fit, 1)
+        begins, num_targets = [], 0
+        for number, (goes_on, targets) in enumerate(
+            zip(may_go_on.tolist(), self.targets.tolist(), strict=True)
+        ):
+            num_targets += targets
+            if not goes_on or num_targets > max_target_length:
+                begins.append(number)
+                num_targets = targets
+        return np.array(begins)
 
     def fit(self, max_prompt_length: int, max_target_length: int) -> np.ndarray:
         """Whether nothing would be cut, [N] bool."""
@@ -72,12 +95,16 @@ def lengths_of(
     """
     if isinstance(source, Chosen):
         whole = lengths_of(source.source, task, tokenizer, num_processes=num_processes)
-        return Lengths(whole.prompts[source.numbers], whole.targets[source.numbers])
+        numbers = source.numbers
+        follows = np.diff(numbers, prepend=-2) == 1
+        return Lengths(
+            whole.prompts[numbers], whole.targets[numbers], whole.extends[numbers] & follows
+        )
     if isinstance(source, Mixture):
         parts = [
             lengths_of(s, task, tokenizer, num_processes=num_processes) for s in source.sources
         ]
-        together = [(each.prompts, each.targets) for each in parts]
+        together = [(each.prompts, each.targets, each.extends) for each in parts]
         return Lengths(*map(np.concatenate, zip(*together, strict=True)))
     if not isinstance(source, RecordSource):
         return _measure(source, task, tokenizer, range(len(source)))
@@ -103,12 +130,21 @@ def lengths_of(
 def _measure(
     source: Sequence[Record], task: Task, tokenizer: Tokenizer, numbers: Sequence[int]
 ) -> Lengths:
-    lengths = np.zeros((2, len(numbers)), np.int32)
-    for place, number in enumerate(numbers):
+    found = []
+
+    def encoded(number):
         record = source[number]
-        lengths[0, place] = len(task.prompt_ids(record, tokenizer))
-        lengths[1, place] = len(task.target_ids(record, tokenizer))
-    return Lengths(*lengths)
+        return task.prompt_ids(record, tokenizer), task.target_ids(record, tokenizer)
+
+    known: tuple[int, list[int]] = (-1, [])  # a record and all its ids
+    for number in numbers:
+        if known[0] != number - 1 and number > 0:
+            known = number - 1, sum(encoded(number - 1), [])
+        prompt, target = encoded(number)
+        extends = number > 0 and prompt[: len(known[1])] == known[1]
+        found.append((len(prompt), len(target), extends))
+        known = number, prompt + target
+    return Lengths(*map(np.array, zip(*found, strict=True)))
 
 
 def _measure_together(
@@ -162,7 +198,7 @@ def work() -> None:
         task, source = get_task(definition["name"]), open_prepared(job["directory"], job["split"])
         tokenizer = tokenizer_from_files(job["tokenizer"], "of the run")
         measured = _measure(source, task, tokenizer, job["numbers"])
-        result: Any = (measured.prompts, measured.targets)
+        result: Any = (measured.prompts, measured.targets, measured.extends)
     except UserError as error:
         result = str(error)
     file.with_suffix(_DONE).write_bytes(pickle.dumps(result))
@@ -173,7 +209,7 @@ def _end(worker: subprocess.Popen) -> None:
     worker.wait()
 
 
-def _result(file: Path) -> tuple[np.ndarray, np.ndarray]:
+def _result(file: Path) -> tuple[np.ndarray, ...]:
     if not file.exists():
         raise UserError("a process that measured records was ended; is there memory left?")
     result = pickle.loads(file.read_bytes())
@@ -205,18 +241,27 @@ def _read(file: Path, source: RecordSource, task: Task, tokenizer: Tokenizer) ->
     """What is kept; None: nothing, or something else."""
     try:
         with np.load(io.BytesIO(file.read_bytes())) as arrays:
-            kept = Lengths(arrays["prompts"], arrays["targets"])
+            kept = Lengths(arrays["prompts"], arrays["targets"], arrays["extends"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
-    if not len(kept.prompts) == len(kept.targets) == len(source):
+    if not len(kept.prompts) == len(kept.targets) == len(kept.extends) == len(source):
         return None
     compared = np.unique(np.linspace(0, len(source) - 1, _COMPARED).astype(int))
     again = _measure(source, task, tokenizer, compared.tolist())
-    same = (kept.prompts[compared] == again.prompts) & (kept.targets[compared] == again.targets)
-    return kept if same.all() else None
+    same = (
+        np.array_equal(kept.prompts[compared], again.prompts)
+        and np.array_equal(kept.targets[compared], again.targets)
+        and np.array_equal(kept.extends[compared], again.extends)
+    )
+    return kept if same else None
 
 
 def _write(file: Path, lengths: Lengths) -> None:
     content = io.BytesIO()
-    np.savez(content, prompts=lengths.prompts, targets=lengths.targets)
+    arrays = {
+        "prompts": lengths.prompts.astype(np.int32),
+        "targets": lengths.targets.astype(np.int32),
+        "extends": lengths.extends,
+    }
+    np.savez(content, **arrays)
     write_atomic(file, content.getvalue())

@@ -10,6 +10,11 @@ A batch is a dict of numpy arrays:
     segments    1  1  1  1  1  1   0   0
     is_target   .  .  .  x  x  x   .   .
 
+Answers of a conversation may share a row (`data.join_answers`):
+
+    tokens     bos p1 y1 eos p2 p3 y2 eos
+    is_target   .  .  x   x  .  .  x   x
+
 Training batch i is a function of the seed and i alone, see `order.py`, so a run continues
 from a step number and no state of the pipeline needs saving.
 """
@@ -23,7 +28,7 @@ import numpy as np
 
 from ssjax.config import DataConfig
 from ssjax.data.lengths import lengths_of
-from ssjax.data.order import Buckets, OneARow, Packed
+from ssjax.data.order import Buckets, OneARow, Packed, Parts
 from ssjax.data.records import Mixture, num_left_out
 from ssjax.data.tasks import Record, Task
 from ssjax.data.tokenizers.tokenizer import Tokenizer
@@ -34,6 +39,9 @@ _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 # Records that `describe` looks at, spread evenly over the source.
 _DESCRIBED_RECORDS = 2000
+
+# Ids of what is read and of what is to be predicted after it, in turn.
+Sequenced = Sequence[tuple[list[int], list[int]]]
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class BatchLayout:
     max_target_length: int
     length_buckets: tuple[int, ...] = ()  # of training: widths of rows below the greatest
     packing: bool = False  # of training: several sequences a row
+    join_answers: bool = False  # of training: answers of a conversation in one sequence
 
     def __post_init__(self):
         for name in ("batch_size", "max_prompt_length", "max_target_length"):
@@ -165,10 +174,16 @@ def train_batches(
     Raises:
       UserError: no records.
     """
-    plan, limits = _plan(source, task, tokenizer, layout, seed), layout.limits
+    sequences = _sequences(source, task, tokenizer, layout)
+    plan = _plan(sequences, layout, seed)
 
-    def encode(record: int) -> tuple[list[int], list[int]]:
-        return encode_example(source[record], task, tokenizer, *limits)
+    def encode(number: int) -> Sequenced:
+        pairs, known = [], 0
+        for record in range(sequences.first[number], sequences.last[number] + 1):
+            prompt_ids, target_ids = encode_example(source[record], task, tokenizer, *layout.limits)
+            pairs.append((prompt_ids[known:], target_ids))
+            known = len(prompt_ids) + len(target_ids)
+        return pairs
 
     return grain.MapDataset.source(_PlannedBatches(plan, encode, rows, tokenizer.pad_id))
 
@@ -182,36 +197,61 @@ def num_steps(
     seed: int,
     num_epochs: float,
 ) -> int:
-    """Batches of `train_batches` that hold num_epochs times as many records as there are.
+    """Batches of `train_batches` that hold num_epochs times as many sequences as there are.
 
     The last one may go beyond them. Arguments and errors are those of `train_batches`.
     """
-    num_records = max(round(num_epochs * len(source)), 1)
+    sequences = _sequences(source, task, tokenizer, layout)
+    left, count = max(round(num_epochs * len(sequences.first)), 1), 0
     if not layout.packing:
-        return -(-num_records // layout.batch_size)
-    plan, count = _plan(source, task, tokenizer, layout, seed), 0
-    while num_records > 0:
-        num_records -= sum(map(len, plan(count).rows))
+        return -(-left // layout.batch_size)
+    plan = _plan(sequences, layout, seed)
+    while left > 0:
+        left -= sum(map(len, plan(count).rows))
         count += 1
     return count
 
 
-def _plan(source, task, tokenizer, layout: BatchLayout, seed: int) -> OneARow | Buckets | Packed:
-    """Which records make up each batch."""
+@dataclass(frozen=True)
+class _Sequences:
+    """What is laid into rows: records, or runs of them that are joined."""
+
+    first: np.ndarray  # [S] int, by sequence its first record
+    last: np.ndarray  # [S] int, its last
+    lengths: np.ndarray | None  # [S] int, tokens after cutting; None: not measured
+    targets: np.ndarray | None  # [S] int, those of targets
+    parts: Parts  # of a mixture
+
+
+def _sequences(source, task, tokenizer, layout: BatchLayout) -> _Sequences:
+    """Raises: UserError: no records."""
     _check(source)
-    limits, width = layout.limits, sum(layout.limits)
-    order = layout.batch_size, seed
     parts = source.parts if isinstance(source, Mixture) else ()
+    each = np.arange(len(source))
+    if not (layout.packing or layout.length_buckets or layout.join_answers):
+        return _Sequences(each, each, None, None, parts)
+    measured = lengths_of(source, task, tokenizer)
+    lengths, targets = measured.cut(*layout.limits)
+    if not layout.join_answers:
+        return _Sequences(each, each, lengths, targets, parts)
+    first = measured.joined(*layout.limits)
+    last = np.append(first[1:], len(source)) - 1
+    ends = np.cumsum([size for size, _ in parts]) if parts else np.zeros(0, int)
+    sizes = np.diff(np.searchsorted(first, ends), prepend=0)
+    joined_parts = [(int(n), weight) for n, (_, weight) in zip(sizes, parts, strict=True)]
+    return _Sequences(first, last, lengths[last], np.add.reduceat(targets, first), joined_parts)
+
+
+def _plan(sequences: _Sequences, layout: BatchLayout, seed: int) -> OneARow | Buckets | Packed:
+    """Which sequences make up each batch."""
+    width, order, parts = sum(layout.limits), (layout.batch_size, seed), sequences.parts
     if layout.packing:
-        measured = lengths_of(source, task, tokenizer).cut(*limits)
-        plan = Packed(*measured, *order, width, layout.max_target_length, parts)
-    elif layout.length_buckets:
-        lengths, _ = lengths_of(source, task, tokenizer).cut(*limits)
+        measured = sequences.lengths, sequences.targets
+        return Packed(*measured, *order, width, layout.max_target_length, parts)
+    if layout.length_buckets:
         widths = [bucket for bucket in sorted(layout.length_buckets) if bucket < width]
-        plan = Buckets(lengths, *order, [*widths, width], parts)
-    else:
-        plan = OneARow(len(source), *order, width, parts)
-    return plan
+        return Buckets(sequences.lengths, *order, [*widths, width], parts)
+    return OneARow(len(sequences.first), *order, width, parts)
 
 
 class _PlannedBatches(Sequence):
@@ -228,7 +268,7 @@ class _PlannedBatches(Sequence):
         chosen = range(len(planned.rows)) if self._rows is None else self._rows
         rows = []
         for row in chosen:
-            examples = [self._encode(record) for record in planned.rows[row]]
+            examples = [self._encode(number) for number in planned.rows[row]]
             rows.append(_row(examples, planned.width, self._pad_id))
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -268,7 +308,7 @@ class EvalBatches(Sequence):
                 )
             else:
                 example = list(self._tokenizer.prefix_ids) or [self._tokenizer.pad_id], []
-            rows.append(_row([example], width, pad_id))
+            rows.append(_row([[example]], width, pad_id))
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -381,19 +421,18 @@ def _cut_prompt(ids: list[int], tokenizer: Tokenizer, max_prompt_length: int) ->
     return [*prefix, *ids[len(ids) - (max_prompt_length - len(prefix)) :]]
 
 
-def _row(
-    examples: Sequence[tuple[list[int], list[int]]], width: int, pad_id: int
-) -> dict[str, np.ndarray]:
-    """One row of a batch, of one example (prompt ids, target ids) or of several."""
+def _row(sequences: Sequence[Sequenced], width: int, pad_id: int) -> dict[str, np.ndarray]:
+    """One row of a batch, of one sequence or of several."""
     tokens, segments = np.full(width, pad_id, np.int32), np.zeros(width, np.int32)
     is_target = np.zeros(width, bool)
     start = 0
-    for number, (prompt_ids, target_ids) in enumerate(examples, start=1):
-        target, end = start + len(prompt_ids), start + len(prompt_ids) + len(target_ids)
-        tokens[start:end] = prompt_ids + target_ids
-        segments[start:end] = number
-        is_target[target:end] = True
-        start = end
+    for number, sequence in enumerate(sequences, start=1):
+        for prompt_ids, target_ids in sequence:
+            target, end = start + len(prompt_ids), start + len(prompt_ids) + len(target_ids)
+            tokens[start:end] = prompt_ids + target_ids
+            segments[start:end] = number
+            is_target[target:end] = True
+            start = end
     return {"tokens": tokens, "segments": segments, "is_target": is_target}
 
 

@@ -45,7 +45,8 @@ NO_ROW = -1  # in place of a target that a head has no row for
 class Batch:
     """Rows of sequences, each a prompt and its target, and padding at the end.
 
-    A sequence sees and predicts nothing of the others in its row.
+    A sequence sees and predicts nothing of the others in its row. It may have several targets, each
+    after what is asked.
     """
 
     tokens: jax.Array  # [B, T] int32
@@ -114,25 +115,38 @@ def anchor_targets(batch: Batch, num_anchors: int, offsets: tuple[int, ...]):
     def at(x):
         return jnp.take_along_axis(x, inside, axis=1).reshape(index.shape)
 
-    own = jnp.take_along_axis(batch.segments, anchors, axis=1)[:, :, None]
+    span = _spans(batch)
+    own = jnp.take_along_axis(span, jnp.minimum(anchors + 1, last), axis=1)[:, :, None]
+    inside_row = jnp.take_along_axis(batch.segments, anchors, axis=1)[:, :, None]
     real = jnp.arange(num_anchors) < count  # [B, A]
-    weights = real[:, :, None] & (index <= last) & at(batch.is_target) & (at(batch.segments) == own)
+    weights = real[:, :, None] & (index <= last) & at(batch.is_target) & (at(span) == own)
+    weights &= at(batch.segments) == inside_row  # not a target at the very start of a sequence
     return anchors, at(batch.tokens), weights.astype(jnp.float32)
 
 
 def target_weight(batch: Batch, offsets: tuple[int, ...]) -> jax.Array:
     """Number of target tokens of each output, [Q] float32; the same as `LossSums.weight`.
 
-    A sequence with n target tokens has n - offset of them for an output.
+    A target of n tokens has n - offset of them for an output.
     """
-    counts = []
+    counts, span = [], _spans(batch)
     for offset in offsets:
         later = batch.is_target[:, offset:]
-        first = batch.is_target[:, : later.shape[1]] & (
-            batch.segments[:, offset:] == batch.segments[:, : later.shape[1]]
-        )
-        counts.append((later & first).sum())
+        first = batch.is_target[:, : later.shape[1]]
+        same = span[:, offset:] == span[:, : later.shape[1]]
+        counts.append((later & first & same).sum())
     return jnp.stack(counts).astype(jnp.float32)
+
+
+def _spans(batch: Batch):
+    """Which target a target token belongs to, [B, T] int32, numbered along the row.
+
+    An answer is predicted from what stands before it, never across it: of a conversation, the next
+    answer depends on what is asked in between.
+    """
+    before = jnp.pad(batch.is_target[:, :-1], [(0, 0), (1, 0)])
+    same = jnp.pad(batch.segments[:, :-1], [(0, 0), (1, 0)]) == batch.segments
+    return jnp.cumsum(batch.is_target & ~(before & same), axis=1)
 
 
 def token_positions(batch: Batch) -> jax.Array:

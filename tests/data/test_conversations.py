@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small_tokenizers
 
@@ -50,6 +51,57 @@ def pieces(tokenizer, ids):
     for i in ids:
         text += tokenizer.token_bytes(i) or names.get(i, f"[{i}]").encode()
     return text.decode()
+
+
+TALK = [ASKED, ANSWERED, AGAIN, LAST, AGAIN, ANSWERED]
+# Writes answers that are past in another way.
+FORGETTING = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'U: ' + m['content'] + '\\n' }}"
+    "{% elif loop.last %}{{ m['content'] + eos_token }}{% else %}{{ '-' }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("limits", [(99, 99), (99, 14), (30, 99)])
+@pytest.mark.parametrize("packing", [False, True])
+def test_answers_of_a_conversation_share_a_row(tmp_path, limits, packing):
+    """Rows come apart into the examples of the records; what is longer than a limit stays alone."""
+    write(tmp_path, {"messages": TALK}, {"messages": TALK[:2]}, {"messages": TALK[2:]})
+    source = records(tmp_path, "chat")
+    tokenizer = tokenizer_from_files(small_tokenizers.byte_level(), "t")
+    examples = [pipeline.encode_example(record, CHAT, tokenizer, *limits) for record in source]
+    layout = pipeline.BatchLayout(1, *limits, join_answers=True, packing=packing)
+    num_steps = pipeline.num_steps(source, CHAT, tokenizer, layout, seed=0, num_epochs=1)
+    batches = pipeline.train_batches(source, CHAT, tokenizer, layout, seed=0)
+    found, num_rows = [], 0
+    for batch in (batches[i] for i in range(num_steps)):
+        tokens, segments, is_target = (batch[n][0] for n in ("tokens", "segments", "is_target"))
+        for number in range(1, segments.max() + 1):
+            own = segments == number
+            num_rows += 1
+            edges = np.flatnonzero(np.diff(np.pad(is_target[own].astype(int), 1))).reshape(-1, 2)
+            assert np.diff(edges).sum() <= limits[1]
+            found += [
+                (tokens[own][:first].tolist(), tokens[own][first:end].tolist())
+                for first, end in edges
+            ]
+
+    def key(example):
+        return len(example[0]), example
+
+    if not packing:  # one epoch exactly
+        assert sorted(found, key=key) == sorted(examples, key=key)
+    assert all(example in examples for example in found)
+    if limits == (99, 99):
+        assert num_rows < len(found)
+
+
+def test_a_template_that_forgets_leaves_answers_alone(tmp_path):
+    write(tmp_path, {"messages": TALK})
+    source, tokenizer = records(tmp_path, "chat"), with_template(FORGETTING)
+    layout = pipeline.BatchLayout(1, 99, 99, join_answers=True)
+    assert pipeline.num_steps(source, CHAT, tokenizer, layout, seed=0, num_epochs=1) == 3
+    extending = with_template(FORGETTING.replace("{{ '-' }}", "{{ m['content'] + eos_token }}"))
+    assert pipeline.num_steps(source, CHAT, extending, layout, seed=0, num_epochs=1) == 1
 
 
 def test_a_target_of_a_byte_level_tokenizer_begins_with_the_space(tmp_path):

@@ -96,6 +96,11 @@ def test_kept_lengths_are_read_and_those_of_others_are_not(tmp_path, source, tas
     assert len(kept_files(tmp_path)) == 4
 
 
+def save(file, size, length):
+    same = np.full(size, length, np.int32)
+    np.savez(file, prompts=same, targets=same, extends=np.zeros(size, bool))
+
+
 @pytest.mark.parametrize("damage", ["cut short", "a bit", "of other data", "another task"])
 def test_what_is_kept_is_not_believed_blindly(tmp_path, source, task, damage):
     tokenizer = tokenizer_of()
@@ -108,9 +113,9 @@ def test_what_is_kept_is_not_believed_blindly(tmp_path, source, task, damage):
         content[300] ^= 1
         file.write_bytes(content)
     elif damage == "of other data":
-        np.savez(file, prompts=np.ones(3, np.int32), targets=np.ones(3, np.int32))
+        save(file, 3, 1)
     else:
-        np.savez(file, prompts=np.full(50, 7, np.int32), targets=np.full(50, 7, np.int32))
+        save(file, 50, 7)
     assert same(lengths_of(source, task, tokenizer), counted(task, tokenizer))
 
 
@@ -134,6 +139,28 @@ def test_cutting_is_what_examples_are_cut_to(source, task):
     uncut = [pipeline.encode_example(record, task, tokenizer, 999, 999) for record in source]
     fits = [example == longer for example, longer in zip(examples, uncut, strict=True)]
     assert found.fit(*limits).tolist() == fits and 0 < sum(fits) < len(fits)
+
+
+@pytest.mark.parametrize("limits", [(99, 99), (20, 9), (12, 30)])
+def test_runs_of_records_against_brute_force(limits):
+    draw = np.random.default_rng(0)
+    found = lengths.Lengths(
+        draw.integers(1, 25, 200), draw.integers(1, 9, 200), draw.random(200) < 0.7
+    )
+    found.extends[0] = False
+    runs = []
+    for number in range(200):
+        fits = found.prompts[number] <= limits[0] and found.targets[number] <= limits[1]
+        before = runs[-1] if runs else []
+        whole = sum(found.targets[i] for i in before) + found.targets[number] <= limits[1]
+        cut = number and found.prompts[number - 1] > limits[0]
+        cut = cut or (number and found.targets[number - 1] > limits[1])
+        if before and found.extends[number] and fits and whole and not cut:
+            before.append(number)
+        else:
+            runs.append([number])
+    assert found.joined(*limits).tolist() == [run[0] for run in runs]
+    assert max(map(len, runs)) > 2
 
 
 def test_records_that_are_too_long_are_cut_or_dropped(tmp_path, source, task):

@@ -59,6 +59,46 @@ def test_sums_and_gradients_equal_those_of_single_rows(main_reads_streams):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-4 * float(jnp.abs(y).max() + 1))
 
 
+# Two answers in one row, with a gap that the streams reach over, and the same answers one by one.
+CONVERSATION = [([5, 1], [8, 9, 2]), ([7], [4, 0, 6])]
+
+
+def conversation():
+    tokens = [token for prompt, target in CONVERSATION for token in prompt + target]
+    is_target = np.isin(np.arange(len(tokens)), [2, 3, 4, 6, 7, 8])
+    rows = np.array([tokens] * 2), np.ones((2, len(tokens)), int), np.array([is_target] * 2)
+    return Batch(*map(jnp.asarray, rows))
+
+
+def answers_one_by_one():
+    (prompt, target), (between, last) = CONVERSATION
+    rows = [(prompt, target), (prompt + target + between, last)] * 2
+    tokens, lengths = oracles.pad([p + t for p, t in rows], 9)
+    return oracles.batch_of(tokens, [len(p) for p, _ in rows], lengths)
+
+
+def test_answers_in_one_row_train_as_they_do_one_by_one():
+    """Sums and gradients; no stream predicts an answer from before its question."""
+    model = oracles.make_model()
+    params = oracles.random_params(model, seed=0, table_scale=0.4)
+    offsets = output_offsets(model.streams)
+
+    def total(params, batch):
+        sums = loss_sums(model, params, batch, 6, LossConfig(chunk_size=4))
+        return jnp.sum(sums.cross_entropy), sums
+
+    measure = jax.jit(jax.value_and_grad(total, has_aux=True))
+    (ours, our_sums), our_grads = measure(params, conversation())
+    (theirs, their_sums), their_grads = measure(params, answers_one_by_one())
+    assert max(offsets) > len(CONVERSATION[1][0])
+    np.testing.assert_array_equal(our_sums.weight, their_sums.weight)
+    for batch in (conversation(), answers_one_by_one()):
+        np.testing.assert_array_equal(target_weight(batch, offsets), our_sums.weight)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    for x, y in zip(jax.tree.leaves(our_grads), jax.tree.leaves(their_grads), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-4 * float(jnp.abs(y).max() + 1))
+
+
 def test_weights_are_known_before_the_model_runs():
     offsets = (0, 1, 2, 3, 0)
     np.testing.assert_array_equal(target_weight(packed(), offsets), target_weight(alone(), offsets))
