@@ -1,4 +1,4 @@
-"""The bodies of requests, as OpenAI and vLLM name their fields.
+"""The bodies of requests, as OpenAI and vLLM name their fields; a field of null is not given.
 
 Fields that we do not know are ignored, as every server of this form does; fields that we know and
 cannot serve are refused, so that nobody gets an answer to another question than theirs.
@@ -150,8 +150,9 @@ def read_body(kind: type[pydantic.BaseModel], value: Any) -> Any:
     for name, neutral in _NEUTRAL.items():
         if name in value and value[name] not in neutral:
             raise Problem(f"{name} is not served here; leave it out", param=name)
+    given = {name: each for name, each in value.items() if each is not None}
     try:
-        return kind.model_validate(value)
+        return kind.model_validate(given)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the body"

@@ -210,7 +210,7 @@ class Engine:
             self.problem = error
             raise
         finally:
-            self._end_all(CANCELLED if self.problem is None else "error")
+            self._end_all()
 
     def round(self) -> bool:
         """One round. Returns whether a request is left."""
@@ -289,14 +289,14 @@ class Engine:
         self.totals.finished[completion.finish] += 1
         self.on_end(ticket, completion)
 
-    def _end_all(self, finish: str) -> None:
+    def _end_all(self) -> None:
         now = time.monotonic()
         with self._changed:
             left = [*filter(None, self._running), *self._waiting]
             self._running = [None] * self.limits.num_slots
             self._waiting.clear()
         for ticket in left:
-            ticket.end(finish, now)
+            ticket.end(CANCELLED, now)
 
 
 def _unwanted(ticket: Ticket, now: float) -> str:

@@ -15,6 +15,7 @@ from ssjax.decoding.request import Request
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
 from ssjax.serving.engine import Engine, EngineLimits, Full, Stopped
+from ssjax.serving.slots import Slots
 from ssjax.serving.ticket import Asked
 
 VOCAB = 29
@@ -245,6 +246,26 @@ def test_a_full_queue_refuses_and_a_thread_serves(model, alone):
         assert without_log_probs(ticket.completion) == alone(each)
     with pytest.raises(Stopped):
         engine.submit(asked[2])
+
+
+def test_a_device_that_fails_ends_every_request(model, monkeypatch):
+    """Those that run and those that wait; who comes later is refused."""
+    engine = Engine(make_decoder(model), WAY, GREEDY, LIMITS)
+    engine.start()
+    tickets = [engine.submit(Asked((i, 2), 9, GREEDY, 0, 0, EOS)) for i in range(1, 7)]
+    engine.round()
+
+    def fail(*_):
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(Slots, "run", fail)
+    with pytest.raises(RuntimeError, match="gone"):
+        engine.run()
+    assert {ticket.completion.finish for ticket in tickets} <= {"cancelled", "eos", "length"}
+    assert tickets[-1].completion.finish == "cancelled" and str(engine.problem).endswith("gone")
+    assert not engine.ready and engine.num_running == engine.num_waiting == 0
+    with pytest.raises(Stopped):
+        engine.submit(tickets[0].asked)
 
 
 def test_a_model_that_is_not_finite_ends_requests_with_an_error(model):

@@ -31,7 +31,10 @@ def post(served, path, body):
 
 
 def test_a_completion_is_that_of_generate(run, client):
-    found = client.completions.create(model="tiny", prompt=ASKED, max_tokens=12)
+    absent = dict.fromkeys(("n", "seed", "stop", "stream", "logprobs", "suffix", "top_p"))
+    found = client.completions.create(
+        model="tiny", prompt=ASKED, max_tokens=12, extra_body=absent | {"user": "someone"}
+    )
     [expected] = run.generate(ASKED, max_new_tokens=12)
     [choice] = found.choices
     assert (choice.text, choice.finish_reason) == (expected.text, "length")
