@@ -93,7 +93,8 @@ class ModelDrafter:
             chain.append(first_argmax(logits[:, 0]))
             # The last draft is never read: whether it holds is known before the next tree.
             if number == 0 or number + 1 < self.num_draft_nodes:
-                cache = write_path(cache, output.block, path, valid, count)
+                execution = self.model.execution
+                cache = write_path(cache, output.block, path, valid, count, execution)
             valid, count = valid + count, jnp.ones_like(count)
             tokens = chain[-1][:, None]
         meant = jnp.full_like(context.length, self.num_draft_nodes)

@@ -214,7 +214,9 @@ def decode_step(
     emission, accepted = found.emission, found.acceptance
     with jax.named_scope("write"):
         cached = state.length - 1
-        cache = write_path(state.cache, found.block, accepted.path, cached, emission.count)
+        cache = write_path(
+            state.cache, found.block, accepted.path, cached, emission.count, model.execution
+        )
         # Where a pass broke off, its last token counts as the one after the nodes that it kept.
         kept = jnp.minimum(accepted.num_accepted, emission.count - emission.broken)
         following = state.replace(cache=cache, calls=state.calls + ~state.done)

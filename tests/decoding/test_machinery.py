@@ -19,6 +19,7 @@ from ssjax.decoding.drafters import BestFirstDrafter, Memoryless, PlainDrafter
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.state import DecodeSpec, Rows
 from ssjax.decoding.tree import NO_PARENT
+from ssjax.models.execution import Execution
 from ssjax.models.parameters import unstack_layers
 from ssjax.models.transformer import init_params
 
@@ -272,3 +273,19 @@ def test_bfloat16_decoder(kit, params):
         assert 0 < len(completion.tokens) <= NEW and sum(completion.runs) == len(completion.tokens)
         assert all(0 <= token < kit.VOCAB for token in completion.tokens)
     assert len({c.tokens for c in completions}) == 4
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7, top_p=0.9)])
+def test_the_program_for_tpu_draws_the_same_tokens(model, params, endless, kit, sampling):
+    """Products of padded rows and a cache written in place; rows end at the capacity, too."""
+    tpu = kit.make_decoder(model, params, eos_ids=kit.NEVER)
+    tpu.model = model.clone(execution=Execution("tpu", few_rows_padded=True))
+    tpu.params = params
+    prompts = kit.random_prompts(27, 5, (1, 16, 9))
+    asked = {"sampling": sampling, "max_new_tokens": 48}
+    expected = oracles.generate(endless, prompts, PlainDrafter(), **asked)
+    for drafter in (PlainDrafter(), DRAFTER):
+        found = oracles.generate(tpu, prompts, drafter, **asked)
+        assert oracles.tokens_of(found) == oracles.tokens_of(expected)
+    assert sampling.temperature or max(len(c.runs) for c in found) < 48

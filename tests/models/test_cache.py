@@ -7,6 +7,7 @@ import pytest
 
 from ssjax.models.attention import KV
 from ssjax.models.cache import KVCache, cache_from_block, write_path
+from ssjax.models.execution import Execution
 
 B, K, S, H, M = 6, 2, 5, 3, 4
 
@@ -18,7 +19,8 @@ def kv(seed, slots, layers=None):
 
 
 @pytest.mark.parametrize("scanned", [True, False])
-def test_write_path_equals_a_loop(scanned):
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_write_path_equals_a_loop(scanned, platform):
     """Counts 0, partial and full; slots past the capacity are dropped, not clamped."""
 
     def make(seed, slots):
@@ -30,7 +32,9 @@ def test_write_path_equals_a_loop(scanned):
     path = np.array([[0, 1, 3], [0, 2, 2], [3, 0, 1], [0, 1, 2], [2, 1, 0], [0, 3, 2]])
     length = np.array([0, 2, 1, 4, 5, 3])
     count = np.array([3, 1, 0, 3, 2, 3])
-    written = jax.jit(write_path)(cache, block, *map(jnp.asarray, (path, length, count)))
+    write = jax.jit(write_path, static_argnums=5)
+    arguments = map(jnp.asarray, (path, length, count))
+    written = write(cache, block, *arguments, Execution(platform))
     dropped = 0
     for before, source, after in zip(*map(jax.tree.leaves, (cache, block, written)), strict=True):
         expected = np.array(before)

@@ -13,6 +13,7 @@ import pytest
 
 from ssjax.models.attention import KV
 from ssjax.models.cache import KVCache, cache_from_block, write_path
+from ssjax.models.execution import Execution
 
 B, K, H, S = 5, 2, 3, 7  # S: capacity
 M, R = 6, 4  # nodes of a pass, entries of a path
@@ -32,9 +33,12 @@ def random_block(rng, num_positions):
 
 def to_device(block, scanned):
     def stack(keys, values):
+        # To a device that is named: else JAX takes the layout of what comes out of a program, which
+        # `write_path` chooses for TPU, for the default one of the CPU where it goes in again.
+        keys, values = (jax.device_put(x, jax.devices()[0]) for x in (keys, values))
         if scanned:
-            return KV(jnp.asarray(keys), jnp.asarray(values))
-        return tuple(KV(jnp.asarray(k), jnp.asarray(v)) for k, v in zip(keys, values, strict=True))
+            return KV(keys, values)
+        return tuple(KV(k, v) for k, v in zip(keys, values, strict=True))
 
     return KVCache(**{name: stack(*pair) for name, pair in block.items()})
 
@@ -77,11 +81,15 @@ def assert_holds(cache, ledger, scanned):
             np.testing.assert_array_equal(pair[part], expected[name][part])
 
 
+EXECUTIONS = [Execution(), Execution("tpu")]
+
+
 @pytest.mark.parametrize("scanned", [True, False])
-def test_writes_in_a_row_hold_the_accepted_tokens_in_order(scanned):
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_writes_in_a_row_hold_the_accepted_tokens_in_order(scanned, execution):
     """Random counts from 0 to R until every row has run far over its capacity."""
     rng = np.random.default_rng(0)
-    write, ledger = jax.jit(write_path), Ledger()
+    write, ledger = jax.jit(write_path, static_argnums=5), Ledger()
     prompt, prompt_length = random_block(rng, 3), np.array([0, 1, 3, 2, 3])
     ledger.add(prompt, np.tile(np.arange(3), (B, 1)), prompt_length)
     cache = cache_from_block(to_device(prompt, scanned), jnp.asarray(prompt_length), S)
@@ -91,7 +99,7 @@ def test_writes_in_a_row_hold_the_accepted_tokens_in_order(scanned):
         block = random_block(rng, M)
         path, count = rng.integers(0, M, (B, R)), rng.integers(0, R + 1, B)
         arguments = map(jnp.asarray, (path, length, count))
-        cache = write(cache, to_device(block, scanned), *arguments)
+        cache = write(cache, to_device(block, scanned), *arguments, execution)
         ledger.add(block, path, count)
         length += count
         counts |= set(count.tolist())
@@ -100,8 +108,9 @@ def test_writes_in_a_row_hold_the_accepted_tokens_in_order(scanned):
 
 
 @pytest.mark.parametrize("scanned", [True, False])
+@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("length", [S - 1, S, S + 1, 10 * S])
-def test_a_write_over_the_end_fills_what_fits_and_moves_nothing(scanned, length):
+def test_a_write_over_the_end_fills_what_fits_and_moves_nothing(scanned, execution, length):
     """`dynamic_update_slice` would shift the write back over accepted tokens."""
     rng = np.random.default_rng(1)
     ledger, held, block = Ledger(), random_block(rng, S), random_block(rng, M)
@@ -109,14 +118,15 @@ def test_a_write_over_the_end_fills_what_fits_and_moves_nothing(scanned, length)
     ledger.add(held, np.tile(np.arange(S), (B, 1)), np.full(B, full))
     cache = cache_from_block(to_device(held, scanned), jnp.full(B, full), S)
     path = np.tile([0, 5, 2, 4], (B, 1))
-    written = write_path(
-        cache, to_device(block, scanned), jnp.asarray(path), jnp.full(B, length), jnp.full(B, R)
-    )
+    lengths, counts = jnp.full(B, length), jnp.full(B, R)
+    block_on_device = to_device(block, scanned)
+    written = write_path(cache, block_on_device, jnp.asarray(path), lengths, counts, execution)
     ledger.add(block, path, np.full(B, R))
     assert_holds(written, ledger, scanned)
 
 
-def test_the_rest_of_a_path_is_never_read():
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_the_rest_of_a_path_is_never_read(execution):
     """Entries after the count may name any row, and those rows may hold NaN."""
     rng = np.random.default_rng(2)
     block = random_block(rng, M)
@@ -128,9 +138,8 @@ def test_the_rest_of_a_path_is_never_read():
     )
     count = np.array([0, 1, 2, 3, 2])
     path = np.where(np.arange(R) < count[:, None], np.minimum(np.arange(R), 2), 5)
-    written = write_path(
-        zero, to_device(block, True), jnp.asarray(path), jnp.arange(B), jnp.asarray(count)
-    )
+    path, length, count_of = jnp.asarray(path), jnp.arange(B), jnp.asarray(count)
+    written = write_path(zero, to_device(block, True), path, length, count_of, execution)
     for name, pair in to_numpy(written, True).items():
         for part in range(2):
             for b in range(B):
