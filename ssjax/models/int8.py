@@ -17,6 +17,11 @@ from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
 _LARGEST = 127
+# TPUs hold 32 rows of eight bits together. To gather single ones their compiler lays the whole
+# table out anew in every pass, as it predicts 1.27 ms of 2.99 for a Llama-3.2-1B on v6e.
+# So the few rows of a pass are taken by way of their tiles.
+_TILE = 32
+_FEW_ROWS = 256
 _TABLES = ("embedder", "lm_head", "draft_head")
 
 Params = dict[str, Any]
@@ -97,5 +102,11 @@ def rows_of(table: Weight, tokens: jax.Array, dtype) -> jax.Array:
     """Rows [..., D] of a table at tokens [...], in dtype."""
     if not isinstance(table, Int8):
         return jnp.take(table, tokens, axis=0).astype(dtype)
-    rows = jnp.take(table.values, tokens, axis=0).astype(jnp.float32)
+    values, on_one_device = table.values, jax.sharding.get_abstract_mesh().size <= 1
+    if on_one_device and tokens.size <= _FEW_ROWS and values.shape[0] % _TILE == 0:
+        tiles = jnp.take(values.reshape(-1, _TILE, values.shape[1]), tokens // _TILE, axis=0)
+        is_asked = (jnp.arange(_TILE) == tokens[..., None] % _TILE)[..., None]
+        rows = jnp.where(is_asked, tiles.astype(jnp.float32), 0).sum(axis=-2)
+    else:
+        rows = jnp.take(values, tokens, axis=0).astype(jnp.float32)
     return (rows * jnp.take(table.scale, tokens, axis=0)[..., None]).astype(dtype)

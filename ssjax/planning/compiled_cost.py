@@ -18,6 +18,7 @@ COLLECTIVES = (
     "all-to-all",
     "collective-permute",
 )
+_SAME_VALUES = ("bitcast", "reshape", "copy")
 _SLICES = ("dynamic-slice", "gather", "slice")
 MOVES_NOTHING = [
     "parameter",
@@ -135,6 +136,16 @@ def _written(instruction, fused):
     return total
 
 
+def _hands_through(computations, name):
+    """Whether a fused computation has the values of its operand, in another form at most."""
+    return all(
+        _hands_through(computations, each.called.get("calls"))
+        if each.kind == "fusion"
+        else each.kind in ("parameter", *_SAME_VALUES)
+        for each in computations.get(name, [])
+    )
+
+
 def _read(computations, name, place, size):
     """Bytes that a fused computation reads of its operand at a place, at most `size`."""
     fused = computations.get(name, [])
@@ -148,10 +159,13 @@ def _read(computations, name, place, size):
                 continue
             if user.kind in _SLICES:
                 total += user.all_bytes
-            elif user.kind in ("bitcast", "reshape"):
+            elif user.kind in _SAME_VALUES:
                 known.append(user.name)
             elif user.kind == "fusion":
                 inner = user.called.get("calls")
+                if _hands_through(computations, inner):  # what is used of it is read, by who does
+                    known.append(user.name)
+                    continue
                 for position, operand in enumerate(user.operands):
                     if operand == current:
                         total += _read(computations, inner, position, size)

@@ -40,7 +40,7 @@ def test_the_nearest_step_of_each_row():
 @pytest.mark.parametrize("num_rows", [1, 5])
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_products_and_rows(num_rows, execution, dtype):
+def test_products(num_rows, execution, dtype):
     rng = np.random.default_rng(1)
     weight = rng.standard_normal((24, 16)).astype(np.float32)
     x = jnp.asarray(rng.standard_normal((2, num_rows, 16)), dtype)
@@ -51,9 +51,17 @@ def test_products_and_rows(num_rows, execution, dtype):
     # In bfloat16 the eight bits are exact, the product is summed in float32 and rounded once.
     close = {"rtol": 2**-8 if dtype == "bfloat16" else 1e-5, "atol": 1e-5}
     np.testing.assert_allclose(np.asarray(found, np.float32), expected, **close)
-    tokens = jnp.array([[3, 0], [23, 3]])
-    rows = rows_of(eight, tokens, jnp.float32)
-    np.testing.assert_allclose(rows, by_numpy(weight)[tokens], rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_rows", [24, 64, 96])  # in whole tiles, and not
+@pytest.mark.parametrize("num_tokens", [6, 200])  # of a pass, and of a prompt
+def test_rows_of_a_table(num_rows, num_tokens):
+    rng = np.random.default_rng(2)
+    table = rng.standard_normal((num_rows, 16)).astype(np.float32)
+    tokens = rng.integers(0, num_rows, (2, num_tokens // 2))
+    tokens[0, :2] = 0, num_rows - 1
+    rows = jax.jit(rows_of, static_argnums=2)(quantised(jnp.asarray(table)), tokens, jnp.float32)
+    np.testing.assert_allclose(rows, by_numpy(table)[tokens], rtol=1e-6)
 
 
 def as_whole_numbers(tree, owner=""):

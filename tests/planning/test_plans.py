@@ -94,10 +94,15 @@ def test_collectives_are_counted_as_often_as_their_loop_runs():
 
 
 LOOP = """
+%another_tiling (param_4: f32[5,16,16]) -> f32[5,16,16] {
+  %param_4 = f32[5,16,16]{2,1,0:T(32,128)} parameter(0)
+  ROOT %copy = f32[5,16,16]{2,1,0:T(8,128)} copy(%param_4)
+}
 %fused_slice (param_0: f32[5,16,16], param_1: s32[]) -> f32[16,16] {
   %param_0 = f32[5,16,16]{2,1,0} parameter(0)
   %param_1 = s32[] parameter(1)
-  ROOT %slice = f32[16,16]{1,0} dynamic-slice(%param_0, %param_1), dynamic_slice_sizes={1,16,16}
+  %tiled = f32[5,16,16]{2,1,0:T(8,128)} fusion(%param_0), kind=kLoop, calls=%another_tiling
+  ROOT %slice = f32[16,16]{1,0} dynamic-slice(%tiled, %param_1), dynamic_slice_sizes={1,16,16}
 }
 %start (param_2: f32[2,16]) -> f32[16,16] {
   %param_2 = f32[2,16]{1,0} parameter(0)
@@ -132,8 +137,8 @@ ENTRY %main (begin: (s32[], f32[5,16,16], f32[2,16])) -> (s32[], f32[5,16,16], f
 
 
 def test_a_program_by_hand():
-    """Three rounds, each: slices of 1 KiB in place of the whole stack, one of them written to the
-    chip's own memory; and two views of one exchange."""
+    """Three rounds, each: slices of 1 KiB in place of the whole stack, of which only they are laid
+    out anew, one of them written to the chip's own memory; and two views of one exchange."""
     cost = program_cost(read_program(LOOP))
     scalar = 4  # the index, read by both slices
     assert cost.traffic == 3 * (2 * 1024 + 1024 + 2 * scalar)
