@@ -237,8 +237,8 @@ class DataConfig:
     """What is read and how it is cut."""
 
     task: str = "dialogsum"  # dialogsum, e2e_nlg, sql_context, pairs, chat, or registered
-    # Directory with the files of the splits, or one file of records; empty: the generated sample
-    # (dialogsum only).
+    # Directory with the files of the splits, or one file of records; hub:OWNER/NAME of the Hugging
+    # Face hub, with /FOLDER and @REVISION; empty: the generated sample (dialogsum only).
     path: str = ""
     # Columns of the files that the task calls by other names: "prompt=question" takes its prompt
     # from the column question.

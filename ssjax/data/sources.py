@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssjax.data import distilled, sample
+from ssjax.data import distilled, hub, sample
 from ssjax.data.columns import Columns
 from ssjax.data.lines import conversation, dialogsum_record, e2e_pairs, field, own_record
 from ssjax.data.source_files import Place, Raw, SourceFile
@@ -208,6 +208,7 @@ def find_source(
     task_name: str, path: str, seed: int, reading: Reading
 ) -> tuple[Source, dict[str, Part]]:
     """What a task reads, and the splits to read. Raises: UserError naming what is missing."""
+    path = hub.located(path)
     source = source_of(task_name, path)
     if not path:
         if source.make_sample is None:

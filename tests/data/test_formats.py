@@ -1,11 +1,13 @@
 """Records in the forms in which people have them; the same ones in each."""
 
 import dataclasses
+import fnmatch
 import gzip
 import hashlib
 import json
 import math
 
+import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -307,6 +309,36 @@ def test_splits_that_cannot_be_made(tmp_path, names, reading, message):
         write(tmp_path / name, PAIRS[:20])
     with pytest.raises(UserError, match=message):
         splits(tmp_path, **reading)
+
+
+def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
+    """The client is asked for the files of the folder alone; its cache stands in for the hub."""
+    snapshot = tmp_path / "snapshots" / "0123abc"
+    for split in SPLITS:
+        write(snapshot / f"data/{split}-00000-of-00001.parquet", PAIRS[:4])
+    asked = []
+
+    def download(repository, *, repo_type, revision, allow_patterns):
+        asked.append((repository, repo_type, revision))
+        if repository == "a/none":
+            raise OSError("401 Client Error\nmore")
+        files = [file.relative_to(snapshot).as_posix() for file in snapshot.rglob("*.parquet")]
+        matches = [any(fnmatch.fnmatch(name, each) for each in allow_patterns) for name in files]
+        assert all(matches) == repository.startswith("a/data")
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    for _ in range(2):
+        assert splits("hub:a/data.set/data@refs/convert/parquet")["train"] == PAIRS[:4]
+    assert asked == [("a/data.set", "dataset", "refs/convert/parquet")]
+    for name, message in (
+        ("hub:a/none", r"cannot fetch hub:a/none .*: 401 Client Error; check the name"),
+        ("hub:a/other/files", "no files of records there .*; name the folder"),
+        ("hub:a", "is no data set of the hub; write hub:OWNER/NAME"),
+        ("hub:a/../b", "is no data set of the hub"),
+    ):
+        with pytest.raises(UserError, match=message):
+            splits(name)
 
 
 def test_other_files_are_refused(tmp_path):
