@@ -9,7 +9,7 @@ import small_tokenizers
 import ssjax
 from ssjax import config as config_lib
 from ssjax.config import experiment
-from ssjax.data import builders, choice, pipeline, preview
+from ssjax.data import builders, choice, pipeline, preview, sources
 from ssjax.data.tasks import get_task, task_of_run
 from ssjax.data.tokenizers.tokenizer import train_tokenizer
 from ssjax.errors import UserError
@@ -142,6 +142,21 @@ def test_prepared_data_goes_by_what_the_function_makes(tmp_path):
     assert records(path, tmp_path)[0]["product"] == "kettle!"
     suffix["now"] = "?"
     assert records(path, tmp_path)[0]["product"] == "kettle?"
+
+
+def test_records_are_read_once_for_their_digest_unless_a_function_makes_them(tmp_path, monkeypatch):
+    rows = [*SHOP, SHOP[0] | {"product": str(tmp_path)}]  # that no other test has
+    path, read = write(tmp_path / "files", rows), []
+    record = sources.own_record
+    monkeypatch.setattr(sources, "own_record", lambda *each: read.append(each) or record(*each))
+    for name, changes, times in (("shop", {}, 1), ("made", {"read": lambda line: line}, 2)):
+        register(name, **changes)
+        read.clear()
+        first = builders.digests(name, path, 0)
+        assert builders.digests(name, path, 0) == first
+        assert len(read) == times * 3 * len(rows)
+    write(tmp_path / "files", SHOP[:2])
+    assert builders.digests("shop", path, 0) != first
 
 
 def test_the_same_definition_may_be_registered_again():
