@@ -152,6 +152,7 @@ def find_parts(path: str, reading: Reading, expected: str) -> dict[str, Part]:
         pool = found["train"]
         if not any(found.values()) and (reading.shares or reading.splits == ("train",)):
             pool = _data_files(Path(path))
+            _check_shards(pool)
     shares = reading.shares
     for split in reading.splits[1:]:
         if found.get(split) and split in shares:
@@ -204,17 +205,20 @@ def _data_files(directory: Path) -> list[Path]:
 
 def _check_shards(files: Sequence[Path]) -> None:
     """Raises: UserError: the names say that there are more."""
-    numbers, count = set(), 0
+    found: dict[tuple[str, int], set[int]] = {}
     for file in files:
-        if match := _SHARD.search(file.name.partition(".")[0]):
-            numbers.add(int(match[1]))
-            count = max(count, int(match[2]))
-    missing = sorted(set(range(count)) - numbers)
-    if missing:
-        raise UserError(
-            f"{files[0].parent} lacks {len(missing)} of {count} shards, the first number "
-            f"{missing[0]}; fetch them all"
-        )
+        stem, _, end = file.name.partition(".")
+        if match := _SHARD.search(stem):
+            found.setdefault((f"{stem[: match.start()]}-*.{end}", int(match[2])), set()).add(
+                int(match[1])
+            )
+    for (names, count), numbers in found.items():
+        missing = sorted(set(range(count)) - numbers)
+        if missing:
+            raise UserError(
+                f"{files[0].parent} lacks {len(missing)} of {count} shards {names}, the first "
+                f"number {missing[0]}; fetch them all"
+            )
 
 
 def _sha256(text: str) -> str:

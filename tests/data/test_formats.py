@@ -295,7 +295,12 @@ def test_a_bad_row_is_named(tmp_path, rows, reading, message):
         (
             ("train-00000-of-00004.jsonl", "train-00003-of-00004.jsonl"),
             {},
-            "lacks 2 of 4 shards, the first number 1",
+            r"lacks 2 of 4 shards train-\*\.jsonl, the first number 1",
+        ),
+        (
+            ("a-0-of-2.jsonl", "b-0-of-2.jsonl", "a-1-of-2.jsonl"),
+            {"validation_share": 0.1, "test_share": 0.1},
+            r"lacks 1 of 2 shards b-\*\.jsonl",
         ),
         (
             ("all.jsonl",),
