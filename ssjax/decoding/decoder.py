@@ -251,6 +251,7 @@ def decoding_execution(mesh: Mesh, scan: bool) -> Execution:
     whole_batch = mesh.shape["data"] * mesh.shape["fsdp"] == 1
     return Execution(
         platform,
+        fused_attention=platform == "tpu",
         few_rows_as_columns=alone_on_cpu,
         few_rows_padded=platform == "tpu" and whole_batch,
         joined_projections=alone_on_cpu and not scan,

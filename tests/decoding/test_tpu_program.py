@@ -30,7 +30,7 @@ pytestmark = [
     ),
 ]
 
-PROMPT, CAPACITY, EMBED, MLP, VOCAB = 256, 2048, 512, 1536, 32000
+PROMPT, CAPACITY, EMBED, MLP, VOCAB = 1152, 2048, 512, 1536, 32000
 LAYERS, KV_HEADS = 24, 4
 BATCHES = {"plain": 1, "streams": 2}
 HEADS = {"plain": 64, "streams": 128}  # widths: less than the lanes of a register, or all of them
@@ -55,8 +55,8 @@ def make_model(mesh, head_dim):
 
 
 @functools.cache
-def compiled_loop(drafter, sampling):
-    """The decode loop of one device of v5e."""
+def compiled(drafter, sampling):
+    """The prefill of one device of v5e, lowered, and its decode loop, compiled."""
     mesh = partitioning.make_mesh(MeshConfig(1, 1, 1), open_topology("v5e:2x2").devices[:1])
     model = make_model(mesh, HEADS[drafter])
     params = jax.tree.map(
@@ -77,7 +77,12 @@ def compiled_loop(drafter, sampling):
         state = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state
         )
-        return decoder.decode_program.lower(*static, state).compile()
+        prefill = decoder.prefill_program.lower(*static, rows)
+        return prefill, decoder.decode_program.lower(*static, state).compile()
+
+
+def compiled_loop(drafter, sampling):
+    return compiled(drafter, sampling)[1]
 
 
 def instructions(drafter, sampling):
@@ -94,10 +99,15 @@ def instructions(drafter, sampling):
     return found
 
 
-def dimensions(instruction):
-    """All sizes in the shape of its result."""
+def shapes(instruction):
+    """Of its result, or of each of its results."""
     shape = instruction.line.split(" = ", 1)[1].split(instruction.kind + "(")[0]
-    return [int(size) for sizes in re.findall(r"\[([\d,]+)\]", shape) for size in sizes.split(",")]
+    return [tuple(map(int, sizes.split(","))) for sizes in re.findall(r"\[([\d,]+)\]", shape)]
+
+
+def dimensions(instruction):
+    """All sizes in them."""
+    return [size for shape in shapes(instruction) for size in shape]
 
 
 def cache_bytes(drafter):
@@ -129,3 +139,12 @@ def test_the_cache_stays_where_it_is(drafter):
     memory = compiled_loop(drafter, "greedy").memory_analysis()
     assert memory.temp_size_in_bytes < cache_bytes(drafter) / 10
     assert memory.alias_size_in_bytes > cache_bytes(drafter)
+
+
+def test_no_scores_of_all_pairs_of_a_prompt():
+    """Its main rows are computed by the kernel."""
+    prefill, _ = compiled("plain", "greedy")
+    program = read_program(prefill.compile().as_text())
+    lines = [line for lines in program.computations.values() for line in lines]
+    assert any("splash" in line.line for line in lines if line.kind == "custom-call")
+    assert not [i.line for i in lines if any(shape.count(PROMPT) > 1 for shape in shapes(i))]
