@@ -49,8 +49,9 @@ class Instruction:
     @property
     def branches(self) -> list[str]:
         """Computations of which it runs one."""
-        found = re.search(r"branch_computations=\{([^}]*)\}", self.line)
-        return re.findall(r"[\w.\-]+", found.group(1)) if found else []
+        if found := re.search(r"branch_computations=\{([^}]*)\}", self.line):
+            return re.findall(r"[\w.\-]+", found.group(1))
+        return re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", self.line)
 
     @property
     def channel(self) -> str | None:

@@ -95,6 +95,35 @@ def test_the_whole_program_counts_without_a_main_loop():
     assert time.parts[UNNAMED].cycles == 1_000_000 + 500
 
 
+CHOICE = """
+%narrow (a: f32[2]) -> f32[2] {
+  %a = f32[2]{0} parameter(0)
+  ROOT %x = f32[2]{0} add(%a, %a), backend_config={"estimated_cycles":"10"}
+}
+%wide (b: f32[2]) -> f32[2] {
+  %b = f32[2]{0} parameter(0)
+  ROOT %y = f32[2]{0} add(%b, %b), backend_config={"estimated_cycles":"700"}
+}
+ENTRY %main (which: s32[], c: f32[2]) -> f32[2] {
+  %which = s32[] parameter(0)
+  %c = f32[2]{0} parameter(1)
+  ROOT %d = f32[2]{0} conditional(%which, %c, %c), branch_computations={%narrow, %wide}
+}
+"""
+
+
+def test_of_branches_one_counts():
+    """The one with more instructions, of equal ones the last."""
+    named = CHOICE.replace(
+        "branch_computations={%narrow, %wide}", "true_computation=%narrow, false_computation=%wide"
+    )
+    longer = CHOICE.replace(
+        "parameter(0)\n  ROOT %x", "parameter(0)\n  %z = f32[] add(%a)\n  ROOT %x"
+    )
+    for text, cycles in ((CHOICE, 700), (named, 700), (longer, 10)):
+        assert predicted_time(read_program(text)).parts[UNNAMED] == Part(cycles, 1)
+
+
 @pytest.mark.parametrize(
     ("scope", "part"),
     [
