@@ -122,10 +122,12 @@ class SourceFile:
         try:
             with contextlib.closing(self._batches()) as batches:
                 for batch in batches:
+                    batch.validate(full=True)  # of one that is damaged a value may crash Python
                     for row in batch.to_pylist():
                         number += 1
                         yield Place(self.name, number, "row"), row
-        except (pyarrow.ArrowException, OSError) as error:  # the latter for damaged pages, too
+        # Damaged pages are an OSError, too, and damaged names of columns no UTF-8.
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             if getattr(error, "errno", None):
                 raise UserError(f"{self.name}: {error.strerror}") from None
             reason = str(error).splitlines()[0]

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import math
+import random
 
 import huggingface_hub
 import pyarrow
@@ -16,6 +17,7 @@ from ssjax import config as config_lib
 from ssjax.config import DataConfig
 from ssjax.data import choice
 from ssjax.data.builders import open_source
+from ssjax.data.source_files import FORMATS, SourceFile
 from ssjax.data.sources import find_source
 from ssjax.data.splits import SPLITS, Reading
 from ssjax.data.tasks import register_task
@@ -241,6 +243,33 @@ def test_a_damaged_file_is_named_with_the_place(tmp_path, name, damage, message)
     with pytest.raises(UserError, match=message) as error:
         splits(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("end", FORMATS)
+def test_damage_anywhere_is_one_line_or_nothing(tmp_path, end):
+    """Bytes that are changed, inserted in place of others, lost, and files that are cut short."""
+    file = tmp_path / f"all{end}"
+    write(file, PAIRS[:100])
+    content = file.read_bytes()
+    refused = 0
+    for seed in range(40):
+        draw, data = random.Random(seed), bytearray(content)
+        place = draw.randrange(len(data))
+        if seed % 4 == 0:
+            data = data[:place]
+        elif seed % 4 == 1:
+            data[place] ^= draw.randrange(1, 256)
+        elif seed % 4 == 2:
+            data[place : place + 50] = draw.randbytes(50)
+        else:
+            del data[place : place + draw.randrange(1, 40)]
+        file.write_bytes(data)
+        try:
+            list(SourceFile(str(file)).records())
+        except UserError as error:
+            assert str(error).startswith(str(file)) and "\n" not in str(error)
+            refused += 1
+    assert refused > 20
 
 
 @pytest.mark.parametrize(
