@@ -85,6 +85,11 @@ class BatchLayout:
         """Tokens of the longest prompt and the longest target; a row is as wide as both."""
         return self.max_prompt_length, self.max_target_length
 
+    @property
+    def needs_lengths(self) -> bool:
+        """Whether training has to know how long all records are."""
+        return self.packing or self.join_answers or bool(self.length_buckets)
+
 
 @dataclass(frozen=True)
 class LengthReport:
@@ -228,7 +233,7 @@ def _sequences(source, task, tokenizer, layout: BatchLayout) -> _Sequences:
     _check(source)
     parts = source.parts if isinstance(source, Mixture) else ()
     each = np.arange(len(source))
-    if not (layout.packing or layout.length_buckets or layout.join_answers):
+    if not layout.needs_lengths:
         return _Sequences(each, each, None, None, parts)
     measured = lengths_of(source, task, tokenizer)
     lengths, targets = measured.cut(*layout.limits)

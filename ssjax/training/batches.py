@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ssjax.config import Config
 from ssjax.data import pipeline
 from ssjax.data.choice import training_records
+from ssjax.data.lengths import lengths_of
 from ssjax.data.tasks import get_task
 from ssjax.data.tokenizers.tokenizer import Tokenizer
 from ssjax.parallel import partitioning
@@ -22,6 +23,19 @@ class Batches:
 
     start_at: Callable[[int], Iterator[Arrays]]  # endless, from the batch of this index on
     validation: Sequence[Arrays]
+
+
+def measure(config: Config, tokenizer: Tokenizer) -> None:
+    """Measures the records that `open_batches` has to know the lengths of, which are then kept.
+
+    Raises:
+      UserError: the data cannot be read, or no record is short enough.
+    """
+    data = config.data
+    for split in ("train", "validation"):
+        source = training_records(config, tokenizer, split)
+        if split == "train" and pipeline.BatchLayout.of(data).needs_lengths:
+            lengths_of(source, get_task(data.task), tokenizer)
 
 
 def open_batches(

@@ -19,7 +19,7 @@ from ssjax.data.tokenizers.tokenizer import open_tokenizer
 from ssjax.errors import UserError
 from ssjax.parallel import distributed, partitioning
 from ssjax.training import draft_vocabulary, epochs, lock, loop
-from ssjax.training.batches import open_batches
+from ssjax.training.batches import measure, open_batches
 from ssjax.training.callbacks import Callback
 from ssjax.training.claim import about_run, check_workdir, claim_workdir
 from ssjax.training.decoded import DecodeValidation
@@ -172,6 +172,7 @@ def prepare(workdir: Path, config: Config, base: Base | None) -> None:
         open_split(config, name)
     directory = None if base is None else base.directory
     tokenizer = choose_tokenizer(workdir, config, directory, messages.say)
+    measure(config, tokenizer)
     config = draft_vocabulary.found(config, tokenizer, messages.say)
     config = epochs.found(config, tokenizer, messages.say)
     # What was refused until now may be started again with other settings.

@@ -5,16 +5,19 @@ import functools
 import json
 import shutil
 
+import jax
 import pytest
 from small_tokenizers import TEXTS
 
-from ssjax.config import Config, DataConfig
+from ssjax.config import Config, DataConfig, MeshConfig
+from ssjax.data import lengths
 from ssjax.data.choice import kept_tokenizer
 from ssjax.data.tokenizers.tokenizer import train_tokenizer
 from ssjax.errors import DamagedError, UserError
 from ssjax.files import manifest
 from ssjax.parallel import distributed
-from ssjax.training import epochs, trainer
+from ssjax.parallel.partitioning import make_mesh
+from ssjax.training import batches, epochs, trainer
 from ssjax.training.claim import about_run, claim_workdir
 from ssjax.weights.base import read_config
 
@@ -110,6 +113,19 @@ def test_a_run_may_end_elsewhere_and_accumulate_otherwise(workdir, data, capsys)
     short = dataclasses.replace(config.train, num_steps=2)
     with pytest.raises(UserError, match="is at step 3, beyond train.num_steps=2; give at least"):
         claim_workdir(workdir, dataclasses.replace(config, train=short))
+
+
+def test_the_first_process_measures_for_all(tmp_path, data, monkeypatch):
+    """Which the others wait for: they find the lengths, and measure a few to compare."""
+    config = config_of(
+        data, packing=True, tokenizer_vocab_size=272, prepared_dir=str(tmp_path / "prepared")
+    )
+    trainer.prepare(tmp_path / "run", config, None)
+    assert len(list((tmp_path / "prepared").glob("*/lengths/*.npz"))) == 1
+    tokenizer, written = kept_tokenizer(tmp_path / "run"), []
+    monkeypatch.setattr(lengths, "_write", lambda *each: written.append(each))
+    batches.open_batches(config, tokenizer, make_mesh(MeshConfig(), jax.devices()[:1]))
+    assert not written
 
 
 def test_epochs_become_steps_which_the_run_keeps(tmp_path, data, capsys):
