@@ -50,6 +50,12 @@ _STEPS = options.define_count(
     "steps_per_call", 4, "Decode passes between two looks at who comes and who is done."
 )
 _JSON = options.define_output("json", "Write the URL to this file once the port is taken.")
+_PREFILL = options.define_count(
+    "prefill_tokens",
+    2048,
+    "Prompt tokens, padding included, that are read between two looks while others wait for their "
+    "next tokens; at least one prompt is.",
+)
 _CHANGES = options.define_decode_flags(batches=False)
 _CALIBRATION = options.define_calibration_flag()
 
@@ -107,7 +113,7 @@ def _engine(run: Run, decode, changes) -> Engine:
         max_new_tokens=max(_OUTPUT.value or 0, decode.max_new_tokens),
         max_eos_ids=len(run.decoder.eos_ids) + _MORE_EOS_IDS,
         passes_per_round=_STEPS.value,
-        prefill_tokens=longest_prompt,
+        prefill_tokens=_PREFILL.value,
     )
     way = run.way(changes, _SLOTS.value, calibration=_CALIBRATION.value)
     return Engine(run.decoder, way, make_sampling(decode), limits)

@@ -165,16 +165,22 @@ def decode_passes(
     state: DecodeState,
     num_passes: jax.Array,
     drafter_params: Params | None = None,
+    until_end: jax.Array | None = None,
 ) -> DecodeState:
     """At most num_passes ([] int32) passes of `decode`, to be continued with the state returned.
 
     So that a caller sees tokens while they come: any sequence of pieces gives the state that one
-    long loop gives.
+    long loop gives. Where until_end ([] bool) is given and true, the pass in which a row ends is
+    the last, so that another may take its place at once.
     """
+    running = (~state.done).sum()
 
     def more(carry):
         done_passes, state = carry
-        return (done_passes < num_passes) & keep_going(state)
+        going = (done_passes < num_passes) & keep_going(state)
+        if until_end is not None:
+            going &= ~until_end | ((~state.done).sum() == running)
+        return going
 
     def step(carry):
         done_passes, state = carry

@@ -4,7 +4,7 @@ One thread runs the engine; any thread may submit and cancel. A round:
 
     drop      requests that were cancelled or are past their deadline
     admit     in the order of arrival, while slots are free and the round's prompt tokens last
-    run       a few passes over all slots
+    run       a few passes over all slots, up to the first end if somebody waits for a slot
     harvest   every request learns its tokens; finished ones leave their slots
 
 What a request becomes is what `Decoder.generate` makes of it alone, whatever runs beside it.
@@ -217,7 +217,8 @@ class Engine:
         self._drop()
         self._admit()
         if self.num_running:
-            self._slots.run(self.limits.passes_per_round)
+            # A slot that somebody waits for is not left empty.
+            self._slots.run(self.limits.passes_per_round, until_end=self.num_waiting > 0)
             self._harvest()
         return bool(self.num_running or self.num_waiting)
 

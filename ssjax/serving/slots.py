@@ -85,7 +85,7 @@ class Slots:
                 # Twice: what one program returns is what the others must be compiled for.
                 for _ in range(2):
                     self._insert(self._prefill(asked, bucket), 0)
-                    self.run(1)
+                    self.run(1, until_end=False)
                     self.drop([0])
             self.read()
 
@@ -93,11 +93,20 @@ class Slots:
         """Puts a request into a slot, whatever was there; its first token is then known."""
         self._insert(self._prefill(asked, self.decoder.bucket(len(asked.prompt))), slot)
 
-    def run(self, num_passes: int) -> None:
-        """At most so many passes: fewer if all rows are done before."""
+    def run(self, num_passes: int, until_end: bool) -> None:
+        """At most so many passes: fewer if all rows are done before.
+
+        Args:
+          num_passes: at most.
+          until_end: the pass in which a row ends is the last.
+        """
         with jax.set_mesh(self.decoder.mesh):
             self._state = passes_program(
-                *self._static, self._state, np.int32(num_passes), self._drafter_params
+                *self._static,
+                self._state,
+                np.int32(num_passes),
+                self._drafter_params,
+                np.bool_(until_end),
             )
 
     def drop(self, slots: list[int]) -> None:

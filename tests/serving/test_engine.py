@@ -192,6 +192,19 @@ def test_a_round_reads_no_more_prompt_tokens_than_its_budget(engine):
         run_until_idle(engine)
 
 
+def test_a_slot_that_somebody_waits_for_is_not_left_empty(model):
+    """The round ends with the shortest request, but only while one waits."""
+    limits = dataclasses.replace(LIMITS, passes_per_round=1000, prefill_tokens=100)
+    engine = Engine(make_decoder(model), WAY, GREEDY, limits)
+    engine.start()
+    short, long = (Asked((1, 2), n, GREEDY, 0, 0, ()) for n in (2, 20))
+    tickets = [engine.submit(each) for each in (short, long, long, long)]
+    assert engine.round()
+    assert [ticket.ended for ticket in tickets] == [True, False, False, False]
+    assert not engine.round()
+    assert all(ticket.ended for ticket in tickets)
+
+
 def test_deadlines_and_cancellation(engine):
     endless = Asked((1, 2), 20, GREEDY, 0, 0, ())
     late = engine.submit(dataclasses.replace(endless, deadline=0.0))
@@ -255,7 +268,7 @@ def test_a_device_that_fails_ends_every_request(model, monkeypatch):
     tickets = [engine.submit(Asked((i, 2), 9, GREEDY, 0, 0, EOS)) for i in range(1, 7)]
     engine.round()
 
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("the device is gone")
 
     monkeypatch.setattr(Slots, "run", fail)
