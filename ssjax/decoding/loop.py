@@ -201,7 +201,6 @@ def decode_step(
     spec: DecodeSpec,
     state: DecodeState,
     drafter_params: Params | None = None,
-    width: int | None = None,
 ) -> DecodeState:
     """One pass: verify the draft, emit, write the cache, write the next draft.
 
@@ -211,12 +210,10 @@ def decode_step(
       spec: the one that the state was made with.
       state: see the invariants of `DecodeState`.
       drafter_params: the drafter's own, if it has any.
-      width: rows that the pass has, one of drafter.widths, whatever the draft needs; None: the
-        fewest that hold it.
     """
     forward = Forward(model, params, drafter, spec, drafter_params)
     undrafted = (state.draft.parent == NO_PARENT).all(axis=1)
-    found = _run_pass(forward, state, width)
+    found = _run_pass(forward, state)
     emission, accepted = found.emission, found.acceptance
     with jax.named_scope("write"):
         cached = state.length - 1
@@ -242,11 +239,11 @@ class _Pass:
     streams: jax.Array | None  # [B, J, D] there
 
 
-def _run_pass(forward: Forward, state: DecodeState, width: int | None) -> _Pass:
-    """A pass of so many rows, or of the fewest among drafter.widths that hold every row's draft."""
+def _run_pass(forward: Forward, state: DecodeState) -> _Pass:
+    """A pass of the fewest rows among drafter.widths that hold every row's draft."""
     widths = forward.drafter.widths
-    if width is not None or len(widths) == 1:
-        return _pass_of(forward, state, widths[-1] if width is None else width)
+    if len(widths) == 1:
+        return _pass_of(forward, state, widths[0])
     needed = jnp.where(state.done, 1, rows_needed(state.draft)).max()
     passes = [functools.partial(_pass_of, forward, width=each) for each in widths]
     return jax.lax.switch((needed > jnp.array(widths[:-1])).sum(), passes, state)

@@ -9,7 +9,6 @@ is the same for all and left out. Rows of a batch are taken to be busy all the t
 """
 
 import dataclasses
-import functools
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from ssjax.decoding import loop
 from ssjax.decoding.completion import check_finite
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import BestFirstDrafter, Drafter, PlainDrafter, StaticDrafter, Way
@@ -185,11 +183,10 @@ def calibrate(
     ]
     narrowed = most_promising(acceptance, candidates)
     each = [(way, width) for way in narrowed for width in way.drafter.widths]
-    steps = [functools.partial(loop.decode_step, width=width) for _, width in each]
     # Plain decoding once more, so that a faster or slower minute of the machine does not count.
     again = [ways[0], *(way for way, _ in each)]
     first, *seconds = (
-        seconds_per_pass(decoder, again, shape, steps=[loop.decode_step, *steps], **timing)
+        seconds_per_pass(decoder, again, shape, rows=[1, *(rows for _, rows in each)], **timing)
         if each
         else [1.0]
     )

@@ -13,6 +13,7 @@ import pytest
 from ssjax import messages
 from ssjax.config import Config
 from ssjax.decoding import loop, ways
+from ssjax.decoding.chances import rows_needed
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, StaticDrafter, Way
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.state import DecodeSpec
@@ -145,6 +146,28 @@ def test_timed_passes_are_the_loops(decoders):
     )
     assert done.calls.tolist() == [7, 7] and not done.done.any()
     assert done.drafted.any()  # the drafts are real
+
+
+@pytest.mark.parametrize("rows", [1, 3, 6])
+def test_a_pass_of_some_width_is_timed_at_that_width(decoders, rows):
+    """And through the choice between widths: it is the loop's own pass that runs."""
+    decoder = decoders["trained"]
+    spec = DecodeSpec(64, EOS, 0, Sampling(), True)
+    drafter = BestFirstDrafter(5, 2, min_node_chance=0.2)
+    assert len(drafter.widths) > 1
+    start = pass_time._prompted(decoder.model, decoder.params, spec, 2, 5)
+    state = pass_time._ready(start, drafter, rows)
+    static = (decoder.model, decoder.params, drafter, spec)
+    done = pass_time._passes(pass_time._held_step, *static, state, 3)
+    for each in (state, done):
+        assert rows_needed(each.draft).tolist() == [rows, rows]
+    assert done.calls.tolist() == [3, 3]
+    # The tokens are those that the pass drafts: nothing that decoding computes is left out.
+    after = loop.decode_step(*static, state)
+    held = pass_time._held_step(*static, state)
+    expected = np.maximum(after.draft.tokens, 0)
+    np.testing.assert_array_equal(held.draft.tokens, expected)
+    np.testing.assert_array_equal(held.tokens, after.tokens)
 
 
 def test_larger_trees_that_promise_no_more_are_not_timed():
