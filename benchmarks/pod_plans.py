@@ -1,10 +1,12 @@
 """Plans the paper's fine-tunes, and larger ones, for TPU pods; writes docs/pods.md and .json.
 
     pip install -e ".[plan]"
-    python benchmarks/pod_plans.py                 (an hour of compiling on 2 cores; restartable)
+    python benchmarks/pod_plans.py            (passes of one chip: a quarter of an hour on 2 cores)
+    python benchmarks/pod_plans.py --pods     (whole pods too: an hour)
 
-No TPU and no weights are needed: shapes stand below. Training divides everything over fsdp, and
-heads too from 64 devices on; decoding divides heads and copies the rest, a row or more a copy.
+What was planned at this version is not planned again, so it can be stopped and started. No TPU, no
+weights and no network are needed. Training divides everything over fsdp, and heads too from 64
+devices on; decoding is planned on the mesh that such a training decodes on.
 """
 
 import dataclasses
@@ -12,11 +14,14 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import pods_page as page
 from absl import flags
 
 from ssjax import config as config_lib
@@ -26,250 +31,198 @@ from ssjax.config import MeshConfig
 from ssjax.files.writing import write_atomic
 from ssjax.parallel import partitioning
 from ssjax.planning import plans
-from ssjax.planning.experiments import resolve_shapes
-from ssjax.planning.topologies import GIB, open_topology
+from ssjax.planning.experiments import described, resolve_shapes
+from ssjax.planning.passes import with_nodes
+from ssjax.planning.topologies import open_topology
+from ssjax.weights.base import read_model_config
 
 _OUT = flags.DEFINE_string("out", "docs", "Directory of pods.md and pods.json.")
 _ONLY = flags.DEFINE_string("only", "", "Plan this model alone.")
+_PODS = flags.DEFINE_bool("pods", False, "Plan train steps and decode loops of whole pods too.")
 
 ROOT = Path(__file__).parents[1]
 _PATIENCE = 1800  # seconds for a program; some meshes of tpu7x take libtpu 0.0.42 longer
 TOPOLOGIES = ("v5e:4x4", "v5p:4x4x4", "v6e:16x16", "v5e:16x16", "v5p:8x8x8", "tpu7x:2x2x1")
 
 
-def _llama(width, layers, heads, kv_heads, mlp, vocab):
-    return {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "intermediate_size": mlp,
-        "vocab_size": vocab,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-    }
-
-
-# config.json of each model as far as shapes go, and how it is trained.
+# Hub ids, whose shapes are part of the package, and how they are trained.
 MODELS = {
-    "OpenLLaMA-7B, LoRA": (_llama(4096, 32, 32, 32, 11008, 32000), "shared"),
-    "70B Llama shape, LoRA": (_llama(8192, 80, 64, 8, 28672, 128256), "shared"),
-    "OPT-1.3B, LoRA": (
-        {
-            "model_type": "opt",
-            "architectures": ["OPTForCausalLM"],
-            "hidden_size": 2048,
-            "word_embed_proj_dim": 2048,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 32,
-            "ffn_dim": 8192,
-            "vocab_size": 50272,
-            "max_position_embeddings": 2048,
-            "activation_function": "relu",
-            "do_layer_norm_before": True,
-            "tie_word_embeddings": True,
-        },
-        "shared",
-    ),
-    "Llama-3.1-8B, LoRA": (_llama(4096, 32, 32, 8, 14336, 128256), "shared"),
-    "Llama-3.1-8B, full": (_llama(4096, 32, 32, 8, 14336, 128256), "full"),
+    "OpenLLaMA-7B, LoRA": ("openlm-research/open_llama_7b", "shared"),
+    "70B Llama shape, LoRA": ("meta-llama/Llama-3.1-70B", "shared"),
+    "OPT-1.3B, LoRA": ("facebook/opt-1.3b", "shared"),
+    "Llama-3.1-8B, LoRA": ("meta-llama/Llama-3.1-8B", "shared"),
+    "Llama-3.1-8B, full": ("meta-llama/Llama-3.1-8B", "full"),
 }
+# What a decode pass costs on one chip, by the number of its nodes.
+PASS_MODELS = {
+    "Llama-3.2-1B": "meta-llama/Llama-3.2-1B",
+    "OpenLLaMA-7B": "openlm-research/open_llama_7b",
+}
+CHIPS = ("v5e:1x1", "v6e:1x1")
+NODE_COUNTS = (1, 16, 64)
+PROMPT_LENGTHS = (512, 2048)
 
 
-def make_config(directory: Path, values: dict, mode: str, num_streams: int = 4):
+def make_config(source: str, mode: str, num_streams: int = 4):
     """The paper's DialogSum fine-tune of a model."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(values))
     path = ROOT / "experiments" / "dialogsum.py"
     spec = importlib.util.spec_from_file_location("dialogsum", path)
     experiment = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(experiment)
     c = experiment.get_config("openllama-7b")
-    c.model.pretrained = str(directory)
+    c.model.pretrained = source
     c.adaptation.mode = mode
-    c.streams.num_stream_layers = values["num_hidden_layers"] // 2
+    c.streams.num_stream_layers = read_model_config(source, "bfloat16").num_layers // 2
     c.streams.num_streams = num_streams
     if not num_streams:
         c.streams.exit_rank = 0
     return config_lib.from_config_dict(c)
 
 
-def meshes(num_devices: int, values: dict) -> tuple[MeshConfig, MeshConfig]:
-    """Meshes of training and of decoding."""
-    tensor = min(8, max(1, num_devices // 32))
-    heads = 16 if values["hidden_size"] > 4096 else values.get("num_key_value_heads", 16)
-    whole = min(num_devices, heads, 16)
-    return (
-        MeshConfig(data=1, fsdp=num_devices // tensor, tensor=tensor),
-        MeshConfig(data=num_devices // whole, fsdp=1, tensor=whole),
-    )
+def make_pass_config(source: str):
+    """A model with 4 streams in its top 4 layers that know their parents; 640 slots a row."""
+    c = config_lib.default_config()
+    c.model.pretrained, c.model.dtype = source, "bfloat16"
+    c.streams.num_streams = c.streams.num_stream_layers = 4
+    c.data.max_prompt_length, c.decode.max_new_tokens = 512, 128
+    return config_lib.from_config_dict(c)
 
 
-def plan(directory: Path, name: str, topology_name: str, num_streams: int, kind: str) -> dict:
+def plan(name: str, topology_name: str, num_streams: int, kind: str) -> dict:
     """One program of a row, or with kind "settings" what both have in common, as plain values."""
-    values, mode = MODELS[name]
+    source, mode = MODELS[name]
     topology = open_topology(topology_name)
-    for_training, for_decoding = meshes(topology.num_devices, values)
-    config = make_config(directory, values, mode, num_streams)
+    tensor = min(8, max(1, topology.num_devices // 32))
+    for_training = MeshConfig(data=1, fsdp=topology.num_devices // tensor, tensor=tensor)
+    config = make_config(source, mode, num_streams)
     data = dataclasses.replace(config.data, batch_size=max(32, for_training.fsdp))
-    decode = dataclasses.replace(config.decode, batch_size=max(8, for_decoding.data))
-    config = dataclasses.replace(config, data=data, decode=decode, mesh=for_training)
+    config = dataclasses.replace(config, data=data, mesh=for_training)
     config, model = resolve_shapes(config)
     mesh = partitioning.make_mesh(for_training, topology.devices)
     partitioning.check_shardable(config, mesh)
+    for_decoding = partitioning.decode_mesh(for_training, config.model, mesh)
+    decode = dataclasses.replace(config.decode, batch_size=max(8, for_decoding.shape["data"]))
+    config = dataclasses.replace(config, decode=decode)
     hbm = topology.device.hbm
     if kind == "settings":
         return {
             "devices": topology.num_devices,
             "hbm": hbm,
             "batch_size": {"train": data.batch_size, "decode": decode.batch_size},
-            "mesh": {
-                "train": dataclasses.asdict(for_training),
-                "decode": dataclasses.asdict(for_decoding),
-            },
+            "mesh": {"train": dict(mesh.shape), "decode": dict(for_decoding.shape)},
             "num_tokens": data.max_prompt_length + data.max_target_length,
         }
     if kind == "train":
         program = plans.plan_training(config, model, mesh, hbm)
     else:
-        mesh = partitioning.make_mesh(for_decoding, topology.devices)
-        program = plans.plan_decoding(config, model, mesh, hbm)
-    values = dataclasses.asdict(program)
-    if program.traffic:
-        values["seconds"] = program.seconds(topology.device)
-    if not program.fits:
-        values["advice"] = plans.advice(program, config, hbm)
-    return values
+        program = plans.plan_decoding(config, model, for_decoding, hbm)
+    return described(program, config, topology.device) | {"version": version()}
+
+
+def plan_pass(name: str, topology_name: str, kind: str, count: int) -> dict:
+    """A pass of so many nodes, or a prefill of so many tokens, on one chip."""
+    topology = open_topology(topology_name)
+    config, model = resolve_shapes(make_pass_config(PASS_MODELS[name]))
+    mesh = partitioning.make_mesh(config.mesh, topology.devices)
+    if kind == "passes":
+        config = with_nodes(config, count)
+        program = plans.plan_decoding(config, model, mesh, topology.device.hbm)
+    else:
+        program = plans.plan_prefill(config, model, mesh, topology.device.hbm, count)
+    return described(program, config, topology.device) | {"version": version()}
+
+
+def version() -> str:
+    """When what is planned was last changed, as commits say it."""
+    rooms = [f"ssjax/{room}" for room in ("models", "decoding", "training")]
+    when = ["--format=%ad", "--date=format:%Y-%m-%d %H:%M"]
+    command = ["git", "-C", str(ROOT), "log", "-1", *when, "--", *rooms]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def in_child(directory: Path, function: Callable[..., dict], *arguments) -> dict:
+    """What a function returns that compiles: a compiler may crash, or not end."""
+    found = directory / "found.json"
+    child = os.fork()
+    if child == 0:
+        signal.alarm(_PATIENCE)
+        found.write_text(json.dumps(function(*arguments)))
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code > 0:
+        raise SystemExit(code)
+    if code < 0:
+        late = -code == signal.SIGALRM
+        error = f"not compiled in {_PATIENCE // 60} minutes" if late else "the compiler crashes"
+        return {"fits": False, "error": error, "version": version()}
+    return json.loads(found.read_text())
 
 
 def plan_row(directory: Path, name: str, topology_name: str, num_streams: int) -> dict:
-    """One row of the table. Each program is compiled in a child: a compiler may crash."""
+    """One row of the tables of pods."""
     row = {"model": name, "topology": topology_name, "streams": num_streams}
-    for kind in ("settings", "train", "decode") if num_streams else ("settings", "train"):
-        found = directory / f"{kind}.json"
-        child = os.fork()
-        if child == 0:
-            signal.alarm(_PATIENCE)
-            found.write_text(json.dumps(plan(directory, name, topology_name, num_streams, kind)))
-            os._exit(0)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if code > 0:
-            raise SystemExit(code)
-        if code < 0:
-            late = -code == signal.SIGALRM
-            error = f"not compiled in {_PATIENCE // 60} minutes" if late else "the compiler crashes"
-            row[kind] = {"fits": False, "error": error}
-        elif kind == "settings":
-            row |= json.loads(found.read_text())
-        else:
-            row[kind] = json.loads(found.read_text())
+    arguments = (name, topology_name, num_streams)
+    row |= in_child(directory, plan, *arguments, "settings")
+    for kind in ("train", "decode") if num_streams else ("train",):
+        row[kind] = in_child(directory, plan, *arguments, kind)
     return row
 
 
-def markdown(rows: list[dict], commit_free_header: str) -> str:
-    """The document."""
-    lines = [commit_free_header]
-    for kind, title in (("train", "Train step"), ("decode", "Decode pass")):
-        lines += [f"\n## {title}\n"]
-        time_of = "step at least, ms" if kind == "train" else "pass at least, ms"
-        rate = "tokens/s at most" if kind == "train" else "tokens/s at most, 1 a call"
-        lines += [
-            f"| model | topology | mesh | batch | fits | peak of HBM, GiB | {time_of} | bound by | "
-            f"{rate} | collectives a device |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        for row in rows:
-            if kind in row and row["streams"]:
-                lines.append(_line(row, kind))
-    with_streams = next((r for r in rows if _is_cost_pair(r, True)), None)
-    without = next((r for r in rows if _is_cost_pair(r, False)), None)
-    if with_streams and without:
-        lines += ["\n## What the streams cost\n", _cost_of_method(with_streams, without)]
-    return "\n".join(lines) + "\n"
-
-
-def _is_cost_pair(row, streams):
-    return (row["model"], row["topology"]) == ("OpenLLaMA-7B, LoRA", "v5e:4x4") and bool(
-        row["streams"]
-    ) == streams
-
-
-def _cost_of_method(ours, plain):
-    ours, plain = ours["train"], plain["train"]
-    bound = [max(p["seconds"].values()) for p in (ours, plain)]
-    return (
-        "OpenLLaMA-7B with LoRA on v5e:4x4, 4 streams in 16 of 32 layers (the paper's v1 form), "
-        "over the same step without streams, both compiled for TPU: operations "
-        f"{ours['flops'] / plain['flops']:.2f}, memory traffic "
-        f"{ours['traffic'] / plain['traffic']:.2f}, bound of the time "
-        f"{bound[0] / bound[1]:.2f}, peak memory {ours['peak'] / plain['peak']:.2f}."
-    )
-
-
-def _line(row, kind):
-    program, mesh = row[kind], row["mesh"][kind]
-    written = " x ".join(str(mesh[axis]) for axis in partitioning.MESH_AXES)
-    cells = [row["model"], row["topology"], written, str(row["batch_size"][kind])]
-    if "peak" not in program:
-        return "| " + " | ".join([*cells, "not known", *["-"] * 4, program["error"]]) + " |"
-    peak = f"{program['peak'] / GIB:.1f} of {row['hbm'] / GIB:.0f}"
-    if not program["fits"]:
-        return "| " + " | ".join([*cells, "**no**", peak, "-", "-", "-", program["advice"]]) + " |"
-    bound = max(program["seconds"], key=program["seconds"].get)
-    seconds = program["seconds"][bound]
-    tokens = row["batch_size"][kind] * (row["num_tokens"] if kind == "train" else 1)
-    collectives = ", ".join(
-        f"{name} {count}: {size / GIB:.2f} GiB"
-        for name, (count, size) in program["collectives"].items()
-    )
-    cells += ["yes", peak, f"{seconds * 1e3:,.1f}", bound, f"{tokens / seconds:,.0f}", collectives]
-    return "| " + " | ".join(cells) + " |"
-
-
-HEADER = """# Plans for TPU pods
-
-Made by `python benchmarks/pod_plans.py` with the TPU compiler of `jax[tpu]`, on a machine without
-a TPU. **Nothing here was measured on a TPU.** Each line compiled the real train step or the real
-decode loop for the topology; memory is what the compiler reports per device, collectives are
-read from the compiled program. Times are lower bounds: matrix products, memory traffic and
-collectives over the chip's published peaks, the largest of the three.
-
-The fine-tune is the paper's on DialogSum: prompts of 768 tokens, targets of 128, 4 streams in the
-upper half of the layers, rank 8 early-exit adapter, LoRA of rank 32 or all weights, bfloat16 with
-float32 for what is trained, `train.remat=full`, splash attention. Decoding: 32 draft nodes a pass,
-greedy, streams deferred. The mesh is data x fsdp x tensor. tpu7x has two devices a chip.
-
-For tpu7x the compiler of libtpu 0.0.42 crashes on train steps with fsdp, and does not end within
-two minutes on meshes without (tried with 4 layers), whether with streams and splash attention or
-without. Its decode loop compiles."""
+_POD_ORDER = [(name, topology, n) for name in MODELS for topology in TOPOLOGIES for n in (4, 0)]
+_POD_ORDER = [key for key in _POD_ORDER if key[2] or key[:2] == ("OpenLLaMA-7B, LoRA", "v5e:4x4")]
+_PASS_KEYS = ("model", "topology", "kind", "count")
+_PASS_ORDER = [
+    (name, chip, kind, count)
+    for kind, counts in (("passes", NODE_COUNTS), ("prefill", PROMPT_LENGTHS))
+    for name in PASS_MODELS
+    for chip in CHIPS
+    for count in counts
+]
 
 
 def main() -> int:
-    """Plans what is not planned yet; returns the exit code."""
+    """Plans what is not planned at this version; returns the exit code."""
     jax.config.update("jax_platforms", "cpu")
     out = Path(_OUT.value)
     path = out / "pods.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
-    wanted = [("OpenLLaMA-7B, LoRA", "v5e:4x4", 4), ("OpenLLaMA-7B, LoRA", "v5e:4x4", 0)]
-    wanted += [("70B Llama shape, LoRA", "v5p:4x4x4", 4)]
-    wanted += [(name, topology, 4) for topology in TOPOLOGIES for name in MODELS]
-    done = {(row["model"], row["topology"], row["streams"]) for row in rows}
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    passes = {_pass_key(row): row for row in kept.get("passes", [])}
+    pods = {_pod_key(row): row for row in kept.get("pods", [])}
+
+    def keep(what, began):
+        rows = [[passes[key] for key in _PASS_ORDER if key in passes]]
+        rows += [[pods[key] for key in _POD_ORDER if key in pods]]
+        text = json.dumps(dict(zip(("passes", "pods"), rows, strict=True)), indent=1)
+        write_atomic(path, text + "\n")
+        write_atomic(out / "pods.md", page.markdown(*rows, page.read_trees(out)))
+        messages.say(f"{what}: {time.perf_counter() - began:.0f} s")
+
+    def wanted(order, rows, program):
+        for key in order:
+            there = key in rows and rows[key][program]["version"] == version()
+            if not there and _ONLY.value in key[0]:
+                yield key
+
     with tempfile.TemporaryDirectory() as directory:
-        for name, topology, streams in dict.fromkeys(wanted):
-            if (name, topology, streams) in done or _ONLY.value not in name:
-                continue
+        for key in wanted(_PASS_ORDER, passes, "program"):
             began = time.perf_counter()
-            rows.append(plan_row(Path(directory), name, topology, streams))
-            order = [(n, t, s) for n in MODELS for t in TOPOLOGIES for s in (4, 0)]
-            rows.sort(key=lambda r: order.index((r["model"], r["topology"], r["streams"])))
-            write_atomic(path, json.dumps(rows, indent=1) + "\n")
-            write_atomic(out / "pods.md", markdown(rows, HEADER))
-            messages.say(f"{name} on {topology}: {time.perf_counter() - began:.0f} s")
+            row = dict(zip(_PASS_KEYS, key, strict=True))
+            passes[key] = row | {"program": in_child(Path(directory), plan_pass, *key)}
+            keep(", ".join(map(str, key)), began)
+        for key in wanted(_POD_ORDER, pods, "train") if _PODS.value else ():
+            began = time.perf_counter()
+            pods[key] = plan_row(Path(directory), *key)
+            keep(", ".join(map(str, key)), began)
+    keep("written", time.perf_counter())
     return 0
+
+
+def _pass_key(row):
+    return tuple(row[name] for name in _PASS_KEYS)
+
+
+def _pod_key(row):
+    return row["model"], row["topology"], row["streams"]
 
 
 if __name__ == "__main__":
