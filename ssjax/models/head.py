@@ -6,12 +6,11 @@ from flax import struct
 
 from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.models import int8
-from ssjax.models.attention import matmul_precision
 from ssjax.models.axes import gathered
 from ssjax.models.execution import Execution
 from ssjax.models.int8 import Weight
 from ssjax.models.parameters import Params
-from ssjax.models.projection import project
+from ssjax.models.projection import project, project_each
 
 DRAFT_HEAD = "draft_head"  # a leaf of `with_draft_head`, which no model has by itself
 
@@ -34,13 +33,7 @@ def head_logits(hidden: jax.Array, head: Head, execution: Execution) -> jax.Arra
     """
     if head.table.ndim == 3:
         table = gathered(head.table.astype(hidden.dtype), "streams", "vocab", "embed")
-        return jnp.einsum(
-            "...qd,qvd->...qv",
-            hidden,
-            table,
-            precision=matmul_precision(hidden.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        return project_each(hidden, table, hidden.dtype, execution, result=jnp.float32)
     table = gathered(int8.cast(head.table, hidden.dtype), "vocab", "embed")
     logits = project(hidden, table, hidden.dtype, execution, result=jnp.float32)
     if head.bias is not None:

@@ -137,6 +137,27 @@ def project(x: jax.Array, weight: Weight, dtype, execution: Execution, result=No
     return product(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
 
 
+def project_each(
+    x: jax.Array, weight: jax.Array, dtype, execution: Execution, result=None
+) -> jax.Array:
+    """x [..., Q, in], each of the Q by its own weight [Q, out, in] -> [..., Q, out].
+
+    Arguments are those of `project`; with execution.few_rows_padded, rows are padded as there.
+    """
+    x, weight = x.astype(dtype), weight.astype(dtype)
+    product = functools.partial(
+        jnp.einsum, precision=matmul_precision(dtype), preferred_element_type=result
+    )
+    *shape, num_weights, width = x.shape
+    num_rows = math.prod(shape)
+    if not execution.few_rows_padded or num_rows > _ROWS_OF_A_PASS:
+        return product("...qd,qvd->...qv", x, weight)
+    rows = x.reshape(num_rows, num_weights * width)
+    rows = _padded(rows, -(-num_rows // _ROW_TILE) * _ROW_TILE).reshape(-1, num_weights, width)
+    y = jax.lax.optimization_barrier(product("nqd,qvd->nqv", rows, weight))
+    return y[:num_rows].reshape(*shape, *y.shape[1:])
+
+
 def _padded(x, num_rows):
     """x [..., in] as rows, and rows of zeros after them: [num_rows, in]."""
     rows = x.reshape(-1, x.shape[-1])

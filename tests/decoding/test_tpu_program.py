@@ -32,13 +32,17 @@ pytestmark = [
 
 PROMPT, CAPACITY, EMBED, MLP, VOCAB = 1152, 2048, 512, 1536, 32000
 LAYERS, KV_HEADS = 24, 4
-BATCHES = {"plain": 1, "streams": 2}
-HEADS = {"plain": 64, "streams": 128}  # widths: less than the lanes of a register, or all of them
-DRAFTERS = {"plain": PlainDrafter(), "streams": BestFirstDrafter(15, 4)}
+BATCHES = {"plain": 1, "streams": 2, "medusa": 1}
+HEADS = {"plain": 64, "streams": 128, "medusa": 64}  # widths: half of a register's lanes, or all
+DRAFTERS = {
+    "plain": PlainDrafter(),
+    "streams": BestFirstDrafter(15, 4),
+    "medusa": BestFirstDrafter(15, 0, num_heads=3),
+}
 SAMPLINGS = {"greedy": Sampling(), "sampled": Sampling(0.8, top_k=300, top_p=0.9, min_p=0.01)}
 
 
-def make_model(mesh, head_dim):
+def make_model(mesh, drafter):
     config = ModelConfig(
         vocab_size=VOCAB,
         embed_dim=EMBED,
@@ -46,10 +50,12 @@ def make_model(mesh, head_dim):
         num_layers=LAYERS,
         num_heads=8,
         num_kv_heads=KV_HEADS,
-        head_dim=head_dim,
+        head_dim=HEADS[drafter],
         dtype="bfloat16",
     )
     streams = StreamsConfig(num_streams=4, num_stream_layers=1)
+    if drafter == "medusa":
+        streams = StreamsConfig(0, 1, root_rank=0, medusa_heads=3)
     execution = decoder.decoding_execution(mesh, scan=True)
     return Transformer(config, streams, scan=True, execution=execution)
 
@@ -58,7 +64,7 @@ def make_model(mesh, head_dim):
 def compiled(drafter, sampling):
     """The prefill of one device of v5e, lowered, and its decode loop, compiled."""
     mesh = partitioning.make_mesh(MeshConfig(1, 1, 1), open_topology("v5e:2x2").devices[:1])
-    model = make_model(mesh, HEADS[drafter])
+    model = make_model(mesh, drafter)
     params = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), abstract_params(model)
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssjax.models.execution import Execution
-from ssjax.models.projection import project
+from ssjax.models.projection import project, project_each
 
 COLUMNS = Execution(few_rows_as_columns=True)
 PADDED = Execution("tpu", few_rows_padded=True)
@@ -20,6 +20,17 @@ def test_equals_numpy(shape, execution):
     y = jax.jit(lambda x, w: project(x, w, jnp.float32, execution))(x, weight)
     assert y.dtype == jnp.float32
     np.testing.assert_allclose(y, x @ weight.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (9, 3), (2, 5, 3)])
+@pytest.mark.parametrize("execution", [Execution(), PADDED])
+def test_each_by_its_own_equals_numpy(shape, execution):
+    rng = np.random.default_rng(1)
+    x, weight = rng.normal(size=(*shape, 24)), rng.normal(size=(3, 7, 24))
+    y = project_each(jnp.asarray(x), jnp.asarray(weight), jnp.float32, execution)
+    assert y.shape == (*shape, 7)
+    for one in range(3):
+        np.testing.assert_allclose(y[..., one, :], x[..., one, :] @ weight[one].T, atol=1e-5)
 
 
 @pytest.mark.parametrize("execution", [Execution(), COLUMNS, PADDED])
