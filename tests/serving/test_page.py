@@ -7,20 +7,16 @@ import json
 import re
 import shutil
 import subprocess
-import urllib.request
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
+from ssjax.serving.page import content_policy
+
 ASKED = "two tickets to the sea"
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def page(served):
-    """Headers and text."""
-    with urllib.request.urlopen(f"{served.url}/") as answer:
-        return answer.headers, answer.read().decode()
+PAGE = resources.files("ssjax.serving").joinpath("page.html").read_text()
 
 
 class Tags(html.parser.HTMLParser):
@@ -35,39 +31,37 @@ class Tags(html.parser.HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-def test_the_policy_lets_the_page_run_and_nothing_else(page):
-    headers, text = page
-    policy = headers["content-security-policy"]
+def test_the_policy_lets_the_page_run_and_nothing_else():
+    policy = content_policy(PAGE)
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
     for tag in ("script", "style"):
-        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         assert f"{tag}-src 'sha256-{digest}'" in policy
-    assert not re.findall(r"https?://|innerHTML|style=|\son\w+=", text)
-    for tag, attributes in Tags(text).found:
+    assert not re.findall(r"https?://|innerHTML|style=|\son\w+=", PAGE)
+    for tag, attributes in Tags(PAGE).found:
         assert tag in ("link",) or not {"src", "href"} & attributes.keys()
         assert attributes.get("href", "data:,") == "data:,"
 
 
-def test_every_control_has_a_name(page):
-    tags = Tags(page[1]).found
+def test_every_control_has_a_name():
+    tags = Tags(PAGE).found
     named = {attributes["for"] for tag, attributes in tags if "for" in attributes}
     for tag, attributes in tags:
         if tag in ("textarea", "input") and attributes.get("type") != "radio":
             assert attributes["id"] in named
     assert ("html", {"lang": "en"}) in tags
-    text = page[1]
-    assert "prefers-color-scheme: dark" in text and "width=device-width" in text
-    assert 'role="status"' in text
+    assert "prefers-color-scheme: dark" in PAGE and "width=device-width" in PAGE
+    assert 'role="status"' in PAGE
 
 
 @pytest.fixture(scope="module")
-def driven(served, page, tmp_path_factory):
+def driven(served, tmp_path_factory):
     """What the script shows of an answer to a text; runs it in node."""
     if not shutil.which("node"):
         pytest.skip("needs node")
     script = tmp_path_factory.mktemp("page") / "script.js"
-    script.write_text(re.findall(r"<script>(.*?)</script>", page[1], re.DOTALL)[0])
+    script.write_text(re.findall(r"<script>(.*?)</script>", PAGE, re.DOTALL)[0])
 
     def drive(kind, text, url=served.url):
         arguments = ["node", HERE / "page_driver.js", url, kind, text, script]
@@ -78,6 +72,7 @@ def driven(served, page, tmp_path_factory):
     return drive
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("kind", ["prompt", "chat"])
 def test_the_script_shows_what_each_pass_emitted(driven, run, kind):
     [expected] = run.generate(ASKED, max_new_tokens=40)
@@ -101,6 +96,7 @@ def test_the_script_shows_what_each_pass_emitted(driven, run, kind):
     )
 
 
+@pytest.mark.stress
 def test_the_script_says_what_is_wrong(driven):
     shown = driven("prompt", "x" * 300)
     assert shown["failed"] and "at most 64" in shown["status"]

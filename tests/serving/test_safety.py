@@ -99,7 +99,8 @@ def test_bodies_that_are_too_large_or_of_another_type(served):
 
 def test_the_place_of_the_model_is_not_told(served, run):
     for path in ("/v1/models", "/metrics", "/tokenize", "/"):
-        content = call(served, "GET", path)[2]
+        status, headers, content = call(served, "GET", path)
+        assert path != "/" or "default-src 'none'" in headers["content-security-policy"]
         assert str(run.workdir).encode() not in content and run.workdir.name.encode() not in content
     for said in (
         f"{run.workdir}: the chat template rejects these messages",
