@@ -245,7 +245,7 @@ class DataConfig:
     columns: tuple[str, ...] = ()
     # Shares of the records that become a split where there are no files of it; 0: none.
     validation_share: Share = 0.0
-    test_share: Share = 0.0
+    test_share: Share = 0.0  # the same of the test split
     split_seed: Count = 0  # of the shares; another one divides in another way
     # More data of the same task that training draws from: "DIR=WEIGHT" each, where data.path has
     # the weight 1. Their train splits alone are read.
