@@ -78,8 +78,8 @@ def as_whole_numbers(tree, owner=""):
 @pytest.mark.parametrize(
     ("scan", "changes"),
     [
-        (True, {"tie_embeddings": True}),
-        (False, {"tie_embeddings": False}),
+        pytest.param(True, {"tie_embeddings": True}, marks=pytest.mark.stress),
+        pytest.param(False, {"tie_embeddings": False}, marks=pytest.mark.stress),
         (False, {"draft_vocab_size": 8, "draft_tokens": tuple(range(1, 16, 2))}),
     ],
 )
