@@ -25,7 +25,7 @@ from pathlib import Path
 
 from absl import flags
 
-from ssjax.cli import options, start
+from ssjax.cli import model_flags, options, start
 from ssjax.errors import UserError
 from ssjax.evaluation import pictures
 from ssjax.evaluation import prompts as prompts_lib
@@ -36,7 +36,7 @@ from ssjax.files.writing import write_atomic
 from ssjax.metrics.quality import require_packages
 from ssjax.run import Run
 
-_MODEL = options.define_model_flags(adapter=False)
+_MODEL = model_flags.define_model_flags(adapter=False)
 _DRAFTERS = flags.DEFINE_list("drafters", "auto", "NAME[@DIR][:KEY=VALUE...], several by comma.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", "1", "Prompts decoded together, several by comma.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Whose prompts.")

@@ -13,14 +13,14 @@ choice is written to calibration.json in the run directory. `generate`, `evaluat
 from absl import flags
 
 from ssjax import messages
-from ssjax.cli import options, start
+from ssjax.cli import model_flags, options, start
 from ssjax.errors import UserError
 from ssjax.evaluation import best_way, candidates, pictures
 from ssjax.evaluation.best_way import calibrate, measure_acceptance, require_streams
 from ssjax.evaluation.prompts import examples_of
 from ssjax.files.writing import write_atomic
 
-_MODEL = options.define_model_flags()
+_MODEL = model_flags.define_model_flags()
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", "1,4", "Prompts decoded together.")
 _NUM_PROMPTS = options.define_count("num_prompts", 50, "Prompts, at most.")
 _NODES = flags.DEFINE_list("nodes", "2,4,8,16,32", "Draft nodes per pass, the root not counted.")

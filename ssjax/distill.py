@@ -23,7 +23,7 @@ from pathlib import Path
 
 from absl import flags
 
-from ssjax.cli import command_line, options, start
+from ssjax.cli import command_line, model_flags, options, start
 from ssjax.distillation.answers import Answerer
 from ssjax.distillation.directory import distill
 from ssjax.distillation.prompts import Asked
@@ -32,7 +32,7 @@ from ssjax.parallel import distributed
 from ssjax.run import open_run
 from ssjax.weights.identity import identity_of
 
-_MODEL = options.define_model_flags(int8=False)
+_MODEL = model_flags.define_model_flags(int8=False)
 _EXPERIMENT = options.define_experiment_flags(workdir=False)
 _TARGET = command_line.require(
     flags.DEFINE_string("target", None, "Directory to write, or to go on with.")

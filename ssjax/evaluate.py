@@ -5,11 +5,11 @@ python -m ssjax.evaluate --workdir RUN --split test --json OUT
 
 from absl import flags
 
-from ssjax.cli import options, start
+from ssjax.cli import model_flags, options, start
 from ssjax.evaluation import report
 from ssjax.evaluation.prompts import with_data
 
-_MODEL = options.define_model_flags()
+_MODEL = model_flags.define_model_flags()
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "What to decode.")
 _MAX_RECORDS = options.define_count("max_records", 0, "Stop after so many; 0: all.", least=0)
 _DATA = flags.DEFINE_string("data_path", None, "Where the files are now; default: as trained.")

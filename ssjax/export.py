@@ -20,7 +20,7 @@ from pathlib import Path
 
 from absl import flags
 
-from ssjax.cli import command_line, options, start
+from ssjax.cli import command_line, model_flags, options, start
 from ssjax.files.writing import new_directory
 from ssjax.weights import exported
 
@@ -29,7 +29,7 @@ _WRITERS = {
     "orbax": exported.write_orbax,
     "adapter": exported.write_adapter,
 }
-_MODEL = options.define_model_flags(adapter=False, int8=False)
+_MODEL = model_flags.define_model_flags(adapter=False, int8=False)
 _FORMAT = command_line.require(flags.DEFINE_enum("format", None, list(_WRITERS), "See above."))
 _TARGET = options.define_output(
     "target", "Directory to write; default: RUN/export/FORMAT.", directory=True

@@ -20,14 +20,14 @@ a line on stderr names the prompt, and its "finish" in --json is "error".
 
 from absl import flags
 
-from ssjax.cli import options, start
+from ssjax.cli import model_flags, options, start
 from ssjax.data import prompt_files
 from ssjax.data.prompts import Prompt
 from ssjax.decoding.completion import Completion
 from ssjax.errors import EXIT_BAD_INPUT, UserError
 from ssjax.run import Answer, Run
 
-_MODEL = options.define_model_flags()
+_MODEL = model_flags.define_model_flags()
 _PROMPTS = options.define_prompt_flags()
 _STREAM = flags.DEFINE_bool("stream", False, "Print text while it is decoded, prompt by prompt.")
 _SHOW_RUNS = flags.DEFINE_bool("show_runs", False, "Bracket what each pass emitted.")

@@ -11,8 +11,9 @@ TPU is needed, only its compiler: pip install "ssjax[plan]". Of a base model onl
 read. Times are of two kinds, and neither was measured: lower bounds from published peaks of the
 chip, and what the compiler predicts, by part. With --nodes: decode passes by number of nodes;
 they are sampled if --config.decode.temperature is given, else greedy. With --acceptance: the tree
-for the chip, for greedy decoding. Exit status 0: everything
-fits; 1: something does not; 2: bad input.
+for the chip, for greedy decoding.
+
+Exit status 0: everything fits; 1: something does not; 2: bad input.
 """
 
 import dataclasses

@@ -13,7 +13,7 @@ SIGTERM and Ctrl-C end it once what was accepted is answered, at the latest afte
 
 from absl import flags
 
-from ssjax.cli import options, start
+from ssjax.cli import model_flags, options, start
 from ssjax.decoding.sampling import make_sampling
 from ssjax.errors import UserError
 from ssjax.files.reading import read_bytes
@@ -21,7 +21,7 @@ from ssjax.messages import say
 from ssjax.run import Run
 from ssjax.serving.engine import Engine, EngineLimits
 
-_MODEL = options.define_model_flags()
+_MODEL = model_flags.define_model_flags()
 _SLOTS = options.define_count("slots", 16, "Requests that are answered at once.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; default: this machine.")
 _PORT = flags.DEFINE_integer(

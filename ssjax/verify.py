@@ -21,14 +21,14 @@ never against the base. Exit status 0: every promise holds; 1: one does not; 2: 
 
 from absl import flags
 
-from ssjax.cli import options, start
+from ssjax.cli import model_flags, options, start
 from ssjax.data.prompt_files import is_blank
 from ssjax.errors import UserError
 from ssjax.evaluation import certificates
 from ssjax.evaluation.prompts import examples_of
 from ssjax.run import Run, open_run
 
-_MODEL = options.define_model_flags()
+_MODEL = model_flags.define_model_flags()
 _SPLIT = flags.DEFINE_enum(
     "split", "test", ["train", "validation", "test"], "Whose prompts, unless given."
 )

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssjax.config import Config, DataConfig
-from ssjax.data import pipeline
+from ssjax.data import length_report, pipeline
 from ssjax.data.choice import training_records
 from ssjax.data.tasks import get_task
 from ssjax.data.tokenizers.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ def batches(
     data = config.data
     source, task = training_records(config, tokenizer, split), get_task(data.task)
     layout = pipeline.BatchLayout.of(data)
-    say(f"{split}: {pipeline.describe(source, task, tokenizer, *layout.limits)}")
+    say(f"{split}: {length_report.describe(source, task, tokenizer, *layout.limits)}")
     if split != "train":  # a row a batch: none is filled up with rows without a record
         layout = dataclasses.replace(layout, batch_size=1)
         return pipeline.eval_batches(source, task, tokenizer, layout)

@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ssjax.config import Config
-from ssjax.data import pipeline
+from ssjax.data import length_report, pipeline
 from ssjax.data.choice import training_records
 from ssjax.data.lengths import lengths_of
 from ssjax.data.tasks import get_task
@@ -40,7 +40,7 @@ def measure(config: Config, tokenizer: Tokenizer) -> None:
 
 def open_batches(
     config: Config, tokenizer: Tokenizer, mesh: Mesh
-) -> tuple[Batches, pipeline.LengthReport]:
+) -> tuple[Batches, length_report.LengthReport]:
     """Opens the data of a config; says how long the training examples are.
 
     Args:
@@ -55,7 +55,7 @@ def open_batches(
     task = get_task(data.task)
     layout = pipeline.BatchLayout.of(data)
     source = training_records(config, tokenizer, "train")
-    lengths = pipeline.describe(source, task, tokenizer, *layout.limits)
+    lengths = length_report.describe(source, task, tokenizer, *layout.limits)
     rows = partitioning.local_rows(mesh, data.batch_size)
     batches = pipeline.train_batches(source, task, tokenizer, layout, seed=config.seed, rows=rows)
     validation = training_records(config, tokenizer, "validation")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small_tokenizers
 
-from ssjax.data import pipeline
+from ssjax.data import length_report, pipeline
 from ssjax.data.builders import open_source
 from ssjax.data.tasks import CHAT, DIALOGSUM, PAIRS, SQL_CONTEXT
 from ssjax.data.tokenizers.tokenizer import tokenizer_from_files
@@ -195,7 +195,7 @@ def test_a_tokenizer_without_a_template_says_so_before_training(tmp_path):
     tokenizer = tokenizer_from_files(small_tokenizers.sentencepiece(), "t")
     source = records(Path(write(tmp_path, {"messages": [ASKED, ANSWERED]})), "chat")
     with pytest.raises(UserError, match="has no chat template"):
-        pipeline.describe(source, CHAT, tokenizer, 99, 99)
+        length_report.describe(source, CHAT, tokenizer, 99, 99)
 
 
 def test_share_gpt_is_the_same_conversation(tmp_path):

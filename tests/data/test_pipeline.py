@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import small_tokenizers
 
-from ssjax.data import pipeline
+from ssjax.data import length_report, pipeline
 from ssjax.data.pipeline import BatchLayout
 from ssjax.data.tasks import CHAT, DIALOGSUM, E2E_NLG, PAIRS, SQL_CONTEXT, Task
 from ssjax.data.tokenizers.tokenizer import tokenizer_from_files, train_tokenizer
@@ -220,7 +220,7 @@ def test_describe_counts_what_is_cut(tokenizer):
     ]
     prompts, answers = zip(*lengths, strict=True)
     limit = sorted(prompts)[6]
-    report = pipeline.describe(SOURCE, E2E_NLG, tokenizer, limit, min(answers) - 1)
+    report = length_report.describe(SOURCE, E2E_NLG, tokenizer, limit, min(answers) - 1)
     assert report.num_records == report.num_described == 10
     assert report.prompts_cut == sum(length > limit for length in prompts) > 0
     assert report.targets_cut == 10
@@ -240,7 +240,7 @@ class Endless(Task):
 def test_describe_refuses_targets_that_never_end(tokenizer):
     task = Endless(**vars(E2E_NLG))
     with pytest.raises(UserError, match="^record 0 of task e2e_nlg: its target does not end with"):
-        pipeline.describe(SOURCE, task, tokenizer, 40, 30)
+        length_report.describe(SOURCE, task, tokenizer, 40, 30)
 
 
 def test_describe_refuses_targets_that_are_all_empty():
@@ -259,12 +259,12 @@ def test_describe_refuses_targets_that_are_all_empty():
         tokenizer = tokenizer_from_files(changed, "t")
         expected = pytest.raises(UserError, match="^every target of task chat is empty")
         with expected if is_silent else contextlib.nullcontext():
-            assert pipeline.describe(records, CHAT, tokenizer, 40, 30).num_records == 3
+            assert length_report.describe(records, CHAT, tokenizer, 40, 30).num_records == 3
 
 
 def test_describe_accepts_some_empty_answers(tokenizer):
     source = [{"prompt": "a", "response": ""}, {"prompt": "a", "response": "b"}]
-    assert pipeline.describe(source, PAIRS, tokenizer, 40, 30).max_target == 2
+    assert length_report.describe(source, PAIRS, tokenizer, 40, 30).max_target == 2
 
 
 def test_tokenizer_texts_are_spread_over_the_source():

@@ -2,18 +2,13 @@
 
 import dataclasses
 
-import jax
-import oracles
 import pytest
-import small_tokenizers
+from chat_run import open_chat_run
 
-from ssjax.config import Config, DataConfig, DecodeConfig, StreamsConfig, checks
-from ssjax.data.tokenizers.tokenizer import tokenizer_from_files
+from ssjax.config import checks
 from ssjax.decoding.completion import Completion
 from ssjax.errors import UserError
-from ssjax.models.transformer import Transformer, init_params
-from ssjax.run import Answer, open_run
-from ssjax.weights.load import Trained
+from ssjax.run import Answer
 
 CHAT = [{"role": "user", "content": "Why two tickets?"}]
 SAMPLED = {"max_new_tokens": 24, "temperature": 1.5, "seed": 7}
@@ -22,17 +17,7 @@ SAMPLED = {"max_new_tokens": 24, "temperature": 1.5, "seed": 7}
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A random model with streams that answers chats."""
-    tokenizer = tokenizer_from_files(small_tokenizers.byte_level(), "tests")
-    model = dataclasses.replace(oracles.SMALL, vocab_size=tokenizer.vocab_size)
-    config = Config(
-        model=model,
-        streams=StreamsConfig(num_streams=2, num_stream_layers=1),
-        data=DataConfig(task="chat"),
-        decode=DecodeConfig(num_nodes=4, max_new_tokens=24),
-    )
-    params = jax.jit(lambda: init_params(Transformer(model, config.streams, scan=True), 0))()
-    directory = tmp_path_factory.mktemp("run")
-    return open_run(Trained(directory, 5, config, tokenizer, params, {}, None))
+    return open_chat_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.mark.parametrize("passes", [1, 4])

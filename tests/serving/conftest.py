@@ -6,22 +6,15 @@ import socket
 import threading
 import time
 
-import jax
-import oracles
 import pytest
-import small_tokenizers
 import uvicorn
+from chat_run import open_chat_run
 
-from ssjax.config import Config, DataConfig, DecodeConfig, StreamsConfig
-from ssjax.data.tokenizers.tokenizer import tokenizer_from_files
 from ssjax.decoding.sampling import make_sampling
-from ssjax.models.transformer import Transformer, init_params
-from ssjax.run import open_run
 from ssjax.serving.app import AppLimits, make_app
 from ssjax.serving.engine import Engine, EngineLimits
 from ssjax.serving.figures import Figures
 from ssjax.serving.service import Service
-from ssjax.weights.load import Trained
 
 LIMITS = EngineLimits(
     num_slots=3,
@@ -37,17 +30,7 @@ LIMITS = EngineLimits(
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """A random model with streams that answers chats."""
-    tokenizer = tokenizer_from_files(small_tokenizers.byte_level(), "tests")
-    model = dataclasses.replace(oracles.SMALL, vocab_size=tokenizer.vocab_size)
-    config = Config(
-        model=model,
-        streams=StreamsConfig(num_streams=2, num_stream_layers=1),
-        data=DataConfig(task="chat"),
-        decode=DecodeConfig(num_nodes=4, max_new_tokens=24, prompt_buckets=(64,)),
-    )
-    params = jax.jit(lambda: init_params(Transformer(model, config.streams, scan=True), 0))()
-    directory = tmp_path_factory.mktemp("secret-place")
-    return open_run(Trained(directory, 5, config, tokenizer, params, {}, None))
+    return open_chat_run(tmp_path_factory.mktemp("secret-place"), prompt_buckets=(64,))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import sys
 import pytest
 from absl import flags
 
-from ssjax.cli import command_line, options, start
+from ssjax.cli import command_line, model_flags, options, start
 from ssjax.errors import EXIT_CLOSED_PIPE, DamagedError, DivergedError, UserError
 
 flags.DEFINE_list("sizes_of_tests", [], "Only for these tests.")
@@ -40,7 +40,7 @@ def test_lists_of_counts():
 @pytest.mark.parametrize("sizes", ["1,1", "1,0,1", "0,-1,1", "-1,-1,1", "a,1,1", "1,1,\u0661"])
 def test_a_mesh_that_cannot_be(sizes):
     with pytest.raises(UserError, match=f"--mesh={sizes} must be three sizes"):
-        options.open_mesh(sizes.split(","))
+        model_flags.open_mesh(sizes.split(","))
 
 
 def test_settings_on_the_command_line_have_their_ranges():
