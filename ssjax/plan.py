@@ -4,6 +4,7 @@
         --config.mesh.data=1 --config.mesh.fsdp=16
     python -m ssjax.plan --config FILE --topology v5e:1x1 --nodes 8,16,32 --prefill 512,2048
     python -m ssjax.plan --acceptance RUN --topology v5e:1x1
+    python -m ssjax.plan --config FILE --topology v5e:2x4 --config.mesh.tensor=8 --serve --slots 64
     python -m ssjax.plan --config FILE --show-shardings --devices 8 --config.mesh.tensor=2
 
 The train step and the decode loop are the ones that `ssjax.train` and `ssjax.evaluate` run. No
@@ -11,7 +12,8 @@ TPU is needed, only its compiler: pip install "ssjax[plan]". Of a base model onl
 read. Times are of two kinds, and neither was measured: lower bounds from published peaks of the
 chip, and what the compiler predicts, by part. With --nodes: decode passes by number of nodes;
 they are sampled if --config.decode.temperature is given, else greedy. With --acceptance: the tree
-for the chip, for greedy decoding.
+for the chip, for greedy decoding. With --serve: passes of `ssjax.serve` with all slots busy, each
+row drawn in its own way; drafts pay there from as many tokens per call on as their step cost.
 
 Exit status 0: everything fits; 1: something does not; 2: bad input.
 """
@@ -53,18 +55,24 @@ _ACCEPTANCE = flags.DEFINE_string(
 _WEIGHTS = flags.DEFINE_enum(
     "weights", None, ["int8"], "Of decode passes and prefills, as in ssjax.generate."
 )
+_SERVE = flags.DEFINE_bool("serve", False, "Plan the passes of a server, plain and with drafts.")
+_SLOTS = options.define_count("slots", 16, "Of the server: requests that run at once.")
 _SHOW = flags.DEFINE_bool("show_shardings", False, "Print where every leaf lies; compile nothing.")
 _JSON = options.define_output("json", "Also write the plan to this file.")
 
 
 def main() -> int:
     """Plans the experiment of the command line; returns the exit code."""
-    if (_NODES.value or _PREFILL.value or _ACCEPTANCE.value) and not _TOPOLOGY.value:
+    of_passes = bool(_NODES.value or _PREFILL.value or _ACCEPTANCE.value or _SERVE.value)
+    if of_passes and not _TOPOLOGY.value:
         raise UserError(
-            "--nodes, --prefill and --acceptance need a --topology: the compiler of TPUs is asked"
+            "--nodes, --prefill, --acceptance and --serve need a --topology: the compiler of TPUs "
+            "is asked"
         )
-    if _WEIGHTS.value and not (_NODES.value or _PREFILL.value or _ACCEPTANCE.value):
-        raise UserError("--weights is of decode passes: give --nodes, --prefill or --acceptance")
+    if _WEIGHTS.value and not of_passes:
+        raise UserError(
+            "--weights is of decode passes: give --nodes, --prefill, --acceptance or --serve"
+        )
     config = _EXPERIMENT.read_run(_ACCEPTANCE.value) if _ACCEPTANCE.value else _EXPERIMENT.read()
     jax.config.update("jax_platforms", "cpu")
     topology = None
@@ -80,7 +88,7 @@ def main() -> int:
         show_shardings(rows)
         options.write_json(_JSON.value, rows)
         return 0
-    if _NODES.value or _PREFILL.value or _ACCEPTANCE.value:
+    if of_passes:
         return _plan_passes(config, model, mesh, topology)
     result = plan_programs(config, model, mesh, topology)
     show_plan(result)
@@ -92,6 +100,10 @@ def _plan_passes(config, model, mesh, topology) -> int:
     """Plans decode passes and prefills, and chooses a tree if a run says what is accepted."""
     run, measured = Path(_ACCEPTANCE.value), None
     node_counts = options.counts(_NODES) if _NODES.value else []
+    if _SERVE.value:
+        decode = dataclasses.replace(config.decode, batch_size=_SLOTS.value)
+        config = dataclasses.replace(config, decode=decode)
+        node_counts = node_counts or [1 + decode.num_nodes]
     if _ACCEPTANCE.value:
         # Calibrations replay greedy decoding, so its passes are what counts.
         decode = dataclasses.replace(config.decode, temperature=0.0)
@@ -106,6 +118,7 @@ def _plan_passes(config, model, mesh, topology) -> int:
         node_counts=node_counts,
         prompt_lengths=options.counts(_PREFILL) if _PREFILL.value else [],
         int8=_WEIGHTS.value == "int8",
+        serving=_SERVE.value,
     )
     show_passes(result)
     fits = all(each["fits"] for kind in ("passes", "prefill") for each in result[kind].values())

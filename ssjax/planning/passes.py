@@ -38,6 +38,7 @@ def plan_passes(
     node_counts: Sequence[int],
     prompt_lengths: Sequence[int],
     int8: bool = False,
+    serving: bool = False,
 ) -> dict[str, Any]:
     """Plain values of a plan; one program is compiled for each count and for each length.
 
@@ -48,12 +49,15 @@ def plan_passes(
       node_counts: nodes of a pass, the root included; plain decoding is planned beside them.
       prompt_lengths: tokens of padded prompts.
       int8: decoders hold the large matrices in eight bits.
+      serving: passes are those of a server with decode.batch_size slots, all of them busy.
     """
     hbm = topology.device.hbm
     node_counts = sorted({1, *node_counts}) if node_counts else []
     passes, prefills = {}, {}
     for nodes in node_counts:
-        program = plan_decoding(with_nodes(config, nodes), model, mesh, hbm, int8=int8)
+        program = plan_decoding(
+            with_nodes(config, nodes), model, mesh, hbm, int8=int8, serving=serving
+        )
         passes[nodes] = described(program, config, topology.device)
     for length in prompt_lengths:
         program = plan_prefill(config, model, mesh, hbm, length, int8=int8)
@@ -70,6 +74,7 @@ def plan_passes(
         "sampling": {"temperature": decode.temperature, "top_k": decode.top_k}
         | {"top_p": decode.top_p, "min_p": decode.min_p},
         "deferred": decode.deferred,
+        "serving": serving,
         "jax": jax.__version__,
         "passes": passes,
         "step_cost": step_costs(passes),

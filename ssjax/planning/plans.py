@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from ssjax.config import Config
 from ssjax.decoding import decoder
 from ssjax.decoding.drafters import make_drafter
+from ssjax.decoding.row_settings import RowSettings, settings_of
 from ssjax.decoding.sampling import make_sampling
 from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
 from ssjax.models.axes import placed
@@ -28,6 +29,8 @@ from ssjax.planning.products import count_flops
 from ssjax.planning.program_text import read_program
 from ssjax.planning.topologies import Chip
 from ssjax.training.programs import make_train_programs
+
+SERVED_EOS_IDS = 8  # of a request, that a planned server looks for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,19 +81,30 @@ def plan_training(config: Config, model: Transformer, mesh: Mesh, hbm: int) -> P
 
 
 def plan_decoding(
-    config: Config, model: Transformer, mesh: Mesh, hbm: int, *, int8: bool = False
+    config: Config,
+    model: Transformer,
+    mesh: Mesh,
+    hbm: int,
+    *,
+    int8: bool = False,
+    serving: bool = False,
 ) -> ProgramPlan:
     """Compiles the decode loop with the config's drafter, as `ssjax.evaluate` would run it.
 
     Args:
       config, model, mesh, hbm: as in `plan_training`.
       int8: the large matrices are held in eight bits.
+      serving: as `ssjax.serve` would run it: each row is drawn in its own way, with the
+        log-probabilities of its tokens.
     """
     decode, data = config.decode, config.data
     drafter = make_drafter(decode, config.streams)
     model, params = _held_by_decoders(config, model, mesh, int8)
     spec = _spec(config, data.max_prompt_length + decode.max_new_tokens)
     rows = _rows(mesh, decode.batch_size, data.max_prompt_length)
+    if serving:
+        spec = dataclasses.replace(spec, log_probs=True)
+        rows = rows.replace(settings=_settings(mesh, decode.batch_size, spec.sampling))
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(
             lambda params, rows: decoder.loop.prefill(model, params, drafter, spec, rows),
@@ -175,6 +189,15 @@ def _rows(mesh, batch_size, prompt_length) -> Rows:
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
     return Rows(per_row(prompt_length), per_row(), per_row(), per_row(dtype=keys.dtype))
+
+
+def _settings(mesh, batch_size, sampling) -> RowSettings:
+    """Shapes of the settings of rows that are drawn in their own ways."""
+    row = settings_of(sampling, (0,), num_eos_ids=SERVED_EOS_IDS)
+    sharding = partitioning.batch_sharding(mesh, batch_size)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype, sharding=sharding), row
+    )
 
 
 def _placed_state(shapes: DecodeState, mesh: Mesh) -> DecodeState:

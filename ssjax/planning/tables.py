@@ -35,14 +35,27 @@ def show_passes(result: dict) -> None:
     console = Console(width=120, highlight=False)
     if result["passes"]:
         order = "streams deferred" if result["deferred"] else "streams beside every node"
-        about_pass = f"{how or 'greedy'}, {order}, prompt {result['prompt_length']}"
+        how = "each row in its own way" if result["serving"] else how or "greedy"
+        about_pass = f"{how}, {order}, prompt {result['prompt_length']}"
         title = f"a decode pass, ms {PREDICTED}; {about_pass}; {about}"
         costs = [f"{result['step_cost'][nodes]:.2f}" for nodes in result["step_cost"]]
         more = {"step cost, to a plain pass": costs} if costs else {}
+        if result["serving"]:
+            more |= _throughput(result)
         console.print(_predicted_table("nodes, root included", title, result["passes"], more))
     if result["prefill"]:
         title = f"a prefill and the first draft, ms {PREDICTED}; {about}"
         console.print(_predicted_table("tokens of a prompt", title, result["prefill"], {}))
+
+
+def _throughput(result) -> dict[str, list[str]]:
+    """Rows of a server whose slots are all busy."""
+    rates = {}
+    for nodes, values in result["passes"].items():
+        seconds = values.get("predicted", {}).get("seconds")
+        rates[nodes] = result["batch_size"] / seconds if seconds else None
+    cells = ["-" if rate is None else f"{rate:,.0f}" for rate in rates.values()]
+    return {"tokens a second for each token per call": cells}
 
 
 def _predicted_table(name, title, programs, more) -> Table:

@@ -296,9 +296,10 @@ def test_a_tree_is_chosen_by_what_a_run_had_accepted(tmp_path):
     entry = here | {"batch_size": 1, "summary": "", "chosen": {}, "predicted": predicted}
     best_way.store(tmp_path, [entry])
     server = verb_server.server(XLA_FLAGS="")
-    asked = ["--acceptance", tmp_path, "--topology=v5e:1x1", "--config.decode.batch_size=2"]
+    asked = ["--acceptance", tmp_path, "--topology=v5e:1x1", "--serve", "--slots=2"]
     told = server.call("plan", asked)
     assert told.returncode == 0, told.stderr
+    assert "each row in its own way" in told.stdout and "tokens a second" in told.stdout
     there = Situation("TPU v5 lite", "float32", 7, streams)
     way, line = ways.find(tmp_path, there, batch_size=2)
     assert way.drafter == BestFirstDrafter(3, streams) and "chosen from a plan, v5e:1x1" in line
