@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on the GPU nodes of a Slurm cluster:
+# Trains, or runs another verb (SSJAX_VERB=verify), on the GPU nodes of a Slurm cluster:
 #
 #   sbatch --nodes=2 launch/slurm.sh --config experiments/dialogsum.py \
 #     --config.workdir=/shared/runs/dialogsum
@@ -25,6 +25,7 @@
 set -euo pipefail
 
 PYTHON=${SSJAX_PYTHON:-.venv/bin/python}
+VERB=${SSJAX_VERB:-train}
 readonly EXIT_RESUMABLE=42 # ssjax.train saved and stopped
 
 # To the trainers, not to srun: srun takes TERM as an order to end the step.
@@ -35,7 +36,7 @@ trap 'SIGNALLED=yes; scancel --signal=TERM "$SLURM_JOB_ID" || true' TERM
 # After a crash the others are ended by jax.distributed. In the background, so that the trap
 # runs while it trains.
 export PYTHONUNBUFFERED=1
-srun --kill-on-bad-exit=0 "$PYTHON" -m ssjax.train "$@" &
+srun --kill-on-bad-exit=0 "$PYTHON" -m "ssjax.$VERB" "$@" &
 # A signal ends a wait early; one that none disturbed brings the code of srun.
 while :; do
   SIGNALLED=no code=0

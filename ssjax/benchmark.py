@@ -21,8 +21,6 @@ of Spec-Bench or MT-bench: a JSON object a line, the prompt in "turns"[0].
     the last column     the main metric of the task, with its interval over records
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from ssjax.cli import model_flags, options, start
@@ -32,7 +30,6 @@ from ssjax.evaluation import prompts as prompts_lib
 from ssjax.evaluation.benchmark_tables import markdown
 from ssjax.evaluation.entries import open_entries, time_entries
 from ssjax.evaluation.prompts import Prompts, with_data
-from ssjax.files.writing import write_atomic
 from ssjax.metrics.quality import require_packages
 from ssjax.run import Run
 
@@ -61,11 +58,10 @@ def main() -> int:
     entries = open_entries(run, _DRAFTERS.value)
     result = time_entries(run, entries, _read_prompts(run), decode, batch_sizes)
     options.write_json(_JSON.value, result)
-    if _MARKDOWN.value:
-        write_atomic(Path(_MARKDOWN.value), markdown(result))
+    options.write_output(_MARKDOWN.value, markdown(result))
     if _PLOT.value:
         title = f"{result['source']}, {result['parameters']:,} parameters, {result['device']}"
-        write_atomic(Path(_PLOT.value), pictures.of_benchmark(result["rows"], title))
+        options.write_output(_PLOT.value, pictures.of_benchmark(result["rows"], title))
     print(markdown(result), end="")
     return 0
 

@@ -18,7 +18,7 @@ from ssjax.errors import UserError
 from ssjax.evaluation import best_way, candidates, pictures
 from ssjax.evaluation.best_way import calibrate, measure_acceptance, require_streams
 from ssjax.evaluation.prompts import examples_of
-from ssjax.files.writing import write_atomic
+from ssjax.parallel import distributed
 
 _MODEL = model_flags.define_model_flags()
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", "1,4", "Prompts decoded together.")
@@ -54,14 +54,14 @@ def main() -> int:
             )
         )
     entries = [best_way.entry_of(run.situation, acceptance, each) for each in calibrations]
-    path = best_way.store(run.workdir, entries)
+    distributed.first(lambda: best_way.store(run.workdir, entries))
     options.write_json(_JSON.value, {"calibrations": entries})
     if _PLOT.value:
         title = f"{run.task.name}, step {run.step}, {run.situation.device}, {run.situation.dtype}"
         picture = pictures.of_calibration(acceptance, calibrations, title)
-        write_atomic(_PLOT.value, picture)
+        options.write_output(_PLOT.value, picture)
     candidates.show(run, acceptance, calibrations)
-    print(f"kept in {path}")
+    print(f"kept in {run.workdir / best_way.FILE}")
     return 0
 
 

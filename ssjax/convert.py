@@ -2,6 +2,8 @@
 
     python -m ssjax.convert --source DIR_OR_HUB_ID_OR_FILE.gguf --target DIR
 
+With --mesh every device reads and writes its own slices, on every host with --distributed.
+
 The target holds config.json, base_config.json (Hugging Face's), base.json (name, revision and
 digest of the source), the tokenizer files and params/ (Orbax). Give it to
 `--config.model.pretrained`, or decode with it:
@@ -11,7 +13,7 @@ digest of the source), the tokenizer files and params/ (Orbax). Give it to
 
 from absl import flags
 
-from ssjax.cli import command_line, options, start
+from ssjax.cli import command_line, model_flags, options, start
 from ssjax.errors import UserError
 from ssjax.parallel import program_cache
 from ssjax.weights.base import title
@@ -25,6 +27,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the 
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", "", "Directory with the tokenizer; empty: that of the source."
 )
+_DEVICES = model_flags.define_device_flags()
 _JSON = options.define_output("json", "Also write the result to this file.")
 
 
@@ -32,8 +35,9 @@ def main() -> int:
     """Converts the model of the command line; returns the exit code."""
     if not _TARGET.value:
         raise UserError("--target is missing: the directory to write")
+    _DEVICES.join()
     program_cache.keep()
-    result = convert(_SOURCE.value, _TARGET.value, _DTYPE.value, _TOKENIZER.value)
+    result = convert(_SOURCE.value, _TARGET.value, _DTYPE.value, _TOKENIZER.value, _DEVICES.mesh)
     options.write_json(_JSON.value, result)
     print(
         "{family}: {parameters:,} parameters, {layers} layers of width {width}, {heads} heads "

@@ -48,7 +48,6 @@ _BATCH_SIZE = options.define_count("batch_size", 32, "Prompts decoded together."
 _SEED = options.define_count("seed", 0, "Of temperatures and samples.", least=0)
 _JSON = options.define_output("json", "Also write what distilled.json holds to this file.")
 _CALIBRATION = options.define_calibration_flag()
-_DISTRIBUTED = options.define_distributed_flag()
 
 
 def main() -> int:
@@ -60,16 +59,15 @@ def main() -> int:
         splits=tuple(split.strip() for split in _SPLITS.value),
         seed=_SEED.value,
     )
-    with start.processes(_DISTRIBUTED.value):
-        trained = _MODEL.read()
-        weights, run = identity_of(trained), open_run(trained, _MODEL.mesh)
-        del trained  # the decoder holds what it needs
-        batch_size = _BATCH_SIZE.value
-        way = run.way({}, batch_size, calibration=_CALIBRATION.value)
-        about = distill(Answerer(run, way, asked, batch_size), weights, Path(_TARGET.value))
-        if distributed.is_first():
-            options.write_json(_JSON.value, about)
-            _show(about)
+    trained = _MODEL.read()
+    weights, run = identity_of(trained), open_run(trained, _MODEL.mesh)
+    del trained  # the decoder holds what it needs
+    batch_size = _BATCH_SIZE.value
+    way = run.way({}, batch_size, calibration=_CALIBRATION.value)
+    about = distill(Answerer(run, way, asked, batch_size), weights, Path(_TARGET.value))
+    if distributed.is_first():  # the others know nothing of it
+        options.write_json(_JSON.value, about)
+        _show(about)
     return 0
 
 

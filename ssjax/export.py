@@ -21,7 +21,7 @@ from pathlib import Path
 from absl import flags
 
 from ssjax.cli import command_line, model_flags, options, start
-from ssjax.files.writing import new_directory
+from ssjax.parallel.shared_directory import new_directory
 from ssjax.weights import exported
 
 _WRITERS = {

@@ -21,7 +21,7 @@ from ssjax.messages import say
 from ssjax.run import Run
 from ssjax.serving.engine import Engine, EngineLimits
 
-_MODEL = model_flags.define_model_flags()
+_MODEL = model_flags.define_model_flags(distributed=False)
 _SLOTS = options.define_count("slots", 16, "Requests that are answered at once.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; default: this machine.")
 _PORT = flags.DEFINE_integer(

@@ -19,7 +19,7 @@ from ssjax.data.tasks import get_task
 from ssjax.errors import EXIT_RESUMABLE
 from ssjax.evaluation import report, teacher_forcing
 from ssjax.metrics.quality import require_packages
-from ssjax.parallel import distributed, program_cache
+from ssjax.parallel import program_cache
 
 _EXPERIMENT = options.define_experiment_flags()
 _JSON = options.define_output("json", "Also write the evaluation to this file.")
@@ -30,24 +30,23 @@ def main() -> int:
     """Trains and evaluates the experiment of the command line; returns the exit code."""
     config = _EXPERIMENT.read()
     require_packages(get_task(config.data.task).metrics)
-    with start.processes(_DISTRIBUTED.value):
-        program_cache.keep(config.compilation_cache)
-        run = ssjax.train(config)
-        if run.step < run.config.train.num_steps:
-            messages.say(f"stopped at step {run.step}, saved; run the same command to continue")
-            return EXIT_RESUMABLE
-        # The settings of the config, so that evaluations of equal configs can be compared.
-        settings = run.config.eval
-        evaluation = report.evaluate(run, settings.split, settings.max_records, calibration=False)
-        texts = teacher_forcing.compare_texts(run, config.train.eval_prompts)
-        if texts is not None:
-            evaluation["teacher_forcing"] = texts
-            for line in teacher_forcing.lines(texts):
-                messages.say(line)
-        if distributed.is_first():
-            options.write_json(str(run.workdir / "evaluation.json"), evaluation)
-            options.write_json(_JSON.value, evaluation)
-            report.show(evaluation)
+    start.join(_DISTRIBUTED.value)
+    program_cache.keep(config.compilation_cache)
+    run = ssjax.train(config)
+    if run.step < run.config.train.num_steps:
+        messages.say(f"stopped at step {run.step}, saved; run the same command to continue")
+        return EXIT_RESUMABLE
+    # The settings of the config, so that evaluations of equal configs can be compared.
+    settings = run.config.eval
+    evaluation = report.evaluate(run, settings.split, settings.max_records, calibration=False)
+    texts = teacher_forcing.compare_texts(run, config.train.eval_prompts)
+    if texts is not None:
+        evaluation["teacher_forcing"] = texts
+        for line in teacher_forcing.lines(texts):
+            messages.say(line)
+    options.write_json(str(run.workdir / "evaluation.json"), evaluation)
+    options.write_json(_JSON.value, evaluation)
+    report.show(evaluation)
     return 0
 
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from absl import flags
 from jax.sharding import Mesh
 
-from ssjax.cli import command_line
+from ssjax.cli import command_line, start
+from ssjax.cli.options import define_distributed_flag
 from ssjax.config import MeshConfig
 from ssjax.config import experiment as experiment_lib
 from ssjax.errors import UserError
@@ -28,7 +29,7 @@ class ModelFlags:
     _base: flags.FlagHolder
     _adapter: flags.FlagHolder | None
     _task_file: flags.FlagHolder
-    _mesh: flags.FlagHolder
+    _devices: "DeviceFlags"
     _weights: flags.FlagHolder | None
 
     @property
@@ -41,10 +42,10 @@ class ModelFlags:
         """As given."""
         return self._base.value
 
-    @functools.cached_property
+    @property
     def mesh(self) -> Mesh | None:
-        """As given, see `open_mesh`; None: the first device."""
-        return open_mesh(self._mesh.value) if self._mesh.value else None
+        """See `DeviceFlags`; None: the first device."""
+        return self._devices.mesh
 
     @property
     def int8(self) -> bool:
@@ -63,6 +64,7 @@ class ModelFlags:
         return load_trained(self.workdir, self._checkpoint.value, **self._parts, mesh=self.mesh)
 
     def _prepare(self):
+        self._devices.join()
         # Where the run kept its programs does not count: they are code, and it may be a stranger's.
         program_cache.keep()
         if self._task_file.value:
@@ -72,6 +74,49 @@ class ModelFlags:
     def _parts(self) -> dict[str, str | None]:
         adapter = None if self._adapter is None else self._adapter.value
         return {"adapter": adapter, "base": self.base}
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceFlags:
+    """On which devices, of which processes."""
+
+    _mesh: flags.FlagHolder
+    _distributed: flags.FlagHolder | None
+
+    def join(self) -> None:
+        """Joins the other processes, where there is a mesh; to be called before devices are used.
+
+        Raises:
+          UserError: they are asked for without a mesh, or cannot be reached.
+        """
+        how = "off" if self._distributed is None else self._distributed.value
+        if self._mesh.value:
+            start.join(how)
+        elif how not in ("auto", "off"):
+            raise UserError(
+                f"--distributed={how} needs --mesh: without one the first device works alone"
+            )
+
+    @functools.cached_property
+    def mesh(self) -> Mesh | None:
+        """As given, see `open_mesh`; None: the first device."""
+        return open_mesh(self._mesh.value) if self._mesh.value else None
+
+
+def define_device_flags(*, distributed: bool = True) -> DeviceFlags:
+    """Flags that say on which devices a verb works.
+
+    Args:
+      distributed: several processes may work together, where there is a --mesh.
+    """
+    help_text = (
+        "Sizes of data, fsdp and tensor that the weights are divided over, such as 1,1,4; default: "
+        "the first device."
+    )
+    return DeviceFlags(
+        flags.DEFINE_list("mesh", [], help_text),
+        define_distributed_flag() if distributed else None,
+    )
 
 
 def open_mesh(sizes: Sequence[str]) -> Mesh:
@@ -86,12 +131,15 @@ def open_mesh(sizes: Sequence[str]) -> Mesh:
     return partitioning.make_mesh(MeshConfig(*map(int, sizes)))
 
 
-def define_model_flags(*, adapter: bool = True, int8: bool = True) -> ModelFlags:
+def define_model_flags(
+    *, adapter: bool = True, int8: bool = True, distributed: bool = True
+) -> ModelFlags:
     """Flags that say which trained model a verb works on.
 
     Args:
       adapter: its weights may be a base with an adapter.
       int8: it may be decoded in eight bits.
+      distributed: several processes may work on it, where there is a --mesh.
     """
     help_text = "Of ssjax.export --format adapter, put on the base weights of --workdir."
     workdir = flags.DEFINE_string("workdir", None, "Run directory of ssjax.train.")
@@ -110,12 +158,7 @@ def define_model_flags(*, adapter: bool = True, int8: bool = True) -> ModelFlags
             None,
             "Python file that registers the task of the run, such as its experiment.",
         ),
-        flags.DEFINE_list(
-            "mesh",
-            [],
-            "Sizes of data, fsdp and tensor that the weights are divided over, such as 1,1,4; "
-            "default: the first device.",
-        ),
+        define_device_flags(distributed=distributed),
         flags.DEFINE_enum(
             "weights",
             None,

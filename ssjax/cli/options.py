@@ -18,6 +18,7 @@ from ssjax.errors import UserError
 from ssjax.evaluation import pictures
 from ssjax.files.reading import to_json
 from ssjax.files.writing import check_directory, check_file, write_atomic
+from ssjax.parallel import distributed
 from ssjax.weights.base import read_config
 
 # Digits of other scripts are digits to `str.isdigit`, and some of them no numbers to `int`.
@@ -50,10 +51,15 @@ def _check_picture(path: str) -> None:
 
 
 def write_json(path: str, value) -> None:
-    """Writes a result for machines; an empty path writes nothing."""
-    if path:
-        # Bytes of a path that are no text are half characters here, which JSON can escape.
-        write_atomic(path, to_json(value).encode(errors="backslashreplace"))
+    """Writes a result for machines, as `write_output`."""
+    # Bytes of a path that are no text are half characters here, which JSON can escape.
+    write_output(path, to_json(value).encode(errors="backslashreplace"))
+
+
+def write_output(path: str, content: str | bytes) -> None:
+    """Writes a file, once for all processes of a run; an empty path writes nothing."""
+    if path and distributed.is_first():
+        write_atomic(path, content)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +124,7 @@ def define_experiment_flags(*, workdir: bool = True) -> ExperimentFlags:
 
 
 def define_distributed_flag() -> flags.FlagHolder:
-    """Flag that says how the processes of a run find each other, see `start.processes`."""
+    """Flag that says how the processes of a run find each other, see `start.join`."""
     return flags.DEFINE_string(
         "distributed",
         "auto",

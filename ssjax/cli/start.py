@@ -32,8 +32,9 @@ def guard(main: Callable[[], int | None]) -> int | None:
         stream.reconfigure(errors="backslashreplace")
     try:
         command_line.check_outputs()
-        code = main()
-        sys.stdout.flush()
+        with _ending_together():
+            code = main()
+            sys.stdout.flush()
         return code
     except UserError as error:
         return exits.fail(str(error), error.exit_code)
@@ -68,11 +69,8 @@ def _place_of(error: OSError) -> str:
     return f"{' and '.join(names)}: " if names else ""
 
 
-@contextlib.contextmanager
-def processes(how: str) -> Iterator[None]:
-    """Joins the processes of a run, of which the first one speaks, for as long as the block lasts.
-
-    Where the block fails, this process ends soon, whatever its threads wait for.
+def join(how: str) -> None:
+    """Joins the processes of a run, of which the first one speaks and prints.
 
     Args:
       how: value of --distributed.
@@ -81,10 +79,19 @@ def processes(how: str) -> Iterator[None]:
       UserError: the value is not understood, or the other processes cannot be reached.
     """
     distributed.initialize(how)
-    messages.speak(distributed.is_first())
+    if not distributed.is_first():
+        messages.speak(False)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, until the process ends
+
+
+@contextlib.contextmanager
+def _ending_together() -> Iterator[None]:
+    """Where the block fails in one of several processes, that one ends soon, threads or not."""
     try:
         yield
     except BaseException as error:
+        if not jax.distributed.is_initialized():
+            raise
         interrupted = isinstance(error, KeyboardInterrupt)
         code = EXIT_INTERRUPTED if interrupted else getattr(error, "exit_code", 1)
         interruption.end_within(10, code)

@@ -101,7 +101,7 @@ def extra_parameters(entry: Entry) -> int:
 
 def _peak_bytes() -> int | None:
     """The most memory that this process has held on the device; None where it is not counted."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     return stats.get("peak_bytes_in_use") if stats else None
 
 

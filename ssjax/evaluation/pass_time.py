@@ -22,6 +22,7 @@ from ssjax.decoding.drafters import Drafter, PlainDrafter, Way
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
 from ssjax.decoding.tree import NO_PARENT, DraftTree
+from ssjax.parallel import distributed
 
 # A timed loop has as many passes as fill this time, within bounds.
 _LOOP_SECONDS = 0.05
@@ -76,11 +77,12 @@ def seconds_per_pass(
             static = (step, decoder.model, decoder.params, way.drafter, own)
             run = functools.partial(_passes, *static, _ready(prompted, way.drafter, needed))
             _seconds(run, _FEWEST)  # compiles
-            once = _seconds(run, _FEWEST) / _FEWEST
+            [once] = distributed.agreed([_seconds(run, _FEWEST) / _FEWEST])
             loops.append((run, min(max(math.ceil(_LOOP_SECONDS / once), _FEWEST), _MOST)))
             on_compiled(number)
         times = [[_seconds(run, count) / count for run, count in loops] for _ in range(repeats)]
-    return [statistics.median(own) for own in zip(*times, strict=True)]
+    # What is chosen by them must be the same in all processes.
+    return distributed.agreed([statistics.median(own) for own in zip(*times, strict=True)])
 
 
 def _seconds(run, count) -> float:

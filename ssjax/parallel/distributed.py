@@ -4,7 +4,7 @@ One process a host on TPU, one a GPU or a host under Slurm. All run the same pro
 same mesh; only the first one writes files that all read, and only it speaks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
@@ -90,6 +90,13 @@ def first(function: Callable[[], Result]) -> Result | None:
         error.exit_code = int(code)
         raise error
     return result
+
+
+def agreed(values: Sequence[float]) -> list[float]:
+    """The values of the first process, in all; for what is decided by a clock. All must call it."""
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return list(values)
+    return multihost_utils.broadcast_one_to_all(np.array(values, np.float64)).tolist()
 
 
 def gather(text: str) -> list[str]:

@@ -10,6 +10,7 @@ in streams.safetensors, because a PEFT reader would apply it to every row.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ from ssjax.files.reading import read_json_object, to_json
 from ssjax.files.writing import write_atomic
 from ssjax.models.lora import is_of_main_rows, trunk_lora
 from ssjax.models.parameters import Params, flatten, unflatten
+from ssjax.parallel import distributed
+from ssjax.parallel.partitioning import to_host
 from ssjax.weights.families import Family
 from ssjax.weights.huggingface import save_tensors
 from ssjax.weights.naming import Tensor
@@ -50,15 +53,20 @@ def is_portable(directory: Path) -> bool:
 
 
 def write_addition(directory: Path, addition: Addition, family: Family | None) -> None:
-    """Writes the files above.
+    """Writes the files above; to be called by all processes, of which the first one writes.
 
     Args:
       directory: made if missing.
       addition: what to write.
       family: of the base; None: LoRA is not written in PEFT's form.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    leaves = {name: np.asarray(leaf) for name, leaf in flatten(addition.leaves).items()}
+    leaves = to_host(flatten(addition.leaves))
+    if distributed.is_first():
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(directory, addition, leaves, family)
+
+
+def _write(directory, addition, leaves: Mapping[str, np.ndarray], family) -> None:
     config = addition.config
     in_peft = {}
     of_main_rows = trunk_lora(config.adaptation) is not None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ssjax.files.reading import parse_json_object, to_json
 from ssjax.files.writing import write_atomic
 from ssjax.models import lora
 from ssjax.models.parameters import Params, cast, fingerprint, split
+from ssjax.parallel import distributed
 from ssjax.weights import adapter, checkpoint, huggingface
 from ssjax.weights.load import Trained, make_model
 
@@ -45,8 +47,7 @@ def write_hf(directory: Path, trained: Trained, dtype: str) -> None:
     ids = parse_json_object(files[GENERATION], GENERATION)
     config_json |= ids
     files[GENERATION] = to_json(ids | _generation(config.decode)).encode()
-    for name, content in files.items():
-        write_atomic(directory / name, content)
+    _write(directory, files)
     huggingface.write_params(directory, model, weights, config_json)
     # Read back in the compute dtype of its mode, which the digest is part of.
     kept = "float32" if config.adaptation.mode == "full" else model.dtype
@@ -73,11 +74,21 @@ def write_orbax(directory: Path, trained: Trained, dtype: str) -> None:
     """All parameters, with config."""
     config, params = merged(trained)
     checkpoint.save_model(directory / "params", params)
-    trained.tokenizer.save(directory)
-    write_atomic(directory / "config.json", json.dumps(config_lib.to_dict(config), indent=2) + "\n")
+    files = {"config.json": json.dumps(config_lib.to_dict(config), indent=2) + "\n"}
     if trained.base_config is not None:
-        text = json.dumps(trained.base_config, indent=2) + "\n"
-        write_atomic(directory / "base_config.json", text)
+        files["base_config.json"] = json.dumps(trained.base_config, indent=2) + "\n"
+    _write(directory, files)
+    distributed.first(lambda: trained.tokenizer.save(directory))
+
+
+def _write(directory: Path, files: Mapping[str, str | bytes]) -> None:
+    """Files by name, by the first process."""
+
+    def write():
+        for name, content in files.items():
+            write_atomic(directory / name, content)
+
+    distributed.first(write)
 
 
 def merged(trained: Trained) -> tuple[Config, Params]:
@@ -106,5 +117,5 @@ def write_adapter(directory: Path, trained: Trained, dtype: str) -> None:
             "this run trained all weights, so there is no adapter; use --format hf or orbax"
         )
     addition = adapter.Addition(trained.config, trained.trainable, fingerprint(trained.frozen))
-    trained.tokenizer.save(directory)
+    distributed.first(lambda: trained.tokenizer.save(directory))
     adapter.write_addition(directory, addition, trained.family)

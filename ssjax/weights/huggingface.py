@@ -26,7 +26,8 @@ from ssjax.messages import say_once
 from ssjax.models.axes import param_shardings
 from ssjax.models.parameters import Params, flatten, unflatten
 from ssjax.models.transformer import Transformer, abstract_params
-from ssjax.parallel import partitioning
+from ssjax.parallel import distributed, partitioning
+from ssjax.parallel.partitioning import to_host
 from ssjax.weights import config_json, families, gguf, hub, published, tensor_files
 from ssjax.weights.buffers import holds_what_is_computed
 from ssjax.weights.families import Family
@@ -183,6 +184,8 @@ def write_params(
 ) -> None:
     """Writes safetensors and config.json, the inverse of `read_params`.
 
+    To be called by all processes: one tensor after the other comes together, and the first writes.
+
     Args:
       directory: made if missing.
       config: of the model.
@@ -197,11 +200,14 @@ def write_params(
     names = names if len(shards) > 1 else ["model.safetensors"]
     weight_map = {}
     for file_name, shard in zip(names, shards, strict=True):
-        tensors = {name: make() for name, make, _ in shard}
-        temporary = directory / f".{file_name}"
-        save_tensors(temporary, tensors)
-        temporary.replace(directory / file_name)
+        tensors = {name: array for name, make, _ in shard if (array := make()) is not None}
         weight_map |= dict.fromkeys(tensors, file_name)
+        if tensors:
+            temporary = directory / f".{file_name}"
+            save_tensors(temporary, tensors)
+            temporary.replace(directory / file_name)
+    if not distributed.is_first():
+        return
     if len(shards) > 1:
         size = sum(size for shard in shards for _, _, size in shard)
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
@@ -346,7 +352,10 @@ def _check_nothing_left(source, config, places) -> None:
 
 
 def _stored_tensors(params: Params, config: ModelConfig, family: Family):
-    """Yields (name, function that makes the array, bytes) in the order of the layers."""
+    """Yields (name, function that makes the array, bytes) in the order of the layers.
+
+    All processes must call it; it gives the first its array, the others None.
+    """
     leaves = flatten(params)
     num_trunk = _num_layers(leaves, "trunk")
     by_name: dict[str, list] = {}
@@ -365,8 +374,10 @@ def _stored_tensors(params: Params, config: ModelConfig, family: Family):
         def make(parts=parts):
             arrays = []
             for _, tensor, leaf, row in parts:
-                array = np.asarray(jax.device_get(leaf if row is None else leaf[row]))
+                array = np.asarray(to_host(leaf if row is None else leaf[row]))
                 arrays.append(array.T if tensor.transposed else array)
+            if not distributed.is_first():
+                return None
             axis = -1 if parts[0][1].transposed else 0
             # save_file ignores strides: a transposed view would be written wrongly.
             return np.ascontiguousarray(np.concatenate(arrays, axis=axis))

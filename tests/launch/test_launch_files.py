@@ -365,6 +365,19 @@ def test_slurm_requeues_after_42_only(slurm, code):
     assert slurm.lines("calls") == (["scontrol requeue 17"] if code == 42 else [])
 
 
+def test_any_verb_runs_on_all_hosts(sandbox):
+    sandbox.program("gcloud", f"printf '%s\\0' \"$@\" > {sandbox.path}/argv")
+    assert (
+        sandbox.run(LAUNCH / "verb.sh", "my-tpu", "zone", "verify", "--workdir=x").returncode == 2
+    )
+    given = ["--mesh", "1,1,4", *ARGS]
+    assert sandbox.run(LAUNCH / "verb.sh", "my-tpu", "zone", "verify", *given).returncode == 0
+    *where, command = (sandbox.path / "argv").read_text().split("\0")[:-1]
+    assert where == ["compute", "tpus", "tpu-vm", "ssh", "my-tpu", "--zone=zone", "--worker=all"]
+    run = shlex.split(command.removeprefix("--command=cd ssjax && "))
+    assert run == [".venv/bin/python", "-m", "ssjax.verify", *given]
+
+
 def test_slurm_forwards_term_and_requeues(slurm):
     (slurm.path / "code").write_text("wait")
     script = subprocess.Popen([LAUNCH / "slurm.sh", *ARGS], env=slurm.env, cwd=ROOT)
