@@ -115,7 +115,8 @@ def train(config: Config | ConfigDict, callbacks: Sequence[Callback] = ()) -> Ru
 
     The directory `config.workdir` is locked meanwhile. What is said goes to stderr, measurements
     to metrics.jsonl in that directory. Ctrl-C or SIGTERM saves after the current step and returns:
-    `run.step` is then less than `run.config.train.num_steps`, and the same call continues.
+    `run.step` is then less than `run.config.train.num_steps`, and the same call continues. So it is
+    where `train.patience` ended the run; `Callback.on_end` is told which of both it was.
 
     Args:
       config: what `ssjax.config.default_config()` gave, changed; or its frozen form. Its keys,
@@ -130,22 +131,13 @@ def train(config: Config | ConfigDict, callbacks: Sequence[Callback] = ()) -> Ru
       UserError: settings, base, data or directory do not go together, or another process trains
         there; `ssjax.errors.DivergedError`: the loss is not finite.
     """
-    from pathlib import Path
-
     from ssjax import config as config_lib
-    from ssjax.evaluation.decoded_validation import DecodedValidation
-    from ssjax.parallel import program_cache
-    from ssjax.run import open_run
-    from ssjax.training import trainer
+    from ssjax.evaluation import training_run
 
     is_frozen = isinstance(config, config_lib.Config)
     values = config_lib.to_dict(config) if is_frozen else config.to_dict()
-    config = config_lib.from_dict(values)
-    if config.compilation_cache:
-        program_cache.keep(config.compilation_cache)
-    with trainer.held(Path(config.workdir)):
-        outcome = trainer.train(config, callbacks, decode_validation=DecodedValidation())
-    return open_run(outcome.trained, outcome.mesh)
+    run, _ = training_run.train(config_lib.from_dict(values), callbacks)
+    return run
 
 
 def __getattr__(name: str) -> Any:

@@ -12,12 +12,11 @@ evaluated again. On several hosts the same command runs on each, see docs/launch
 to any of them stops all at the same step, and a run continues on other hosts and meshes.
 """
 
-import ssjax
 from ssjax import messages
 from ssjax.cli import options, start
 from ssjax.data.tasks import get_task
 from ssjax.errors import EXIT_RESUMABLE
-from ssjax.evaluation import report, teacher_forcing
+from ssjax.evaluation import report, teacher_forcing, training_run
 from ssjax.metrics.quality import require_packages
 from ssjax.parallel import program_cache
 
@@ -32,8 +31,8 @@ def main() -> int:
     require_packages(get_task(config.data.task).metrics)
     start.join(_DISTRIBUTED.value)
     program_cache.keep(config.compilation_cache)
-    run = ssjax.train(config)
-    if run.step < run.config.train.num_steps:
+    run, complete = training_run.train(config)
+    if not complete:
         messages.say(f"stopped at step {run.step}, saved; run the same command to continue")
         return EXIT_RESUMABLE
     # The settings of the config, so that evaluations of equal configs can be compared.

@@ -148,8 +148,8 @@ def define_model_flags(
         flags.DEFINE_string(
             "checkpoint",
             "latest",
-            "latest, best (by checkpoint.best_by of the run: the lowest validation loss, or the "
-            "most tokens per call), or a step.",
+            "latest, best (by checkpoint.best_by of the run, by default the validation loss), or a "
+            "step.",
         ),
         flags.DEFINE_string("base", None, "Where the base weights are now; default: as trained."),
         flags.DEFINE_string("adapter", None, help_text) if adapter else None,

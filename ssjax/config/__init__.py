@@ -10,7 +10,7 @@ classes and must run without it.
 import dataclasses
 from typing import Any
 
-from ssjax.config import ranges
+from ssjax.config import measured, ranges
 from ssjax.config.checks import check_stream_layers, validate, validate_model
 from ssjax.config.keys import (
     AdaptationConfig,
@@ -98,6 +98,13 @@ def from_dict(values: dict[str, Any]) -> Config:
 # Of keys that are younger than some config.json, what was done before there were any, where the
 # default is something else.
 _BEFORE = {"streams": {"parent_rank": 0, "root_rank": 0}}
+# Values that had other names, by key.
+_RENAMED = {
+    ("checkpoint", "best_by"): {
+        "loss": measured.VALIDATION_LOSS,
+        "tokens_per_call": measured.TOKENS_PER_CALL,
+    }
+}
 
 
 def from_saved(values: dict[str, Any]) -> Config:
@@ -110,7 +117,12 @@ def from_saved(values: dict[str, Any]) -> Config:
     filled = {
         name: _BEFORE[name] | group for name, group in groups.items() if isinstance(group, dict)
     }
-    return from_dict(values | filled)
+    values = values | filled
+    for (name, key), renamed in _RENAMED.items():
+        group = values.get(name)
+        if isinstance(group, dict) and isinstance(group.get(key), str):
+            values[name] = group | {key: renamed.get(group[key], group[key])}
+    return from_dict(values)
 
 
 def shrink(c) -> None:

@@ -4,7 +4,7 @@ import itertools
 import math
 from pathlib import Path
 
-from ssjax.config import ranges
+from ssjax.config import measured, ranges
 from ssjax.config.keys import (
     Config,
     DataConfig,
@@ -127,16 +127,23 @@ def _validate_draft_vocabulary(streams: StreamsConfig) -> None:
 
 def _validate_best(config: Config) -> None:
     """The best checkpoint is judged by what validations measure."""
-    if config.checkpoint.best_by == "loss":
+    name = config.checkpoint.best_by
+    where = f"checkpoint.best_by {name}"
+    _check(
+        name.startswith(measured.PREFIX),
+        f"checkpoint.best_by {name!r:.80} must be named as in the validation records of "
+        f"metrics.jsonl, such as {measured.VALIDATION_LOSS} or {measured.TOKENS_PER_CALL}",
+    )
+    if not measured.is_decoded(name):
         return
-    where = "checkpoint.best_by tokens_per_call"
     _check(
         config.train.eval_prompts > 0,
         f"{where} needs prompts that are decoded, and train.eval_prompts is 0",
     )
     _check(
         config.streams.num_ahead > 0,
-        f"{where} needs streams or Medusa heads, and the model has none; choose loss",
+        f"{where} needs streams or Medusa heads, and the model has none; choose "
+        f"{measured.VALIDATION_LOSS}",
     )
     _check(
         config.decode.drafter != "plain",

@@ -312,6 +312,9 @@ class TrainConfig:
     # Validation prompts that are decoded beside each validation loss, as the decode group says,
     # for tokens per call and acceptance by depth; 0: none. Models that draft for themselves only.
     eval_prompts: Count = 32
+    # Validations in a row that are no better by checkpoint.best_by than the best before them, after
+    # which the run ends as a finished one; 0: it makes all its steps.
+    patience: Count = 0
     profile_at: Count = 0  # first step that jax.profiler records, into workdir/profile; 0: none
     profile_steps: Size = 3  # how many
 
@@ -320,12 +323,17 @@ class TrainConfig:
 class CheckpointConfig:
     """What is kept on disk."""
 
-    save_every: Count = 100  # steps; 0: off; the last step is always saved
+    # Steps between saves; 0: not by steps. Also saved are the last step, one where a run stops,
+    # and one whose validation is among the best.
+    save_every: Count = 100
+    save_minutes: Weight = 0.0  # minutes after the last save until the next; 0: not by time
     keep_latest: Size = 2  # checkpoints, the newest
-    keep_best: Count = 1  # by best_by; 0: none beyond the latest
-    # What the best has: the lowest validation loss, or the most tokens per call of the validation
-    # prompts that are decoded (train.eval_prompts).
-    best_by: Literal["loss", "tokens_per_call"] = "loss"
+    keep_every: Count = 0  # steps: every multiple of it is saved and kept for ever; 0: none
+    keep_best: Count = 1  # by best_by; 0: none beyond the others
+    # What the best has, by its name in the validation records of metrics.jsonl, such as
+    # validation_loss, validation_accuracy_main or validation_tokens_per_call: the least of a loss,
+    # the most of others.
+    best_by: str = "validation_loss"
 
 
 @dataclasses.dataclass(frozen=True)

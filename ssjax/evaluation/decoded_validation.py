@@ -8,6 +8,7 @@ argument, so they are compiled at the first validation and never again.
 
 from jax.sharding import Mesh
 
+from ssjax.config.measured import is_decoded
 from ssjax.decoding.completion import not_finite
 from ssjax.decoding.drafters import Way
 from ssjax.decoding.request import Request, make_request
@@ -57,7 +58,7 @@ class DecodedValidation:
                 run = open_run(trained, mesh)
             return self._measure(run)
         except UserError as error:
-            if config.checkpoint.best_by == "tokens_per_call":
+            if is_decoded(config.checkpoint.best_by):
                 raise
             self._off = True
             say_once(f"validation prompts are not decoded: {error}")

@@ -75,5 +75,6 @@ class Callback:
         """At the end, however it came; called for each callback whose `on_start` returned.
 
         Args:
-          complete: all steps were made and saved; False after a stop or an exception.
+          complete: all steps were made and saved, or train.patience ended the run; False after a
+            stop or an exception.
         """

@@ -39,6 +39,7 @@ _MAY_CHANGE = (
     "train.eval_every",
     "train.eval_batches",
     "train.eval_prompts",
+    "train.patience",
     "train.remat",
     "train.fused_attention",
     "train.profile_at",

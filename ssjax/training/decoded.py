@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from jax.sharding import Mesh
 
+from ssjax.config.measured import TOKENS_PER_CALL
 from ssjax.weights.load import Trained
-from ssjax.weights.saved_steps import TOKENS_PER_CALL
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ssjax.config.measured import TOKENS_PER_CALL
 from ssjax.messages import say
 from ssjax.training.callbacks import Callback
-from ssjax.weights.saved_steps import TOKENS_PER_CALL
 
 
 class Display(Callback):

@@ -3,6 +3,7 @@
 And the end of a process that cannot go on, which nothing may put off.
 """
 
+import enum
 import os
 import signal
 import sys
@@ -72,8 +73,16 @@ def end_within(seconds: float, code: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-class StopVote:
-    """Whether any process was asked to stop, decided alike in all of them.
+class Wish(enum.IntEnum):
+    """What a process wants after a step. The greatest of all holds: who stops saves too."""
+
+    GO_ON = 0
+    SAVE = 1
+    STOP = 2
+
+
+class Vote:
+    """What any process was asked for, decided alike in all of them.
 
     Every process casts its vote right after a training step, as a small program on the same
     devices, and reads the outcome one step later: the devices never wait for it.
@@ -86,25 +95,27 @@ class StopVote:
         self._one_process = jax.process_count() == 1
         self._shape = mesh.devices.shape
         self._sharding = NamedSharding(mesh, PartitionSpec(*MESH_AXES))
-        self._any = jax.jit(jnp.any, out_shardings=replicated(mesh))
+        self._most = jax.jit(jnp.max, out_shardings=replicated(mesh))
         self._cast = None
 
-    def decide(self, requested: bool) -> bool:
+    def decide(self, wish: Wish) -> Wish:
         """To be called after each step, by all processes.
 
         Args:
-          requested: this process was asked to stop.
+          wish: of this process.
 
         Returns:
-          Whether to stop now. With several processes a request counts from the next call on.
+          What to do now. With several processes a wish counts from the next call on.
         """
         if self._one_process:
-            return requested
+            return wish
         votes = jax.make_array_from_callback(
-            self._shape, self._sharding, lambda index: np.full(_size(index, self._shape), requested)
+            self._shape,
+            self._sharding,
+            lambda index: np.full(_size(index, self._shape), wish, np.int32),
         )
-        before, self._cast = self._cast, self._any(votes)
-        return before is not None and bool(before)
+        before, self._cast = self._cast, self._most(votes)
+        return Wish.GO_ON if before is None else Wish(int(before))
 
 
 def _size(index, shape):

@@ -1,7 +1,7 @@
 """The training loop: next batch, dispatch, look at the step before, validate, save.
 
 The device never waits for Python: a step is dispatched before the metrics of the step
-before it are read. Processes of one run stop at the same step, see `StopVote`. Nothing random
+before it are read. Processes of one run save and stop at the same step, see `Vote`. Nothing random
 is kept: weights come from the seed, batch i is a function of (seed, i). So a run that is
 stopped and started again ends with the same weights, bit for bit.
 """
@@ -19,17 +19,19 @@ from ssjax import config as config_lib
 from ssjax.config import Config
 from ssjax.messages import say
 from ssjax.models.parameters import Params
+from ssjax.parallel import distributed
 from ssjax.parallel.partitioning import global_batch
 from ssjax.training.batches import Arrays, Batches
 from ssjax.training.decoded import Decoded
-from ssjax.training.interruption import Interruption, StopVote
+from ssjax.training.interruption import Interruption, Vote, Wish
 from ssjax.training.losses import Batch, loss_weights, weighted_loss
+from ssjax.training.policy import Patience, SaveClock, is_due, is_saved_by_steps
 from ssjax.training.profiling import Profile
 from ssjax.training.programs import TrainPrograms
 from ssjax.training.reporting import Reporter
 from ssjax.training.step import StepMetrics, TrainState
 from ssjax.weights.checkpoint import Checkpoints
-from ssjax.weights.saved_steps import TOKENS_PER_CALL, VALIDATION_LOSS
+from ssjax.weights.saved_steps import merit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Training:
 
 
 def train(
-    training: Training, state: TrainState, checkpoints: Checkpoints
+    training: Training, state: TrainState, checkpoints: Checkpoints, patience: Patience
 ) -> tuple[TrainState, bool]:
     """Trains from state.step to the end, or until a signal or a callback asks to stop.
 
@@ -56,17 +58,19 @@ def train(
       training: of a run.
       state: initial or restored; donated.
       checkpoints: of the run, written on the way.
+      patience: at its beginning, or as it was saved with the state.
 
     Returns:
-      The last state, saved, and whether training is complete.
+      The last state, saved, and whether training is complete: all steps made, or patience at its
+      end.
 
     Raises:
       DivergedError: the loss or the gradient is not finite; that state is not saved.
     """
     config, reporter = training.config, training.reporter
     start, num_steps = int(state.step), config.train.num_steps
-    late, saving = _LateReport(reporter), _Saving(training, checkpoints, start)
-    vote = StopVote(training.programs.mesh)
+    late, saving = _LateReport(reporter), _Saving(training, checkpoints, start, patience)
+    vote = Vote(training.programs.mesh)
     profile = Profile(
         training.profile_directory, config.train.profile_at, config.train.profile_steps
     )
@@ -77,6 +81,8 @@ def train(
         Interruption(say) as interruption,
     ):
         for step in range(start + 1, num_steps + 1):
+            if saving.ends_early(step - 1):
+                break
             arrays = next(batches)
             profile.before_step(step)
             state, metrics = _dispatch(training, state, arrays)
@@ -84,16 +90,21 @@ def train(
             profile.after_step(step, metrics)
 
             last = step == num_steps
-            stop = vote.decide(interruption.requested or reporter.stop_requested) and not last
-            validate = last or _is_due(step, config.train.eval_every)
-            if not (validate or stop or _is_due(step, config.checkpoint.save_every)):
+            stops = interruption.requested or reporter.stop_requested
+            wish = vote.decide(Wish.STOP if stops else saving.wish())
+            stop = wish is Wish.STOP and not last
+            validate = last or is_due(step, config.train.eval_every)
+            save = last or wish is not Wish.GO_ON or is_saved_by_steps(config.checkpoint, step)
+            if not (validate or save):
                 continue
             late.report()
-            saving.save(state, step, _validate(training, state, step) if validate else None)
+            measured = _validate(training, state, step) if validate else None
+            if saving.is_wanted(measured) or save:
+                saving.save(state, step, measured)
             if stop:
                 break
         saving.finish()
-    return state, saving.step == num_steps
+    return state, saving.step == num_steps or saving.has_ended
 
 
 class _LateReport:
@@ -116,18 +127,54 @@ class _LateReport:
 class _Saving:
     """Saves in the background; a checkpoint is told of when it is known to be whole."""
 
-    def __init__(self, training: Training, checkpoints: Checkpoints, start: int):
-        self._training, self._checkpoints = training, checkpoints
+    def __init__(
+        self, training: Training, checkpoints: Checkpoints, start: int, patience: Patience
+    ):
+        self._training, self._checkpoints, self._patience = training, checkpoints, patience
+        # Of several processes the first one's clock counts.
+        minutes = training.config.checkpoint.save_minutes if distributed.is_first() else 0
+        self._clock = SaveClock(minutes)
         self._config_values = config_lib.to_dict(training.config)
         # What was saved last, None: nothing of this run.
         self.step = start if checkpoints.latest_step == start else None
         self._under_way = None
 
+    @property
+    def has_ended(self) -> bool:
+        return self._patience.has_ended
+
+    def ends_early(self, step: int) -> bool:
+        """Whether no step is to follow this one; says and reports it."""
+        if self.has_ended:
+            self._training.reporter.end_early()
+            say(
+                f"the run ends at step {step}: {self._patience.waited} validations in a row were "
+                f"no better by {self._training.config.checkpoint.best_by} (train.patience)"
+            )
+        return self.has_ended
+
+    def wish(self) -> Wish:
+        """Of this process, by its clock."""
+        return Wish.SAVE if self._clock.rings() else Wish.GO_ON
+
+    def is_wanted(self, measured: dict[str, float] | None) -> bool:
+        """Takes note of a validation; whether the state that it measured is to be saved for it."""
+        if measured is None:
+            return False
+        best_by = self._training.config.checkpoint.best_by
+        self._patience = self._patience.after(merit(measured, best_by))
+        return self.has_ended or self._checkpoints.is_among_best(measured)
+
     def save(self, state: TrainState, step: int, measured: dict[str, float] | None) -> None:
         self.finish()
+        self._clock.restart()
         self._checkpoints.save(
             state,
-            data={"seed": self._training.config.seed, "next_batch": step},
+            data={
+                "seed": self._training.config.seed,
+                "next_batch": step,
+                **self._patience.to_save(),
+            },
             config=self._config_values,
             tokenizer=self._training.tokenizer,
             measured=measured,
@@ -139,10 +186,6 @@ class _Saving:
         if self._under_way is not None:
             self._training.reporter.add_checkpoint(self._under_way)
             self._under_way = None
-
-
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 def _dispatch(training: Training, state: TrainState, arrays: Arrays):
@@ -161,8 +204,8 @@ def _num_tokens(arrays: Arrays, batch_size: int) -> int:
 
 
 def _validate(training: Training, state: TrainState, step: int) -> dict[str, float]:
-    """What the best checkpoint is judged by: the loss that is minimised, on the validation batches,
-    and tokens per call of the validation prompts, where they are decoded.
+    """The validation record: the loss that is minimised and those of the outputs, on the validation
+    batches, and what the validation prompts say, where they are decoded.
 
     The state is read, not donated: the next step, which donates it, is dispatched later.
     """
@@ -178,6 +221,4 @@ def _validate(training: Training, state: TrainState, step: int) -> dict[str, flo
     # A loss that is not finite ends the run; nothing can be decoded with such weights.
     decodes = training.decode is not None and math.isfinite(loss)
     decoded = training.decode(state) if decodes else None
-    training.reporter.add_validation(step, loss, jax.device_get(sums), decoded)
-    measured = {VALIDATION_LOSS: loss}
-    return measured if decoded is None else measured | {TOKENS_PER_CALL: decoded.tokens_per_call}
+    return training.reporter.add_validation(step, loss, jax.device_get(sums), decoded)

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from ssjax.config import Config
-from ssjax.errors import DivergedError
+from ssjax.config.measured import PREFIX, VALIDATION_LOSS
+from ssjax.errors import DivergedError, UserError
 from ssjax.training.callbacks import Callback, StopTraining
 from ssjax.training.decoded import Decoded
 from ssjax.training.losses import LossSums, output_names
@@ -58,6 +59,7 @@ class Reporter:
         names: Sequence[str],
     ):
         self.stop_requested = False  # by a callback
+        self._ended_early = False
         self._callbacks = tuple(callbacks)
         self._num_steps = num_steps
         self._log_every = log_every
@@ -87,7 +89,11 @@ class Reporter:
                 started.callback(end, callback)
             self._restart()
             yield
-            complete = self._step == self._num_steps
+            complete = self._step == self._num_steps or self._ended_early
+
+    def end_early(self) -> None:
+        """Takes note that the run is complete before its last step."""
+        self._ended_early = True
 
     def add_step(self, step: int, metrics: StepMetrics, num_tokens: int) -> None:
         """Takes the metrics of one step, on the host.
@@ -127,8 +133,8 @@ class Reporter:
 
     def add_validation(
         self, step: int, loss: float, sums: LossSums, decoded: Decoded | None = None
-    ) -> None:
-        """Takes the validation loss: the weighted one, and each output's own.
+    ) -> dict[str, float]:
+        """Takes the validation loss: the weighted one, and each output's own; returns the record.
 
         Args:
           step: updates applied.
@@ -141,9 +147,10 @@ class Reporter:
         """
         if not math.isfinite(loss):  # the step's own loss was: its update is to blame
             raise DivergedError(_diverged(step, f"validation loss {loss}"))
-        record = {"validation_loss": loss} | loss_record(sums, self._names, "validation_")
+        record = {VALIDATION_LOSS: loss} | loss_record(sums, self._names, PREFIX)
         record |= {} if decoded is None else decoded.record()
         self._tell(lambda callback: callback.on_evaluation(step, record))
+        return record
 
     def add_checkpoint(self, step: int) -> None:
         """Takes note of a checkpoint that is whole on disk."""
@@ -178,6 +185,26 @@ def make_reporter(config: Config, callbacks: Sequence[Callback]) -> Reporter:
         schedule=make_schedule(config.optimizer, num_steps),
         names=output_names(config.streams),
     )
+
+
+def check_best_by(config: Config) -> None:
+    """Checks that validations of a run measure what its best checkpoint is judged by.
+
+    Raises:
+      UserError: they do not; names what they measure.
+    """
+    names, best_by = output_names(config.streams), config.checkpoint.best_by
+    known = [VALIDATION_LOSS, *loss_record(LossSums.zeros(len(names)), names, PREFIX)]
+    if config.train.eval_prompts and config.streams.num_ahead:
+        # A draft is as deep as there are streams, or as a chain of all its nodes.
+        decode = config.decode
+        depth = max(config.streams.num_ahead, decode.num_nodes, decode.lookup_nodes)
+        known += Decoded(1.0, (0.0,) * depth).record()
+    if best_by not in known:
+        raise UserError(
+            f"config: checkpoint.best_by {best_by} is not measured by the validations of this run, "
+            f"which measure {', '.join(known)}"
+        )
 
 
 def _fields(sums: LossSums):

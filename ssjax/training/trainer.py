@@ -18,7 +18,7 @@ from ssjax.data.choice import choose_tokenizer, open_split
 from ssjax.data.tokenizers.tokenizer import open_tokenizer
 from ssjax.errors import UserError
 from ssjax.parallel import distributed, partitioning
-from ssjax.training import draft_vocabulary, epochs, lock, loop
+from ssjax.training import draft_vocabulary, epochs, lock, loop, reporting
 from ssjax.training.batches import measure, open_batches
 from ssjax.training.callbacks import Callback
 from ssjax.training.claim import about_run, check_workdir, claim_workdir
@@ -26,10 +26,10 @@ from ssjax.training.decoded import DecodeValidation
 from ssjax.training.description import line_of_positions, parameter_line
 from ssjax.training.display import Display
 from ssjax.training.inherit import inherited
+from ssjax.training.policy import Patience
 from ssjax.training.programs import make_train_programs
 from ssjax.training.provenance import line_of_data
 from ssjax.training.records import keep_records
-from ssjax.training.reporting import make_reporter
 from ssjax.training.start import starting_params
 from ssjax.training.step import TrainState
 from ssjax.weights import checkpoint, load, saved_steps
@@ -85,6 +85,7 @@ def train(
     mesh = partitioning.make_mesh(config.mesh, devices)
     partitioning.check_shardable(config, mesh)
     decode_mesh = partitioning.decode_mesh(config.mesh, config.model, mesh)
+    reporting.check_best_by(config)
     distributed.first(lambda: prepare(workdir, config, base))
     config = epochs.kept(draft_vocabulary.kept(config, workdir), workdir)
     tokenizer = open_tokenizer(workdir)
@@ -113,15 +114,16 @@ def train(
         programs=programs,
         frozen=frozen,
         batches=batches,
-        reporter=make_reporter(config, told),
+        reporter=reporting.make_reporter(config, told),
         profile_directory=workdir / "profile",
         tokenizer=tokenizer.files,
         decode=decode_validation and (lambda state: decode_validation(trained(state), decode_mesh)),
     )
     directory, about = workdir / "checkpoints", about_run(config, tokenizer)
-    state = _latest(directory, state)
+    state, saved = _latest(directory, state)
+    patience = Patience.continued(config.train.patience, saved)
     with _open_checkpoints(directory, config.checkpoint, about) as checkpoints:
-        state, complete = loop.train(training, state, checkpoints)
+        state, complete = loop.train(training, state, checkpoints, patience)
     return Outcome(trained(state), decode_mesh, complete)
 
 
@@ -138,13 +140,12 @@ def _open_base(config: Config) -> Base | None:
     return None
 
 
-def _latest(directory: Path, state: TrainState) -> TrainState:
-    """The state of the last whole checkpoint in a directory; without one, the given state."""
+def _latest(directory: Path, state: TrainState) -> tuple[TrainState, Mapping[str, int | float]]:
+    """The last whole checkpoint in a directory; without one the given state, and nothing more."""
     if (restored := checkpoint.restore(directory, state)) is None:
-        return state
-    state, position = restored
-    messages.say(f"continuing from step {position['next_batch']}")
-    return state
+        return state, {}
+    messages.say(f"continuing from step {restored[1]['next_batch']}")
+    return restored
 
 
 def _open_checkpoints(
@@ -153,6 +154,7 @@ def _open_checkpoints(
     return Checkpoints(
         directory,
         keep_latest=kept.keep_latest,
+        keep_every=kept.keep_every,
         keep_best=kept.keep_best,
         best_by=kept.best_by,
         about=about,

@@ -16,6 +16,7 @@ directory, (2) random initialisation.
 import atexit
 import contextlib
 import itertools
+import math
 import queue
 import shutil
 import threading
@@ -51,8 +52,9 @@ class Checkpoints:
     Args:
       directory: made if missing. Call `restore` first: this class does not look at what is there.
       keep_latest: newest checkpoints that are kept.
+      keep_every: checkpoints of every multiple of it are kept too; 0: none for that.
       keep_best: the best checkpoints that are kept besides.
-      best_by: what makes them the best: "loss" or "tokens_per_call", see `saved_steps.merit`.
+      best_by: the measured value that makes them the best, see `saved_steps.merit`.
       about: plain values that every checkpoint carries: what `read_about` gives.
 
     Raises:
@@ -65,6 +67,7 @@ class Checkpoints:
         directory: Path,
         *,
         keep_latest: int,
+        keep_every: int,
         keep_best: int,
         best_by: str,
         about: Mapping[str, Any],
@@ -77,12 +80,14 @@ class Checkpoints:
         context.asynchronous.post_finalization_callback = lambda: self._write_manifest()
         self._directory = directory
         self._about = dict(about)
+        self._keep_best, self._best_by = keep_best, best_by
         self._step = None  # that is saved, or was last
         self._failed = False
         self._logged = 0  # failures before this save
         preserved = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(keep_latest),
+                *([policies.EveryNSteps(keep_every)] if keep_every else []),
                 policies.BestN(
                     get_metric_fn=lambda measured: merit(measured, best_by),
                     n=keep_best,
@@ -122,11 +127,21 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
+    def is_among_best(self, measured: Mapping[str, float]) -> bool:
+        """Whether a checkpoint that a validation has measured so would be kept as one of the best.
+
+        One that is as good as those that are there is not: the earlier stays.
+        """
+        own = merit(measured, self._best_by)
+        others = (c.metrics for c in self._checkpointer.checkpoints)
+        as_good = [found for found in others if found and merit(found, self._best_by) >= own]
+        return own > -math.inf and len(as_good) < self._keep_best
+
     def save(
         self,
         state: State,
         *,
-        data: dict[str, int],
+        data: dict[str, int | float],
         config: dict[str, Any],
         tokenizer: dict[str, bytes],
         measured: Mapping[str, float] | None,
@@ -135,10 +150,10 @@ class Checkpoints:
 
         Args:
           state: may be donated as soon as this returns.
-          data: position in the data, plain numbers.
+          data: position in the data, and how validations went; plain numbers.
           config: the resolved config, plain values.
           tokenizer: its files by name.
-          measured: by the validation at this step, names as in `saved_steps`; None: there was none.
+          measured: by the validation at this step, by name; None: there was none.
 
         Raises:
           UserError: this save or the one before failed; what was saved earlier is as it was.
@@ -224,7 +239,7 @@ class Checkpoints:
         )
 
 
-def restore(directory: Path, state: State) -> tuple[State, dict[str, int]] | None:
+def restore(directory: Path, state: State) -> tuple[State, dict[str, int | float]] | None:
     """Reads the latest whole checkpoint; to be called by all processes, before `Checkpoints`.
 
     Damaged ones that are newer are named on stderr and set aside, as STEP.damaged: the steps
@@ -235,7 +250,7 @@ def restore(directory: Path, state: State) -> tuple[State, dict[str, int]] | Non
       state: arrays, or shape structs that carry shardings.
 
     Returns:
-      The train state and the position in the data; None if nothing was ever saved.
+      The train state and what was saved as `data`; None if nothing was ever saved.
 
     Raises:
       DamagedError: there are checkpoints, but none is whole.

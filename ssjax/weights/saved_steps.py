@@ -1,9 +1,9 @@
 """Which checkpoints a directory holds, which of them is the best, and which are as they were
 written.
 
-A checkpoint carries what the validation at its step measured: its loss, and tokens per call where
-prompts were decoded. Which of the two makes the best is a setting of the run, which may change on
-the way: a checkpoint without the value is never the best by it.
+A checkpoint carries what the validation at its step measured, by the names of metrics.jsonl. Which
+of it makes the best is a setting of the run, which may change on the way: a checkpoint without the
+value is never the best by it.
 """
 
 import json
@@ -13,13 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ssjax.config.measured import VALIDATION_LOSS, is_better_low
 from ssjax.errors import DamagedError, UserError
 from ssjax.files import manifest
 
-VALIDATION_LOSS = "validation_loss"
-TOKENS_PER_CALL = "validation_tokens_per_call"
-# By checkpoint.best_by: what is looked at, and the sign that makes more of it better.
-_JUDGED = {"loss": (VALIDATION_LOSS, -1), "tokens_per_call": (TOKENS_PER_CALL, 1)}
 _METRICS_FILE = "metrics/metrics"  # where Orbax writes it
 
 
@@ -41,12 +38,12 @@ def merit(measured: Mapping[str, Any], best_by: str) -> float:
       measured: by a validation, as the checkpoint carries it.
       best_by: checkpoint.best_by of the run.
     """
-    name, sign = _JUDGED[best_by]
-    value = sign * float(measured.get(name, math.nan))
+    value = float(measured.get(best_by, math.nan))
+    value = -value if is_better_low(best_by) else value
     return value if math.isfinite(value) else -math.inf
 
 
-def find_step(directory: Path, which: str, best_by: str = "loss") -> int:
+def find_step(directory: Path, which: str, best_by: str = VALIDATION_LOSS) -> int:
     """Resolves "latest", "best" or a number to a saved step.
 
     Args:
@@ -73,7 +70,7 @@ def find_step(directory: Path, which: str, best_by: str = "loss") -> int:
     if _is_step(which) and int(which) in saved:
         return int(which)
     names = ", ".join(map(str, saved)) or "none"
-    judged = f", none measured by {_JUDGED[best_by][0]}" if which == "best" and saved else ""
+    judged = f", none measured by {best_by}" if which == "best" and saved else ""
     raise UserError(f"no checkpoint {which!r} in {directory}; steps saved: {names}{judged}")
 
 
@@ -91,8 +88,8 @@ def metrics_damage(directory: Path, step: int) -> str:
     problem = manifest.damage(path, only=[_METRICS_FILE])
     if not problem:
         try:
-            for best_by in _JUDGED:
-                merit(_measured(path), best_by)
+            for name in (found := _measured(path)):
+                merit(found, name)
         except (OSError, ValueError, TypeError, AttributeError):
             problem = f"{_METRICS_FILE} cannot be read"
     return problem and f"{path} is damaged: {problem}"

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, get_args, get_origin
 import pytest
 
 from ssjax import config as config_lib
-from ssjax.config import Config, ranges
+from ssjax.config import Config, measured, ranges
 from ssjax.errors import UserError
 
 HERE = Path(__file__).parents[1]
@@ -116,7 +116,7 @@ def test_every_setting_refuses_what_it_cannot_be(key):
             "seed model.vocab_size model.max_positions model.window streams.num_streams "
             "streams.rotation_length streams.init_rank streams.exit_rank optimizer.warmup_steps "
             "data.tokenizer_records train.log_every train.eval_every train.eval_prompts "
-            "checkpoint.save_every "
+            "train.patience checkpoint.save_every checkpoint.keep_every "
             "checkpoint.keep_best decode.top_k decode.max_new_tokens eval.max_records",
         ),
         (
@@ -192,11 +192,47 @@ def test_values_that_cannot_work_together_are_named(key, value, message):
     ],
 )
 def test_the_best_by_tokens_per_call_needs_drafts_that_are_decoded(group, values, message):
-    by_drafts = {"checkpoint": {"best_by": "tokens_per_call"}}
-    assert config_lib.from_dict(by_drafts).checkpoint.best_by == "tokens_per_call"
+    by_drafts = {"checkpoint": {"best_by": "validation_tokens_per_call"}}
+    assert config_lib.from_dict(by_drafts).checkpoint.best_by == "validation_tokens_per_call"
     assert config_lib.from_dict(by_drafts | {"drafter": {"kind": "medusa"}})
     with pytest.raises(UserError, match=message):
         config_lib.from_dict(by_drafts | {group: values})
+
+
+def test_the_best_is_named_as_in_metrics_jsonl():
+    with pytest.raises(UserError, match="best_by 'loss' must be named as .* such as validation_lo"):
+        config_lib.from_dict({"checkpoint": {"best_by": "loss"}})
+    without_drafts = {"train": {"eval_prompts": 0}, "checkpoint": {"best_by": "validation_loss_x"}}
+    assert config_lib.from_dict(without_drafts)
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({"best_by": "loss"}, "validation_loss"),
+        ({"best_by": "tokens_per_call"}, "validation_tokens_per_call"),
+        ({"best_by": "validation_accuracy_main"}, "validation_accuracy_main"),
+        ({}, "validation_loss"),
+    ],
+)
+def test_the_best_of_a_run_of_an_older_version_is_known_by_its_new_name(before, now):
+    assert config_lib.from_saved({"checkpoint": before}).checkpoint.best_by == now
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "decoded"),
+    [
+        ("validation_loss", True, False),
+        ("validation_loss_stream_1", True, False),
+        ("validation_accuracy_main", False, False),
+        ("validation_tokens_per_call", False, True),
+        ("validation_acceptance_2", False, True),
+        ("validation_rougeLsum", False, True),
+        ("validation_malformed", True, True),
+    ],
+)
+def test_measured_values_have_a_direction_and_may_need_prompts(name, low, decoded):
+    assert (measured.is_better_low(name), measured.is_decoded(name)) == (low, decoded)
 
 
 def test_a_stop_string_may_hold_any_character():
@@ -205,7 +241,10 @@ def test_a_stop_string_may_hold_any_character():
 
 def test_zero_is_off_where_it_can_be():
     off = {"optimizer": {"clip_norm": 0.0}, "train": {"log_every": 0, "eval_every": 0}}
-    off |= {"checkpoint": {"save_every": 0, "keep_best": 0}, "data": {"tokenizer_records": 0}}
+    off |= {
+        "checkpoint": {"save_every": 0, "save_minutes": 0.0, "keep_best": 0},
+        "data": {"tokenizer_records": 0},
+    }
     assert config_lib.from_dict(off).optimizer.clip_norm == 0.0
 
 

@@ -31,8 +31,8 @@ def settings(workdir, prepared):
     c.streams.parent_rank = 4
     c.optimizer.learning_rate, c.optimizer.warmup_steps = 0.02, 2
     c.train.num_steps, c.train.eval_every, c.train.eval_prompts = STEPS, 3, PROMPTS
-    c.checkpoint.keep_latest, c.checkpoint.save_every = 9, 0
-    c.checkpoint.best_by = "tokens_per_call"
+    c.checkpoint.keep_latest, c.checkpoint.save_every = 9, 3
+    c.checkpoint.best_by = "validation_tokens_per_call"
     c.decode.max_new_tokens, c.decode.batch_size = 12, 2
     return config_lib.from_config_dict(c)
 
@@ -198,7 +198,7 @@ def test_prompts_that_cannot_be_decoded_end_only_a_run_that_is_judged_by_them(
     with pytest.raises(UserError, match="no room"):
         DecodedValidation()(trained[0].trained, mesh)
     decode = DecodedValidation()
-    by_loss = changed(trained, checkpoint={"best_by": "loss"})
+    by_loss = changed(trained, checkpoint={"best_by": "validation_loss"})
     assert decode(by_loss, mesh) is decode(by_loss, mesh) is None
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["validation prompts are not decoded: no room"]

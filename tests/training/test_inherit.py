@@ -48,7 +48,12 @@ def before(tmp_path_factory):
     TOKENIZER.save(directory)
     about = {"data": {}, "tokenizer": {}}
     with Checkpoints(
-        directory / "checkpoints", keep_latest=1, keep_best=0, best_by="loss", about=about
+        directory / "checkpoints",
+        keep_latest=1,
+        keep_every=0,
+        keep_best=0,
+        best_by="validation_loss",
+        about=about,
     ) as checkpoints:
         checkpoints.save(
             TrainState(jnp.int32(3), params, {}),

@@ -1,6 +1,7 @@
 """The training loop: what is compiled, profiled, saved; votes to stop."""
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -13,7 +14,8 @@ from ssjax.training import loop
 from ssjax.training.batches import Batches
 from ssjax.training.callbacks import Callback, StopTraining
 from ssjax.training.decoded import Decoded
-from ssjax.training.interruption import StopVote
+from ssjax.training.interruption import Vote, Wish
+from ssjax.training.policy import Patience, SaveClock
 from ssjax.training.programs import make_train_programs
 from ssjax.training.records import MetricsFile
 from ssjax.training.reporting import make_reporter
@@ -43,7 +45,7 @@ def programs(model):
     return make_train_programs(meshes.make_config(model), model, meshes.make_mesh((2, 1, 1)))
 
 
-def run(workdir, model, programs, config, widths, callbacks=(), decode=None):
+def run(workdir, model, programs, config, widths, callbacks=(), decode=None, patience=None):
     params = oracles.random_params(model, seed=0, table_scale=0.4)
 
     def place(leaf, wanted):
@@ -70,11 +72,13 @@ def run(workdir, model, programs, config, widths, callbacks=(), decode=None):
     with Checkpoints(
         workdir / "checkpoints",
         keep_latest=1,
+        keep_every=kept.keep_every,
         keep_best=kept.keep_best,
         best_by=kept.best_by,
         about={},
     ) as checkpoints:
-        return loop.train(training, state, checkpoints)
+        patience = patience or Patience(config.train.patience)
+        return loop.train(training, state, checkpoints, patience)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +119,9 @@ def test_nothing_is_profiled_unless_asked(tmp_path, model, programs):
     assert complete and not (tmp_path / "profile").exists()
 
 
-@pytest.mark.parametrize(("best_by", "best"), [("loss", 6), ("tokens_per_call", 2)])
+@pytest.mark.parametrize(
+    ("best_by", "best"), [("validation_loss", 6), ("validation_tokens_per_call", 2)]
+)
 def test_the_best_is_judged_by_what_the_config_says(tmp_path, model, programs, best_by, best):
     """Decoding scripted: best at step 2, nothing measured at 4. The loss falls to the end."""
     script = {2: Decoded(2.5, (0.75, 0.5)), 4: None, 6: Decoded(1.5, (0.5, 0.0))}
@@ -144,8 +150,54 @@ def test_the_best_is_judged_by_what_the_config_says(tmp_path, model, programs, b
     assert "validation_tokens_per_call" not in told[4]
 
 
+def test_a_run_without_gains_ends_as_a_finished_one(tmp_path, model, programs, capsys):
+    """Tokens per call scripted; a validation that is no gain is saved only where the run ends."""
+    script = {1: 2.0, 2: 2.5, 3: 2.4, 4: 2.3}
+    config = saved_every(0, model)
+    changes = {
+        "train": {"eval_every": 1, "patience": 2},
+        "checkpoint": {"best_by": "validation_tokens_per_call"},
+    }
+    config = dataclasses.replace(
+        config, **{k: dataclasses.replace(getattr(config, k), **v) for k, v in changes.items()}
+    )
+    callback = StopAt(None, tmp_path / "checkpoints")
+    state, complete = run(
+        tmp_path,
+        model,
+        programs,
+        config,
+        (22,),
+        [callback],
+        decode=lambda state: Decoded(script[int(state.step)], (0.5,)),
+    )
+    assert complete and callback.complete and int(state.step) == 4
+    assert callback.saved == [1, 2, 4] and steps(tmp_path / "checkpoints") == [2, 4]
+    assert (
+        "the run ends at step 4: 2 validations in a row were no better" in capsys.readouterr().err
+    )
+
+
+def test_a_run_saves_when_its_minutes_are_over(tmp_path, model, programs, monkeypatch):
+    """A clock that is read once a step, at the start and at each save; a minute each time."""
+    seconds = itertools.count(step=60)
+    monkeypatch.setattr(SaveClock.__init__, "__defaults__", (lambda: float(next(seconds)),))
+    config = saved_every(0, model)
+    kept = dataclasses.replace(config.checkpoint, save_minutes=2.0, keep_best=0)
+    callback = StopAt(None, tmp_path / "checkpoints")
+    run(
+        tmp_path,
+        model,
+        programs,
+        dataclasses.replace(config, checkpoint=kept),
+        (22,),
+        [callback],
+    )
+    assert callback.saved == [2, 4, 6]
+
+
 class StopAt(Callback):
-    """Asks to stop at a step, and notes which checkpoints were there when it was told of them."""
+    """May ask to stop at a step; notes which checkpoints were there when it was told of them."""
 
     def __init__(self, step, directory):
         self.saved, self.complete = [], None
@@ -176,12 +228,13 @@ def test_a_callback_that_asks_to_stop_ends_the_run_saved(tmp_path, model, progra
 
 
 def test_one_process_stops_at_once():
-    vote = StopVote(meshes.make_mesh((2, 2, 2)))
-    assert [vote.decide(requested) for requested in (False, True)] == [False, True]
+    vote = Vote(meshes.make_mesh((2, 2, 2)))
+    assert [vote.decide(wish) for wish in Wish] == list(Wish)
 
 
 def test_several_processes_stop_one_step_later(monkeypatch):
-    """All of them learn of a request at the same call."""
+    """All of them learn of a wish at the same call, and of the greatest."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    vote = StopVote(meshes.make_mesh((2, 2, 2)))
-    assert [vote.decide(r) for r in (False, True, False)] == [False, False, True]
+    vote = Vote(meshes.make_mesh((2, 2, 2)))
+    wishes = [Wish.GO_ON, Wish.SAVE, Wish.STOP, Wish.GO_ON]
+    assert [vote.decide(wish) for wish in wishes] == [Wish.GO_ON, *wishes[:3]]

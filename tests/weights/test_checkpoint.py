@@ -47,10 +47,12 @@ def measured(loss, tokens_per_call=None):
     return {name: value for name, value in found.items() if value is not None} or None
 
 
-def open_checkpoints(directory, keep_latest=2, keep_best=1, best_by="loss"):
-    return Checkpoints(
-        directory, keep_latest=keep_latest, keep_best=keep_best, best_by=best_by, about=ABOUT
-    )
+TOKENS_PER_CALL = "validation_tokens_per_call"
+
+
+def open_checkpoints(directory, **kept):
+    defaults = dict(keep_latest=2, keep_every=0, keep_best=1, best_by="validation_loss")
+    return Checkpoints(directory, about=ABOUT, **(defaults | kept))
 
 
 def write_steps(directory, *steps):
@@ -119,14 +121,38 @@ def test_latest_and_best_are_kept(tmp_path):
 VALIDATIONS = {1: (1.0, None), 2: (2.0, 2.5), 3: (3.0, math.nan), 4: (4.0, 1.5), 5: None}
 
 
+def test_every_so_manieth_is_kept_for_ever(tmp_path):
+    """Beside the newest and the best, also by a run that goes on from there."""
+    for begun in (0, 6):
+        with open_checkpoints(tmp_path / "c", keep_latest=1, keep_every=4) as checkpoints:
+            for step in range(begun + 1, begun + 7):
+                save(checkpoints, step, measured(abs(step - 3.0)))
+            checkpoints.wait()
+    assert steps(tmp_path / "c") == [3, 4, 8, 12]
+
+
+def test_a_validation_that_is_among_the_best_is_told(tmp_path):
+    kept = dict(keep_latest=1, keep_best=2)
+    with open_checkpoints(tmp_path / "c", **kept) as checkpoints:
+        assert checkpoints.is_among_best(measured(9.0))
+        for step, loss in enumerate((3.0, None, 2.0, 5.0), start=1):
+            save(checkpoints, step, measured(loss))
+    with open_checkpoints(tmp_path / "c", **kept) as checkpoints:  # as the run goes on
+        told = [checkpoints.is_among_best(measured(loss)) for loss in (2.9, 3.0, 4.0, math.nan)]
+        assert told == [True, False, False, False]
+        assert not checkpoints.is_among_best({TOKENS_PER_CALL: 2.0})
+    with open_checkpoints(tmp_path / "c", keep_best=0) as checkpoints:
+        assert not checkpoints.is_among_best(measured(1.0))
+
+
 def test_the_best_by_tokens_per_call_is_kept(tmp_path):
     """Also where the loss says otherwise, one measured nothing, and one is no number."""
-    with open_checkpoints(tmp_path / "c", keep_latest=1, best_by="tokens_per_call") as checkpoints:
+    with open_checkpoints(tmp_path / "c", keep_latest=1, best_by=TOKENS_PER_CALL) as checkpoints:
         for step, found in VALIDATIONS.items():
             save(checkpoints, step, found and measured(*found))
         checkpoints.wait()
     assert steps(tmp_path / "c") == [2, 5]
-    assert find_step(tmp_path / "c", "best", "tokens_per_call") == 2
+    assert find_step(tmp_path / "c", "best", TOKENS_PER_CALL) == 2
 
 
 def test_what_makes_the_best_may_change_midway(tmp_path):
@@ -134,9 +160,9 @@ def test_what_makes_the_best_may_change_midway(tmp_path):
     with open_checkpoints(tmp_path / "c", keep_latest=9) as checkpoints:
         for step, found in VALIDATIONS.items():
             save(checkpoints, step, found and measured(*found))
-    assert find_step(tmp_path / "c", "best") == find_step(tmp_path / "c", "best", "loss") == 1
-    assert find_step(tmp_path / "c", "best", "tokens_per_call") == 2
-    with open_checkpoints(tmp_path / "c", keep_latest=1, best_by="tokens_per_call") as checkpoints:
+    assert find_step(tmp_path / "c", "best") == 1
+    assert find_step(tmp_path / "c", "best", TOKENS_PER_CALL) == 2
+    with open_checkpoints(tmp_path / "c", keep_latest=1, best_by=TOKENS_PER_CALL) as checkpoints:
         save(checkpoints, 6, measured(0.5, 2.0))
         checkpoints.wait()
     assert steps(tmp_path / "c") == [2, 6]
@@ -145,7 +171,7 @@ def test_what_makes_the_best_may_change_midway(tmp_path):
 def test_checkpoints_without_the_value_have_no_best(saved):
     """As those of a version that decoded nothing."""
     with pytest.raises(UserError, match="saved: 2, 4, none measured by validation_tokens_per_call"):
-        find_step(saved, "best", "tokens_per_call")
+        find_step(saved, "best", TOKENS_PER_CALL)
 
 
 def test_an_unfinished_save_is_not_seen_and_is_removed(saved):
