@@ -27,7 +27,7 @@ from ssjax.errors import UserError
 from ssjax.messages import say, say_once
 from ssjax.models.axes import moved
 from ssjax.models.lora import merge_lora, merged_adaptation
-from ssjax.parallel import partitioning
+from ssjax.parallel import accelerators, partitioning
 from ssjax.weights.load import Trained, load_trained, make_model
 
 
@@ -383,6 +383,7 @@ def open_run(trained: Trained, mesh: Mesh | None = None, int8: bool = False) -> 
     Raises:
       UserError: the mesh cannot divide the model.
     """
+    say_once(accelerators.fallback_line())
     config, tokenizer = trained.config, trained.tokenizer
     params = trained.params
     if mesh is not None:

@@ -22,10 +22,10 @@ from ssjax.models.lora import merged_adaptation
 from ssjax.models.parameters import Params
 from ssjax.models.transformer import Transformer, abstract_params
 from ssjax.parallel import partitioning
+from ssjax.parallel.program_cost import count_flops, peak_memory
 from ssjax.planning.compiled_cost import program_cost
 from ssjax.planning.out_of_memory import NoRoom, no_room
 from ssjax.planning.predicted_time import PredictedTime, predicted_time
-from ssjax.planning.products import count_flops
 from ssjax.planning.program_text import read_program
 from ssjax.planning.topologies import Chip
 from ssjax.training.programs import make_train_programs
@@ -74,9 +74,8 @@ def plan_training(config: Config, model: Transformer, mesh: Mesh, hbm: int) -> P
         "batch": _bytes(programs.batch),
     }
     arguments = (programs.state, programs.frozen, programs.batch)
-    reference = _reference_step(config, model, mesh)
     with jax.set_mesh(mesh):
-        flops = count_flops(reference, *arguments) / mesh.size
+        flops = count_flops(programs.countable, *arguments) / mesh.size
         return _compile(programs.train, arguments, inputs, flops, hbm, main_loop=False)
 
 
@@ -230,14 +229,6 @@ def advice(plan: ProgramPlan, config: Config, hbm: int) -> str:
     return "activations take most of it: raise train.accumulation, or mesh.tensor"
 
 
-def _reference_step(config, model, mesh):
-    """The train step without kernels, whose products could not be counted."""
-    plain = dataclasses.replace(
-        config, train=dataclasses.replace(config.train, fused_attention=False)
-    )
-    return make_train_programs(plain, model, mesh).train
-
-
 def _compile(
     program: Callable, arguments, inputs, flops: float, hbm: int, main_loop: bool
 ) -> ProgramPlan:
@@ -248,12 +239,7 @@ def _compile(
             raise
         return _without_room(room, inputs, flops)
     memory = compiled.memory_analysis()
-    peak = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
+    peak = peak_memory(compiled)
     read = read_program(compiled.as_text())
     cost, predicted = program_cost(read, main_loop), predicted_time(read, main_loop)
     return ProgramPlan(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import jax
 
 from ssjax.errors import UserError
+from ssjax.parallel.accelerators import PEAK_FLOPS
 
 GIB = 2**30
 
@@ -27,11 +28,11 @@ class Chip:
 
 
 CHIPS: Mapping[str, Chip] = {
-    "v4": Chip(32 * GIB, 275e12, 1228e9, 300e9, 1.05e9),
-    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9, 1.5e9),
-    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9, 1.75e9),
-    "v6e": Chip(32 * GIB, 918e12, 1640e9, 448e9, 1.75e9),
-    "tpu7x": Chip(192 * GIB, 2307e12, 7380e9, 1200e9, 2.2e9),
+    "v4": Chip(32 * GIB, PEAK_FLOPS["TPU v4"], 1228e9, 300e9, 1.05e9),
+    "v5e": Chip(16 * GIB, PEAK_FLOPS["TPU v5 lite"], 819e9, 200e9, 1.5e9),
+    "v5p": Chip(95 * GIB, PEAK_FLOPS["TPU v5"], 2765e9, 600e9, 1.75e9),
+    "v6e": Chip(32 * GIB, PEAK_FLOPS["TPU v6 lite"], 1640e9, 448e9, 1.75e9),
+    "tpu7x": Chip(192 * GIB, PEAK_FLOPS["TPU7x"], 7380e9, 1200e9, 2.2e9),
 }
 
 

@@ -44,7 +44,8 @@ class Callback:
         Args:
           step: updates applied, this one included.
           loss: that was minimised in this step: nats per target token, weighted over the outputs.
-          tokens_per_second: prompt and target tokens, mean since the last `on_step`.
+          tokens_per_second: prompt and target tokens, mean since the last `on_step`; of the seconds
+            of steps alone.
         """
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -69,6 +70,15 @@ class Callback:
 
         Args:
           step: updates applied in it; the name of its directory.
+        """
+
+    def on_summary(self, step: int, metrics: Mapping[str, float]) -> None:
+        """After the last step of this start, unless an exception ended it.
+
+        Args:
+          step: updates applied.
+          metrics: goodput, the share of all seconds since the start that went into steps; and
+            seconds_steps, seconds_compile, seconds_validation, seconds_saves, seconds_other.
         """
 
     def on_end(self, complete: bool) -> None:

@@ -1,9 +1,50 @@
 """Lines that describe a training before its first step."""
 
-from ssjax.config import ModelConfig
+from jax.sharding import Mesh
+
+from ssjax.config import Config, ModelConfig
 from ssjax.models import lora
+from ssjax.models.execution import Execution
+from ssjax.models.fused_attention import is_fused
 from ssjax.models.parameters import Params, count, flatten, merge
 from ssjax.models.transformer import Transformer
+from ssjax.parallel import accelerators
+
+
+def hardware_lines(config: Config, mesh: Mesh, decode_mesh: Mesh) -> list[str]:
+    """What a run computes on, how its batch is divided, in which numbers and by which kernel.
+
+    Args:
+      config: resolved.
+      mesh: that it trains on.
+      decode_mesh: of the same devices, that it decodes on.
+    """
+    data, train = config.data, config.train
+    devices = list(mesh.devices.flat)
+    rows = data.batch_size // train.accumulation
+    parts = f" in {train.accumulation} parts of {rows}" if train.accumulation > 1 else ""
+    longest = data.max_prompt_length + data.max_target_length
+    peak = accelerators.peak_flops(devices)
+    known = f"{peak / 1e12:,.0f} T operations/s each" if peak else "peak unknown: no MFU"
+    return [
+        f"devices: {accelerators.device_line(devices)} ({known}); "
+        f"mesh {_sizes(mesh)}; decodes on {_sizes(decode_mesh)}",
+        f"batch: {data.batch_size} rows{parts}, up to {longest} tokens each; products in "
+        f"{config.model.dtype}, trained weights in float32; attention: {_kernel(config, mesh)}",
+    ]
+
+
+def _sizes(mesh: Mesh) -> str:
+    return ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+
+
+def _kernel(config: Config, mesh: Mesh) -> str:
+    """By which main rows attend; rows of streams have no kernel."""
+    platform = mesh.devices.flat[0].platform
+    execution = Execution(platform, config.train.fused_attention, config.train.remat)
+    if not is_fused(config.model, execution, config.data.packing):
+        return "without a fused kernel"
+    return {"tpu": "splash kernel", "gpu": "cuDNN kernel"}[platform] + " for main rows"
 
 
 def parameter_line(model: Transformer, trainable: Params, frozen: Params) -> str:

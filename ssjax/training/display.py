@@ -53,7 +53,8 @@ class Display(Callback):
             left = (self._num_steps - step) * seconds / (step - self._step)
             say(
                 f"step {step}/{self._num_steps}: loss {metrics['loss']:.3f}, top-1 accuracy "
-                f"{_accuracies(metrics, '')}, {metrics['tokens_per_second']:,.0f} tokens/s, "
+                f"{_accuracies(metrics, '')}, {metrics['step_seconds']:.3g} s a step, "
+                f"{metrics['tokens_per_second']:,.0f} tokens/s{_of_devices(metrics)}, "
                 f"{left:.0f} s left"
             )
         self._restart(step)
@@ -64,6 +65,11 @@ class Display(Callback):
             + _accuracies(metrics, "validation_")
             + _drafts(metrics)
         )
+
+    def on_summary(self, step: int, metrics: Mapping[str, float]) -> None:
+        parts = {k.removeprefix("seconds_"): v for k, v in metrics.items() if k != "goodput"}
+        spent = ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in parts.items())
+        say(f"goodput {100 * metrics['goodput']:.0f} %: {spent}")
 
     def on_end(self, complete: bool) -> None:
         if self._bar:
@@ -77,6 +83,14 @@ def _accuracies(metrics, prefix):
     """Top-1 accuracy of the main stream and of each stream, as in "0.71 | 0.52 0.40"."""
     values = [f"{v:.2f}" for k, v in metrics.items() if k.startswith(f"{prefix}accuracy_")]
     return " | ".join([values[0], " ".join(values[1:])]) if len(values) > 1 else values[0]
+
+
+def _of_devices(metrics):
+    """As far as they tell, as in ", MFU 41.0 %, 11.2 GiB (peak 13.9)"."""
+    busy = f", MFU {100 * metrics['mfu']:.1f} %" if "mfu" in metrics else ""
+    if "memory_gib" not in metrics:
+        return busy
+    return f"{busy}, {metrics['memory_gib']:.1f} GiB (peak {metrics['memory_peak_gib']:.1f})"
 
 
 def _drafts(metrics):

@@ -22,6 +22,7 @@ from ssjax.models.parameters import Params
 from ssjax.parallel import distributed
 from ssjax.parallel.partitioning import global_batch
 from ssjax.training.batches import Arrays, Batches
+from ssjax.training.compiled import CompiledSteps, Step
 from ssjax.training.decoded import Decoded
 from ssjax.training.interruption import Interruption, Vote, Wish
 from ssjax.training.losses import Batch, loss_weights, weighted_loss
@@ -70,6 +71,7 @@ def train(
     config, reporter = training.config, training.reporter
     start, num_steps = int(state.step), config.train.num_steps
     late, saving = _LateReport(reporter), _Saving(training, checkpoints, start, patience)
+    steps = CompiledSteps(training.programs)
     vote = Vote(training.programs.mesh)
     profile = Profile(
         training.profile_directory, config.train.profile_at, config.train.profile_steps
@@ -83,10 +85,13 @@ def train(
         for step in range(start + 1, num_steps + 1):
             if saving.ends_early(step - 1):
                 break
-            arrays = next(batches)
+            batch = _batch(training, arrays := next(batches))
+            program = steps.find(batch) or _compile(training, steps, late, (state, batch))
             profile.before_step(step)
-            state, metrics = _dispatch(training, state, arrays)
-            late.report_and_take(step, metrics, _num_tokens(arrays, config.data.batch_size))
+            with jax.set_mesh(training.programs.mesh):
+                state, metrics = program.run(state, training.frozen, batch)
+            num_tokens = _num_tokens(arrays, config.data.batch_size)
+            late.report_and_take(step, metrics, num_tokens, program.flops)
             profile.after_step(step, metrics)
 
             last = step == num_steps
@@ -98,12 +103,17 @@ def train(
             if not (validate or save):
                 continue
             late.report()
-            measured = _validate(training, state, step) if validate else None
+            measured = None
+            if validate:
+                with reporter.wall.spent_on("validation"):
+                    measured = _validate(training, state, step)
             if saving.is_wanted(measured) or save:
                 saving.save(state, step, measured)
             if stop:
                 break
         saving.finish()
+        if len(steps):
+            reporter.add_summary()
     return state, saving.step == num_steps or saving.has_ended
 
 
@@ -114,9 +124,11 @@ class _LateReport:
         self._reporter = reporter
         self._taken = None
 
-    def report_and_take(self, step: int, metrics: StepMetrics, num_tokens: int) -> None:
+    def report_and_take(
+        self, step: int, metrics: StepMetrics, num_tokens: int, flops: float
+    ) -> None:
         self.report()
-        self._taken = (step, metrics, num_tokens)
+        self._taken = (step, metrics, num_tokens, flops)
 
     def report(self) -> None:
         if self._taken is not None:
@@ -168,33 +180,41 @@ class _Saving:
     def save(self, state: TrainState, step: int, measured: dict[str, float] | None) -> None:
         self.finish()
         self._clock.restart()
-        self._checkpoints.save(
-            state,
-            data={
-                "seed": self._training.config.seed,
-                "next_batch": step,
-                **self._patience.to_save(),
-            },
-            config=self._config_values,
-            tokenizer=self._training.tokenizer,
-            measured=measured,
-        )
+        position = {"seed": self._training.config.seed, "next_batch": step}
+        with self._training.reporter.wall.spent_on("saves"):
+            self._checkpoints.save(
+                state,
+                data=position | self._patience.to_save(),
+                config=self._config_values,
+                tokenizer=self._training.tokenizer,
+                measured=measured,
+            )
         self.step = self._under_way = step
 
     def finish(self) -> None:
-        self._checkpoints.wait()
+        with self._training.reporter.wall.spent_on("saves"):
+            self._checkpoints.wait()
         if self._under_way is not None:
             self._training.reporter.add_checkpoint(self._under_way)
             self._under_way = None
 
 
-def _dispatch(training: Training, state: TrainState, arrays: Arrays):
-    """Starts one step; its new state and its metrics, which are not there yet."""
-    data, programs = training.config.data, training.programs
-    with jax.set_mesh(programs.mesh):
-        batch = Batch(**arrays, packed=data.packing)
-        batch = global_batch(batch, programs.mesh, data.batch_size)
-        return programs.train(state, training.frozen, batch)
+def _batch(training: Training, arrays: Arrays) -> Batch:
+    """The batch on the devices, of which this process has read some rows."""
+    data, mesh = training.config.data, training.programs.mesh
+    with jax.set_mesh(mesh):
+        return global_batch(Batch(**arrays, packed=data.packing), mesh, data.batch_size)
+
+
+def _compile(training: Training, steps: CompiledSteps, late: _LateReport, state_and_batch) -> Step:
+    """The step for rows of another width; the one before it has ended first, in its own time."""
+    state, batch = state_and_batch
+    late.report()
+    with (
+        training.reporter.wall.spent_on("compile"),
+        jax.set_mesh(training.programs.mesh),
+    ):
+        return steps.compile(state, training.frozen, batch)
 
 
 def _num_tokens(arrays: Arrays, batch_size: int) -> int:

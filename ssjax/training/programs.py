@@ -35,6 +35,8 @@ class TrainPrograms:
     init: Callable[[Params], TrainState]  # donates the trainable parameters
     train: Callable[[TrainState, Params, Batch], tuple]  # donates the state
     evaluate: Callable[[Params, Params, Batch], Any]
+    # `train` without kernels, whose products could not be counted; never compiled.
+    countable: Callable[[TrainState, Params, Batch], tuple]
 
 
 def platform_of(mesh: Mesh) -> str:
@@ -62,14 +64,18 @@ def make_train_programs(config: Config, model: Transformer, mesh: Mesh) -> Train
     of_state, of_frozen = _shardings(state), _shardings(frozen)
     everywhere = partitioning.replicated(mesh)
     rows = partitioning.batch_sharding(mesh, config.data.batch_size)
-    train_step = step.make_train_step(
-        model,
-        adamw,
-        config.loss,
-        num_anchors=num_anchors,
-        accumulation=train.accumulation,
-        seed=config.seed,
-    )
+
+    def train_step(model):
+        return step.make_train_step(
+            model,
+            adamw,
+            config.loss,
+            num_anchors=num_anchors,
+            accumulation=train.accumulation,
+            seed=config.seed,
+        )
+
+    plain = dataclasses.replace(model.execution, fused_attention=False)
     eval_step = step.make_eval_step(model, config.loss, num_anchors=num_anchors)
     return TrainPrograms(
         mesh=mesh,
@@ -78,7 +84,7 @@ def make_train_programs(config: Config, model: Transformer, mesh: Mesh) -> Train
         batch=_abstract_batch(config.data, rows),
         init=jax.jit(init, out_shardings=of_state, donate_argnums=0),
         train=jax.jit(
-            train_step,
+            train_step(model),
             in_shardings=(of_state, of_frozen, rows),
             out_shardings=(of_state, everywhere),
             donate_argnums=0,
@@ -88,6 +94,7 @@ def make_train_programs(config: Config, model: Transformer, mesh: Mesh) -> Train
             in_shardings=(of_state.params, of_frozen, rows),
             out_shardings=everywhere,
         ),
+        countable=train_step(model.clone(execution=plain)),
     )
 
 

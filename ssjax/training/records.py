@@ -50,6 +50,9 @@ class MetricsFile(Callback):
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         self.on_step(step, metrics)
 
+    def on_summary(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.on_step(step, metrics)
+
     def on_end(self, complete: bool) -> None:
         with contextlib.suppress(OSError):  # said where it was written to
             self._file.close()
@@ -90,6 +93,9 @@ class Board(Callback):
                 self._writer.write_event(Event(step=step, wall_time=now, summary=scalar))
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.on_step(step, metrics)
+
+    def on_summary(self, step: int, metrics: Mapping[str, float]) -> None:
         self.on_step(step, metrics)
 
     def on_end(self, complete: bool) -> None:

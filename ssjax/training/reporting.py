@@ -1,28 +1,32 @@
 """What is told of a training run: means of its metrics by name, given to callbacks.
 
 A training record holds loss, one loss and accuracy per output (loss_main, accuracy_main,
-loss_stream_1, ...), grad_norm, learning_rate and tokens_per_second; a validation record the
-weighted loss as validation_loss, and the others with the prefix validation_. Losses are nats per
-target token, means over the steps since the record before. Where validation prompts are decoded,
-the record also holds validation_tokens_per_call and validation_acceptance_1, _2, ...: decode passes
-that kept a draft node at that depth, over all decode passes.
+loss_stream_1, ...), grad_norm, learning_rate, tokens_per_second and step_seconds; where the devices
+tell also mfu (operations of the program per second, over the peak of the chip), memory_gib and
+memory_peak_gib. A validation record holds the weighted loss as validation_loss, and the others with
+the prefix validation_. Losses are nats per target token, means over the steps since the record
+before. Where validation prompts are decoded, the record also holds validation_tokens_per_call and
+validation_acceptance_1, _2, ...: decode passes that kept a draft node at that depth, over all
+decode passes. The last record of a start says where its seconds went (`walltime`).
 """
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
 import numpy as np
 
 from ssjax.config import Config
 from ssjax.config.measured import PREFIX, VALIDATION_LOSS
 from ssjax.errors import DivergedError, UserError
+from ssjax.parallel import accelerators
 from ssjax.training.callbacks import Callback, StopTraining
 from ssjax.training.decoded import Decoded
 from ssjax.training.losses import LossSums, output_names
 from ssjax.training.optimizer import make_schedule
 from ssjax.training.step import StepMetrics
+from ssjax.training.walltime import WallTime
 
 
 def loss_record(sums: LossSums, names: Sequence[str], prefix: str = "") -> dict[str, float]:
@@ -47,6 +51,8 @@ class Reporter:
       log_every: steps per record; 0: one at the end.
       schedule: learning rate by step.
       names: of the outputs, from `losses.output_names`.
+      wall: begun with the run.
+      peak_flops: operations per second of a device at most; None: not known.
     """
 
     def __init__(
@@ -57,7 +63,11 @@ class Reporter:
         log_every: int,
         schedule: Callable[[int], float],
         names: Sequence[str],
+        wall: WallTime,
+        peak_flops: float | None = None,
     ):
+        self.wall = wall
+        self._peak_flops = peak_flops
         self.stop_requested = False  # by a callback
         self._ended_early = False
         self._callbacks = tuple(callbacks)
@@ -88,6 +98,7 @@ class Reporter:
                     callback.on_start(step, self._num_steps)
                 started.callback(end, callback)
             self._restart()
+            self.wall.begin()
             yield
             complete = self._step == self._num_steps or self._ended_early
 
@@ -95,13 +106,16 @@ class Reporter:
         """Takes note that the run is complete before its last step."""
         self._ended_early = True
 
-    def add_step(self, step: int, metrics: StepMetrics, num_tokens: int) -> None:
+    def add_step(
+        self, step: int, metrics: StepMetrics, num_tokens: int, flops: float = 0.0
+    ) -> None:
         """Takes the metrics of one step, on the host.
 
         Args:
           step: updates applied, this one included.
           metrics: of this step.
           num_tokens: prompt and target tokens of its batch.
+          flops: operations of one device in it.
 
         Raises:
           DivergedError: the loss or the gradient is not finite.
@@ -117,7 +131,9 @@ class Reporter:
         ]
         self._losses.append(loss)
         self._num_tokens += num_tokens
-        rate = self._num_tokens / max(time.perf_counter() - self._since, 1e-9)
+        self._flops += flops
+        self._seconds += self.wall.end_step()
+        rate = self._num_tokens / max(self._seconds, 1e-9)
         self._tell(lambda callback: callback.on_progress(step, loss, rate))
         regular = self._log_every and step % self._log_every == 0
         if regular or step == self._num_steps:
@@ -127,6 +143,8 @@ class Reporter:
                 "grad_norm": grad_norm,
                 "learning_rate": float(self._schedule(step - 1)),
                 "tokens_per_second": rate,
+                "step_seconds": self._seconds / len(self._losses),
+                **self._of_devices(),
             }
             self._tell(lambda callback: callback.on_step(step, record))
             self._restart()
@@ -152,6 +170,11 @@ class Reporter:
         self._tell(lambda callback: callback.on_evaluation(step, record))
         return record
 
+    def add_summary(self) -> None:
+        """Tells where the seconds went, at the end."""
+        record = self.wall.summary()
+        self._tell(lambda callback: callback.on_summary(self._step, record))
+
     def add_checkpoint(self, step: int) -> None:
         """Takes note of a checkpoint that is whole on disk."""
         self._tell(lambda callback: callback.on_checkpoint(step))
@@ -172,11 +195,27 @@ class Reporter:
         self._sums = [np.float64(0.0)] * 4
         self._losses = []
         self._num_tokens = 0
-        self._since = time.perf_counter()
+        self._flops = self._seconds = 0.0
+
+    def _of_devices(self) -> dict[str, float]:
+        """How busy and how full they are, where that is known."""
+        if not (self._peak_flops and self._flops):
+            return accelerators.memory()
+        rate = self._flops / max(self._seconds, 1e-9)
+        return {"mfu": rate / self._peak_flops, **accelerators.memory()}
 
 
-def make_reporter(config: Config, callbacks: Sequence[Callback]) -> Reporter:
-    """The reporter of a run from its config."""
+def make_reporter(
+    config: Config, callbacks: Sequence[Callback], wall: WallTime, devices: Sequence[jax.Device]
+) -> Reporter:
+    """The reporter of a run from its config.
+
+    Args:
+      config: resolved.
+      callbacks: of the run.
+      wall: begun with it.
+      devices: that it runs on.
+    """
     num_steps = config.train.num_steps
     return Reporter(
         callbacks,
@@ -184,6 +223,8 @@ def make_reporter(config: Config, callbacks: Sequence[Callback]) -> Reporter:
         log_every=config.train.log_every,
         schedule=make_schedule(config.optimizer, num_steps),
         names=output_names(config.streams),
+        wall=wall,
+        peak_flops=accelerators.peak_flops(devices),
     )
 
 

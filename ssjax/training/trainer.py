@@ -17,13 +17,13 @@ from ssjax.data import distilled
 from ssjax.data.choice import choose_tokenizer, open_split
 from ssjax.data.tokenizers.tokenizer import open_tokenizer
 from ssjax.errors import UserError
-from ssjax.parallel import distributed, partitioning
+from ssjax.parallel import accelerators, distributed, partitioning
 from ssjax.training import draft_vocabulary, epochs, lock, loop, reporting
 from ssjax.training.batches import measure, open_batches
 from ssjax.training.callbacks import Callback
 from ssjax.training.claim import about_run, check_workdir, claim_workdir
 from ssjax.training.decoded import DecodeValidation
-from ssjax.training.description import line_of_positions, parameter_line
+from ssjax.training.description import hardware_lines, line_of_positions, parameter_line
 from ssjax.training.display import Display
 from ssjax.training.inherit import inherited
 from ssjax.training.policy import Patience
@@ -32,6 +32,7 @@ from ssjax.training.provenance import line_of_data
 from ssjax.training.records import keep_records
 from ssjax.training.start import starting_params
 from ssjax.training.step import TrainState
+from ssjax.training.walltime import WallTime
 from ssjax.weights import checkpoint, load, saved_steps
 from ssjax.weights.base import Base, open_base, read_base_config, resolve
 from ssjax.weights.checkpoint import Checkpoints
@@ -80,6 +81,8 @@ def train(
     Raises:
       UserError: settings, base, data or directory do not go together, or the loss diverged.
     """
+    wall = WallTime()
+    messages.say_once(accelerators.fallback_line())
     workdir, base = Path(config.workdir), _open_base(config)
     config = resolve(config, base)
     mesh = partitioning.make_mesh(config.mesh, devices)
@@ -95,6 +98,8 @@ def train(
     trainable, frozen = starting_params(workdir, config, model, base, mesh)
     if config.init_from and not saved_steps.steps(workdir / "checkpoints"):
         trainable = inherited(config, model, tokenizer, trainable, mesh)
+    for line in hardware_lines(config, mesh, decode_mesh):
+        messages.say(line)
     messages.say(parameter_line(model, trainable, frozen))
     messages.say_once(line_of_data(config, frozen))
     with jax.set_mesh(mesh):
@@ -114,7 +119,7 @@ def train(
         programs=programs,
         frozen=frozen,
         batches=batches,
-        reporter=reporting.make_reporter(config, told),
+        reporter=reporting.make_reporter(config, told, wall, list(mesh.devices.flat)),
         profile_directory=workdir / "profile",
         tokenizer=tokenizer.files,
         decode=decode_validation and (lambda state: decode_validation(trained(state), decode_mesh)),

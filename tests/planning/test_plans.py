@@ -23,10 +23,10 @@ from ssjax.errors import UserError
 from ssjax.evaluation import best_way
 from ssjax.models.parameters import count
 from ssjax.models.transformer import abstract_params
-from ssjax.parallel import partitioning
+from ssjax.parallel import accelerators, partitioning
+from ssjax.parallel.program_cost import count_flops
 from ssjax.planning import plans
 from ssjax.planning.compiled_cost import program_cost
-from ssjax.planning.products import count_flops
 from ssjax.planning.program_text import read_program
 from ssjax.planning.topologies import CHIPS, GIB, open_topology
 from ssjax.training.programs import make_train_programs
@@ -38,6 +38,14 @@ EXPERIMENT = f"--config={ROOT / 'experiments' / 'dialogsum.py'}:smoke"
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the extra plan is not installed"
 )
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_peaks_are_known_by_the_names_that_devices_have(name):
+    """Also of devices of which a chip is two."""
+    topology = open_topology(name)
+    assert accelerators.peak_flops(topology.devices) == topology.device.flops
 
 
 def call(*arguments):

@@ -19,6 +19,7 @@ from ssjax.training.policy import Patience, SaveClock
 from ssjax.training.programs import make_train_programs
 from ssjax.training.records import MetricsFile
 from ssjax.training.reporting import make_reporter
+from ssjax.training.walltime import WallTime
 from ssjax.weights.checkpoint import Checkpoints
 from ssjax.weights.saved_steps import find_step, steps
 
@@ -63,7 +64,12 @@ def run(workdir, model, programs, config, widths, callbacks=(), decode=None, pat
         programs=programs,
         frozen={},
         batches=Batches(batches, [arrays(100, 22), arrays(101, 22)]),
-        reporter=make_reporter(config, [MetricsFile(workdir / "metrics.jsonl"), *callbacks]),
+        reporter=make_reporter(
+            config,
+            [MetricsFile(workdir / "metrics.jsonl"), *callbacks],
+            WallTime(),
+            list(programs.mesh.devices.flat),
+        ),
         profile_directory=workdir / "profile",
         tokenizer={"tokenizer.model": b"p"},
         decode=decode,
@@ -84,27 +90,46 @@ def run(workdir, model, programs, config, widths, callbacks=(), decode=None, pat
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, model, programs):
     """A bfloat16 model, trained with rows of two widths, validated every two steps."""
+    said = []
+    patch = pytest.MonkeyPatch()
+    patch.setattr("ssjax.training.compiled.say", said.append)
     workdir = tmp_path_factory.mktemp("run")
     config = meshes.make_config(model, eval_every=2, profile_at=3, profile_steps=2)
     state, complete = run(workdir, model, programs, config, widths=(22, 16))
+    patch.undo()
     assert complete
-    return workdir, programs, state
+    return workdir, programs, state, said
 
 
 def test_a_program_for_each_width_and_one_for_validation(trained):
-    _, programs, _ = trained
-    assert programs.train._cache_size() == 2
+    _, programs, _, said = trained
+    assert [line.partition(" in ")[0] for line in said] == [
+        "compiled for rows of 22 tokens",
+        "compiled for rows of 16 tokens",
+    ]
+    assert programs.train._cache_size() == 0  # never compiled within a step
     assert programs.evaluate._cache_size() == 1
 
 
+def test_the_last_record_says_where_the_seconds_went(trained):
+    lines = (trained[0] / "metrics.jsonl").read_text().splitlines()
+    *before, last = map(json.loads, lines)
+    spent = {k: v for k, v in last.items() if k.startswith("seconds_")}
+    assert 0 < last["goodput"] == spent["seconds_steps"] / sum(spent.values()) < 1
+    assert min(spent.values()) > 0 and last["step"] == NUM_STEPS
+    trained_in = [r["step_seconds"] for r in before if "step_seconds" in r]
+    assert trained_in and all(seconds > 0 for seconds in trained_in)
+    assert not any("mfu" in r for r in before)  # of a CPU no peak is known
+
+
 def test_trained_weights_stay_float32_under_bfloat16(trained):
-    _, _, state = trained
+    _, _, state, _ = trained
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
     assert {x.dtype.name for x in [*jax.tree.leaves(state.params), *moments]} == {"float32"}
 
 
 def test_chosen_steps_are_profiled(trained):
-    workdir, _, _ = trained
+    workdir, *_ = trained
     assert list((workdir / "profile").glob("**/*.xplane.pb"))
 
 

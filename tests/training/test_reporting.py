@@ -15,6 +15,7 @@ from ssjax.training.losses import LossSums
 from ssjax.training.records import MetricsFile, keep_records
 from ssjax.training.reporting import Reporter, loss_record
 from ssjax.training.step import StepMetrics
+from ssjax.training.walltime import WallTime
 
 
 def metrics(loss, weight=2.0):
@@ -24,13 +25,15 @@ def metrics(loss, weight=2.0):
 
 
 @contextlib.contextmanager
-def reporting(callbacks, start_step=0, log_every=2, num_steps=5):
+def reporting(callbacks, start_step=0, log_every=2, num_steps=5, now=None, peak_flops=None):
     reporter = Reporter(
         callbacks,
         num_steps=num_steps,
         log_every=log_every,
         schedule=lambda step: step / 10,
         names=("main", "stream_1"),
+        wall=WallTime() if now is None else WallTime(now),
+        peak_flops=peak_flops,
     )
     with reporter.running(start_step):
         yield reporter
@@ -111,6 +114,29 @@ def test_plain_lines_show_loss_speed_and_time_left(capsys):
     line = capsys.readouterr().err
     assert "step 2/5" in line and "loss 1.000" in line
     assert "tokens/s" in line and "s left" in line
+
+
+def test_speed_is_that_of_steps_alone(tmp_path, monkeypatch, capsys):
+    """Two steps of 2 s, 9 s between them: 40 tokens, and 6 of at most 10 operations a second."""
+    now = 0.0
+    held = {"memory_gib": 1.5, "memory_peak_gib": 2.0}
+    monkeypatch.setattr("ssjax.parallel.accelerators.memory", lambda: held)
+    callbacks = [*keep_records(tmp_path), Display()]
+    with reporting(callbacks, now=lambda: now, peak_flops=10.0) as r:
+        now += 2.0
+        r.add_step(1, metrics(1.0), 10, 12.0)
+        with r.wall.spent_on("validation"):
+            now += 9.0
+        now += 2.0
+        r.add_step(2, metrics(1.0), 30, 12.0)
+        r.add_summary()
+    step, summary = records(tmp_path)
+    assert (step["tokens_per_second"], step["step_seconds"], step["mfu"]) == (10.0, 2.0, 0.6)
+    assert {k: step[k] for k in held} == held
+    assert summary["goodput"] == 4 / 13 and summary["seconds_validation"] == 9
+    lines = capsys.readouterr().err.splitlines()
+    assert "2 s a step, 10 tokens/s, MFU 60.0 %, 1.5 GiB (peak 2.0), " in lines[0]
+    assert lines[1].startswith("goodput 31 %: steps 4.0 s, compile 0.0 s, validation 9.0 s")
 
 
 def test_prompts_that_were_decoded_stand_beside_the_losses(tmp_path, capsys):

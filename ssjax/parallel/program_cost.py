@@ -1,4 +1,4 @@
-"""Floating-point operations of matrix products, counted in a function before it is compiled."""
+"""What a program costs: its operations, counted before it is compiled, and then its memory."""
 
 import jax
 import numpy as np
@@ -14,6 +14,17 @@ def count_flops(function, *arguments) -> int:
       arguments: arrays or shape structs.
     """
     return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def peak_memory(compiled) -> int:
+    """Bytes of one device that a compiled program needs at once, its arguments included."""
+    memory = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
 
 
 def _jaxpr_flops(jaxpr) -> int:
