@@ -317,6 +317,10 @@ class TrainConfig:
     patience: Count = 0
     profile_at: Count = 0  # first step that jax.profiler records, into workdir/profile; 0: none
     profile_steps: Size = 3  # how many
+    # A port of every host at which TensorBoard or xprof ask for a trace of the moment; 0: none.
+    profiler_port: Annotated[int, Range(0, 65535)] = 0
+    # Where metrics go beside metrics.jsonl; each is an extra to be installed.
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

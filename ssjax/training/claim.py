@@ -44,6 +44,8 @@ _MAY_CHANGE = (
     "train.fused_attention",
     "train.profile_at",
     "train.profile_steps",
+    "train.profiler_port",
+    "train.loggers",
 )
 
 # Why the others may not.

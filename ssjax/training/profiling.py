@@ -1,9 +1,12 @@
-"""A trace of chosen steps, for TensorBoard or Perfetto."""
+"""A trace of chosen steps, or of the moment, for TensorBoard or Perfetto."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
+from ssjax.errors import UserError
 from ssjax.files.writing import make_directory, writing
 
 
@@ -35,3 +38,29 @@ class Profile:
             jax.block_until_ready(result)
             with writing(self._directory):
                 jax.profiler.stop_trace()
+
+
+@contextlib.contextmanager
+def server(port: int) -> Iterator[None]:
+    """A server of this process that traces when TensorBoard or xprof ask it to.
+
+    Args:
+      port: that it listens at; 0: there is none.
+
+    Raises:
+      UserError: it cannot listen there.
+    """
+    if not port:
+        yield
+        return
+    try:
+        jax.profiler.start_server(port)
+    except (RuntimeError, ValueError, jax.errors.JaxRuntimeError) as error:
+        raise UserError(
+            f"no profiler server at train.profiler_port={port} ({str(error).splitlines()[0]}); "
+            "give a port that is free on every host"
+        ) from None
+    try:
+        yield
+    finally:
+        jax.profiler.stop_server()

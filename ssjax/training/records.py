@@ -1,23 +1,14 @@
-"""Where the metrics of a run are kept: metrics.jsonl always, TensorBoard if it is installed."""
+"""Where the metrics of a run are always kept: metrics.jsonl."""
 
 import contextlib
-import importlib.util
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from ssjax.files.reading import read_bytes
-from ssjax.files.writing import make_directory, write_atomic, writing
+from ssjax.files.writing import write_atomic, writing
 from ssjax.training.callbacks import Callback
-
-
-def keep_records(workdir: Path) -> list[Callback]:
-    """The callbacks that keep metrics in a run directory."""
-    kept = [MetricsFile(workdir / "metrics.jsonl")]
-    if importlib.util.find_spec("tensorboardX") is not None:
-        kept.append(Board(workdir / "tensorboard"))
-    return kept
 
 
 class MetricsFile(Callback):
@@ -56,51 +47,6 @@ class MetricsFile(Callback):
     def on_end(self, complete: bool) -> None:
         with contextlib.suppress(OSError):  # said where it was written to
             self._file.close()
-
-
-class Board(Callback):
-    """Metrics as scalars for TensorBoard.
-
-    Written by the thread that calls: the threads of tensorboardX's own writer end without a word
-    where the disk is full, and whoever writes on waits for them without end.
-
-    Args:
-      directory: for the events.
-
-    Raises:
-      UserError: by every method, if the directory cannot be written to.
-    """
-
-    def __init__(self, directory: Path):
-        self._directory = directory
-        self._writer = None
-
-    def on_start(self, step: int, num_steps: int) -> None:
-        from tensorboardX import event_file_writer
-
-        make_directory(self._directory)
-        with writing(self._directory):
-            self._writer = event_file_writer.EventsWriter(str(self._directory / "events"))
-
-    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        from tensorboardX import summary
-        from tensorboardX.proto.event_pb2 import Event
-
-        now = time.time()
-        with writing(self._directory):
-            for name, value in metrics.items():
-                scalar = summary.scalar(name, value)
-                self._writer.write_event(Event(step=step, wall_time=now, summary=scalar))
-
-    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.on_step(step, metrics)
-
-    def on_summary(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.on_step(step, metrics)
-
-    def on_end(self, complete: bool) -> None:
-        with contextlib.suppress(OSError):  # said where it was written to
-            self._writer.close()
 
 
 def _records_until(path: Path, step: int) -> list[str]:

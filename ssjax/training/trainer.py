@@ -18,7 +18,7 @@ from ssjax.data.choice import choose_tokenizer, open_split
 from ssjax.data.tokenizers.tokenizer import open_tokenizer
 from ssjax.errors import UserError
 from ssjax.parallel import accelerators, distributed, partitioning
-from ssjax.training import draft_vocabulary, epochs, lock, loop, reporting
+from ssjax.training import draft_vocabulary, epochs, lock, loggers, loop, profiling, reporting
 from ssjax.training.batches import measure, open_batches
 from ssjax.training.callbacks import Callback
 from ssjax.training.claim import about_run, check_workdir, claim_workdir
@@ -29,7 +29,7 @@ from ssjax.training.inherit import inherited
 from ssjax.training.policy import Patience
 from ssjax.training.programs import make_train_programs
 from ssjax.training.provenance import line_of_data
-from ssjax.training.records import keep_records
+from ssjax.training.records import MetricsFile
 from ssjax.training.start import starting_params
 from ssjax.training.step import TrainState
 from ssjax.training.walltime import WallTime
@@ -89,6 +89,7 @@ def train(
     partitioning.check_shardable(config, mesh)
     decode_mesh = partitioning.decode_mesh(config.mesh, config.model, mesh)
     reporting.check_best_by(config)
+    loggers.require(config.train.loggers)
     distributed.first(lambda: prepare(workdir, config, base))
     config = epochs.kept(draft_vocabulary.kept(config, workdir), workdir)
     tokenizer = open_tokenizer(workdir)
@@ -113,13 +114,20 @@ def train(
         step = int(state.step)
         return Trained(workdir, step, config, tokenizer, state.params, frozen, base_config)
 
-    told = [*keep_records(workdir), Display(), *callbacks] if distributed.is_first() else []
+    told = [
+        MetricsFile(workdir / "metrics.jsonl"),
+        *loggers.make_loggers(config, workdir),
+        Display(),
+        *callbacks,
+    ]
     training = loop.Training(
         config=config,
         programs=programs,
         frozen=frozen,
         batches=batches,
-        reporter=reporting.make_reporter(config, told, wall, list(mesh.devices.flat)),
+        reporter=reporting.make_reporter(
+            config, told if distributed.is_first() else [], wall, list(mesh.devices.flat)
+        ),
         profile_directory=workdir / "profile",
         tokenizer=tokenizer.files,
         decode=decode_validation and (lambda state: decode_validation(trained(state), decode_mesh)),
@@ -127,7 +135,10 @@ def train(
     directory, about = workdir / "checkpoints", about_run(config, tokenizer)
     state, saved = _latest(directory, state)
     patience = Patience.continued(config.train.patience, saved)
-    with _open_checkpoints(directory, config.checkpoint, about) as checkpoints:
+    with (
+        profiling.server(config.train.profiler_port),
+        _open_checkpoints(directory, config.checkpoint, about) as checkpoints,
+    ):
         state, complete = loop.train(training, state, checkpoints, patience)
     return Outcome(trained(state), decode_mesh, complete)
 

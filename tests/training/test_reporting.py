@@ -12,7 +12,7 @@ from ssjax.training.callbacks import Callback, StopTraining
 from ssjax.training.decoded import Decoded
 from ssjax.training.display import Display
 from ssjax.training.losses import LossSums
-from ssjax.training.records import MetricsFile, keep_records
+from ssjax.training.records import MetricsFile
 from ssjax.training.reporting import Reporter, loss_record
 from ssjax.training.step import StepMetrics
 from ssjax.training.walltime import WallTime
@@ -37,6 +37,10 @@ def reporting(callbacks, start_step=0, log_every=2, num_steps=5, now=None, peak_
     )
     with reporter.running(start_step):
         yield reporter
+
+
+def keep_records(workdir):
+    return [MetricsFile(workdir / "metrics.jsonl")]
 
 
 def keeping(workdir, **settings):
@@ -153,14 +157,6 @@ def test_prompts_that_were_decoded_stand_beside_the_losses(tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].endswith("1.00 | 0.00, 2.50 tokens per call, acceptance 0.75 0.50")
     assert lines[1].endswith("1.00 | 0.00")
-
-
-def test_tensorboard_if_installed(tmp_path):
-    pytest.importorskip("tensorboardX")
-    with keeping(tmp_path) as r:
-        r.add_step(2, metrics(1.0), 10)
-    [file] = (tmp_path / "tensorboard").iterdir()
-    assert b"accuracy_stream_1" in file.read_bytes()
 
 
 class Listener(Callback):
