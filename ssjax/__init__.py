@@ -131,13 +131,19 @@ def train(config: Config | ConfigDict, callbacks: Sequence[Callback] = ()) -> Ru
       UserError: settings, base, data or directory do not go together, or another process trains
         there; `ssjax.errors.DivergedError`: the loss is not finite.
     """
+    from pathlib import Path
+
     from ssjax import config as config_lib
     from ssjax.evaluation import training_run
+    from ssjax.run import open_run
+    from ssjax.training import trainer
 
     is_frozen = isinstance(config, config_lib.Config)
     values = config_lib.to_dict(config) if is_frozen else config.to_dict()
-    run, _ = training_run.train(config_lib.from_dict(values), callbacks)
-    return run
+    config = config_lib.from_dict(values)
+    with trainer.held(Path(config.workdir)):
+        outcome = training_run.train(config, callbacks)
+    return open_run(outcome.trained, outcome.mesh)
 
 
 def __getattr__(name: str) -> Any:

@@ -394,8 +394,14 @@ class DecodeConfig:
 class EvalConfig:
     """The evaluation that ends a training run."""
 
-    split: Literal["train", "validation", "test"] = "test"  # whose records are decoded
+    enabled: bool = True  # False: a run ends with its last step
+    # Whose records are decoded; where the data has no such split, there is no evaluation.
+    split: Literal["train", "validation", "test"] = "test"
     max_records: Count = 0  # 0: the whole split
+    # Prompts decoded together, in validations too; 0: decode.batch_size.
+    batch_size: Count = 0
+    # What outputs are scored by, in validations too; empty: the metrics of the task.
+    metrics: tuple[Literal["rouge", "bleu", "chrf", "sql"], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -126,6 +126,13 @@ def digests(task_name: str, path: str, seed: int, reading: Reading = AS_THEY_ARE
     return {split: source.digest(part) for split, part in parts.items()}
 
 
+def split_names(
+    task_name: str, path: str, seed: int, reading: Reading = AS_THEY_ARE
+) -> tuple[str, ...]:
+    """The splits that there are. Arguments, errors: as in `digests`."""
+    return tuple(find_source(task_name, path, seed, reading)[1])
+
+
 def open_source(
     task_name: str,
     path: str,
@@ -141,10 +148,15 @@ def open_source(
       split: train, validation or test.
 
     Raises:
-      UserError: as `prepare`, or the split is not known.
+      UserError: as `prepare`, or the split is not known or not there.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    if split not in split_names(task_name, path, seed, reading):
+        raise UserError(
+            f"{path} has no {split} split; give its file, --config.data.{split}_share, or another "
+            "split"
+        )
     return open_prepared(prepare(task_name, path, prepared_dir, seed, reading), split)
 
 

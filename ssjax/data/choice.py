@@ -35,6 +35,12 @@ def open_split(config: Config, split: str) -> RecordSource | Mixture:
     return Mixture([source, *more], [1.0, *(weight for _, weight in data.mixed)])
 
 
+def split_names(config: Config) -> tuple[str, ...]:
+    """The splits that the data of a config has. Raises: UserError: it cannot be read."""
+    data = config.data
+    return builders.split_names(data.task, data.path, config.seed, Reading.of(data))
+
+
 def training_records(config: Config, tokenizer: Tokenizer, split: str) -> Sequence[Record]:
     """What losses are taken of: all records of a split, or those that need no cutting.
 

@@ -137,7 +137,7 @@ def find_parts(path: str, reading: Reading, expected: str) -> dict[str, Part]:
       expected: what the path should hold, for messages.
 
     Raises:
-      UserError: a split is missing, is there twice, or lacks a shard.
+      UserError: a split other than test is missing, one is there twice, or lacks a shard.
     """
     if os.path.isfile(path):
         if not path.endswith(FORMATS):
@@ -160,7 +160,8 @@ def find_parts(path: str, reading: Reading, expected: str) -> dict[str, Part]:
                 f"{found[split][0]} is there, and data.{split}_share is {shares[split]:g}; give 0 "
                 "to take the file, or take it away"
             )
-        if not found.get(split) and split not in shares:
+        # Without one to test on, a model can be trained all the same.
+        if not found.get(split) and split not in shares and split != "test":
             raise UserError(
                 f"{path} has no {split} split: --config.data.path should hold {expected}; or give "
                 f"--config.data.{split}_share, the share of the records that becomes one"
@@ -171,6 +172,8 @@ def find_parts(path: str, reading: Reading, expected: str) -> dict[str, Part]:
     divided = Shares(tuple(sorted(shares.items())), reading.split_seed) if shares else None
     parts = {}
     for split in reading.splits:
+        if split == "test" and not found.get(split) and split not in shares:
+            continue
         shared = split == "train" or split in shares
         files = pool if shared else found[split]
         sources = tuple(SourceFile(str(file)) for file in files)

@@ -18,7 +18,7 @@ from ssjax.decoding.completion import Completion
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import PlainDrafter, Way
 from ssjax.decoding.request import Request
-from ssjax.evaluation.speed import Entry, TimedBatch, time_ways
+from ssjax.evaluation.speed import Entry, Kept, TimedBatch, time_ways
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +115,7 @@ def compare(
     way: Way,
     *,
     on_batch: Callable[[int], None] = lambda _: None,
+    kept: Kept | None = None,
 ) -> Comparison:
     """Decodes all prompts both ways, batch by batch in turn.
 
@@ -122,14 +123,14 @@ def compare(
       decoder: the model.
       request: what is asked of both.
       way: the speculative one.
-      on_batch: called with the number of prompts done so far.
+      on_batch, kept: as in `time_ways`.
 
     Raises:
       UserError: as `time_ways`.
     """
     plain = dataclasses.replace(way, drafter=PlainDrafter())
     entries = [Entry(decoder, each) for each in (plain, way)]
-    results = time_ways(entries, request, on_batch=on_batch)
+    results = time_ways(entries, request, on_batch=on_batch, kept=kept)
     return Comparison(*(measurement_of(batches) for batches in results))
 
 

@@ -6,17 +6,23 @@ calibration is looked at. The programs are those of the evaluation at the end; w
 argument, so they are compiled at the first validation and never again.
 """
 
+import math
+from collections.abc import Sequence
+
 from jax.sharding import Mesh
 
 from ssjax.config.measured import is_decoded
+from ssjax.data.pipeline import Example
 from ssjax.decoding.completion import not_finite
 from ssjax.decoding.drafters import Way
 from ssjax.decoding.request import Request, make_request
 from ssjax.decoding.room import enough_memory
 from ssjax.errors import UserError
 from ssjax.evaluation.comparison import Measurement
-from ssjax.evaluation.prompts import of_split
+from ssjax.evaluation.prompts import eval_changes, metrics_of, of_split
 from ssjax.messages import say, say_once
+from ssjax.metrics.quality import score, shown_metrics
+from ssjax.parallel import distributed
 from ssjax.run import Run, open_run
 from ssjax.training.decoded import Decoded
 from ssjax.weights.load import Trained
@@ -32,7 +38,7 @@ class DecodedValidation:
 
     def __init__(self):
         self._off = False
-        self._asked: tuple[Request, Way] | None = None
+        self._asked: tuple[Request, Way, tuple[Example, ...]] | None = None
 
     def __call__(self, trained: Trained, mesh: Mesh) -> Decoded | None:
         """Decodes; to be called by all processes.
@@ -49,12 +55,13 @@ class DecodedValidation:
           UserError: the prompts cannot be decoded so, and the best checkpoint is judged by them.
             Otherwise the line is said, once, and training goes on without.
         """
-        config, decode = trained.config, trained.config.decode
+        config = trained.config
+        batch_size = config.eval.batch_size or config.decode.batch_size
         if self._off or config.train.eval_prompts == 0 or config.streams.num_ahead == 0:
             return None
         try:
             # Opening casts, folds and unrolls the weights beside those that are trained.
-            with enough_memory(decode.batch_size, decode.prompt_buckets[-1]):
+            with enough_memory(batch_size, config.decode.prompt_buckets[-1]):
                 run = open_run(trained, mesh)
             return self._measure(run)
         except UserError as error:
@@ -65,11 +72,12 @@ class DecodedValidation:
             return None
 
     def _measure(self, run: Run) -> Decoded | None:
-        decode = run.config.decode
+        decode = run.decode_config(**eval_changes(run.config))
         if self._asked is None:
-            prompts = of_split(run, "validation", run.config.train.eval_prompts).ids
-            self._asked = make_request(decode, prompts), run.configured_way(decode)
-        request, way = self._asked
+            prompts = of_split(run, "validation", run.config.train.eval_prompts)
+            way = run.configured_way(decode)
+            self._asked = make_request(decode, prompts.ids), way, prompts.examples
+        request, way, examples = self._asked
         if way.drafter.num_nodes == 1:
             return None
         completions = run.decoder.generate(request, way)
@@ -77,8 +85,19 @@ class DecodedValidation:
             if completion.finish == "error":
                 say(f"validation {not_finite(completion, number)}")
                 return None
-        finished = tuple(run.finish(completion, decode.stop)[0] for completion in completions)
+        pairs = [run.finish(completion, decode.stop) for completion in completions]
+        finished = tuple(completion for completion, _ in pairs)
         measured = Measurement(finished, prefill_seconds=0.0, decode_seconds=0.0)
         if measured.calls == 0:
             return None
-        return Decoded(measured.tokens_per_call, tuple(measured.acceptance_by_depth))
+        scores = _scores(run, [text for _, text in pairs], examples)
+        return Decoded(measured.tokens_per_call, tuple(measured.acceptance_by_depth), scores)
+
+
+def _scores(run: Run, texts: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
+    """By name, in percent, as the first process scores them; without those that no record has."""
+    metrics = metrics_of(run)
+    found, names = score(metrics, texts, examples), shown_metrics(metrics)
+    values = [math.nan if found[name] is None else found[name] for name in names]
+    shared = zip(names, distributed.agreed(values), strict=True)
+    return {name: value for name, value in shared if not math.isnan(value)}

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+from ssjax.config import Config
 from ssjax.data import pipeline
 from ssjax.data.choice import open_split
 from ssjax.data.pipeline import Example
 from ssjax.data.prompt_files import read_questions
+from ssjax.data.tasks import Metric
 from ssjax.run import Run
 
 
@@ -30,6 +32,16 @@ def examples_of(run: Run, split: str, limit: int) -> list[Example]:
     return pipeline.decode_examples(
         open_split(run.config, split), run.task, run.tokenizer, length, limit
     )
+
+
+def eval_changes(config: Config) -> dict[str, int]:
+    """The fields of `DecodeConfig` in whose place the eval group has others."""
+    return {"batch_size": config.eval.batch_size} if config.eval.batch_size else {}
+
+
+def metrics_of(run: Run) -> tuple[Metric, ...]:
+    """What outputs of a run are scored by, the main one first."""
+    return run.config.eval.metrics or run.task.metrics
 
 
 def with_data(run: Run, path: str | None) -> Run:

@@ -1,26 +1,34 @@
 """The evaluation of a run: measured, as plain values, and as a table on the terminal."""
 
 import dataclasses
+import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssjax.data.tasks import get_task
 from ssjax.decoding.acceptance import RULES
 from ssjax.decoding.request import make_request
 from ssjax.errors import UserError
 from ssjax.evaluation.comparison import Comparison, Measurement, compare
-from ssjax.evaluation.prompts import examples_of
+from ssjax.evaluation.prompts import examples_of, metrics_of
+from ssjax.evaluation.speed import Kept
 from ssjax.metrics.quality import LABELS, cell, require_packages, score, shown_metrics
+from ssjax.parallel.accelerators import device_line
 from ssjax.run import Run
 
 
 def evaluate(
-    run: Run, split: str, max_records: int, *, calibration: bool = True, **changes
+    run: Run,
+    split: str,
+    max_records: int,
+    *,
+    calibration: bool = True,
+    keep: Callable[[dict], Kept] | None = None,
+    **changes,
 ) -> dict:
     """Decodes a split plainly and speculatively and compares.
 
@@ -29,30 +37,35 @@ def evaluate(
       split: "train", "validation" or "test".
       max_records: 0 for all.
       calibration: whether a calibration of the run says how to draft; see `Run.way`.
+      keep: makes, from what decides the answers, the place that has those of an evaluation that
+        was stopped.
       **changes: fields of `DecodeConfig` to use in place of the run's.
 
     Returns:
       Plain values: settings, `Comparison.summary`, the task's metrics of both, one example.
     """
-    require_packages(run.task.metrics)
+    metrics = metrics_of(run)
+    require_packages(metrics)
     decode = run.decode_config(**changes)
     examples = examples_of(run, split, max_records)
     if not examples:
         raise UserError(f"split {split!r} has no records")
     way = run.way(changes, decode.batch_size, calibration=calibration)
+    prompts = [example.prompt_ids for example in examples]
     comparison = compare(
         run.decoder,
-        make_request(decode, [example.prompt_ids for example in examples]),
+        make_request(decode, prompts),
         way,
         on_batch=_progress(len(examples)),
+        kept=keep and keep(_about(run, split, decode, way, prompts)),
     )
     plain, plain_texts = _finished(run, comparison.plain, decode.stop)
     fast, fast_texts = _finished(run, comparison.speculative, decode.stop)
     summary = Comparison(plain, fast).summary()
-    quality = score(run.task.metrics, plain_texts, examples)
+    quality = score(metrics, plain_texts, examples)
     summary["plain"] |= quality
     same = fast_texts == plain_texts
-    summary["speculative"] |= quality if same else score(run.task.metrics, fast_texts, examples)
+    summary["speculative"] |= quality if same else score(metrics, fast_texts, examples)
     return {
         "workdir": str(run.workdir),
         "step": run.step,
@@ -69,12 +82,28 @@ def evaluate(
         "deferred": way.deferred,
         "acceptance": RULES[decode.accept],
         **summary,
+        "metrics": list(metrics),
         "example": {
             "prompt": examples[0].prompt,
             "reference": examples[0].references[0],
             "output": fast_texts[0],
             "runs": run.mark_runs(fast.completions[0], fast_texts[0]),
         },
+    }
+
+
+def _about(run, split, decode, way, prompts) -> dict:
+    """What decides the answers, and on what they are timed."""
+    ids = "\n".join(" ".join(map(str, prompt)) for prompt in prompts)
+    return {
+        "step": run.step,
+        "split": split,
+        "prompts": hashlib.sha256(ids.encode()).hexdigest(),
+        "decode": dataclasses.asdict(decode),
+        "drafter": repr(way.drafter),
+        "deferred": way.deferred,
+        "dtype": run.dtype,
+        "devices": device_line(jax.devices()),
     }
 
 
@@ -114,7 +143,7 @@ def show(evaluation: dict) -> None:
     ):
         table.add_row(name, f"{plain[key]:{form}}", f"{fast[key]:{form}}")
     table.add_row("speedup", "", f"{evaluation['speedup']:.2f}x")
-    for name in shown_metrics(get_task(evaluation["task"]).metrics):
+    for name in shown_metrics(evaluation["metrics"]):
         table.add_row(LABELS[name], cell(plain, name), cell(fast, name))
     console.print(table)
     depths = " ".join(f"{share:.2f}" for share in fast["acceptance_by_depth"])

@@ -9,6 +9,7 @@ replacement, the same ones for both sides of a ratio.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -49,11 +50,25 @@ class TimedBatch:
         return self.timing.prefill + self.timing.decode
 
 
+class Kept(Protocol):
+    """Batches that outlive the process, see `kept_batches`."""
+
+    def of_ways(self, count: int) -> list[list[TimedBatch]]:
+        """For each of so many ways, the batches that are done."""
+
+    def check(self) -> None:
+        """May stop, by an exception."""
+
+    def append(self, batch: Sequence[TimedBatch]) -> None:
+        """Keeps a batch, as each way decoded it; may stop, by an exception."""
+
+
 def time_ways(
     entries: Sequence[Entry],
     request: Request,
     *,
     on_batch: Callable[[int], None] = lambda _: None,
+    kept: Kept | None = None,
 ) -> list[list[TimedBatch]]:
     """Decodes all prompts in every way; for each entry its batches, in the order of the prompts.
 
@@ -61,15 +76,21 @@ def time_ways(
       entries: at least one.
       request: what is asked of all; its seed, one for all prompts, also orders the entries.
       on_batch: called with the number of prompts done so far.
+      kept: has what was done before, and is told of what is done now; it may stop all.
 
     Raises:
       UserError: the model's output for a prompt is not finite, so that there is nothing to compare.
     """
-    _compile(entries, request)
-    results: list[list[TimedBatch]] = [[] for _ in entries]
-    running = [entry.decoder.run_batches(request, entry.way) for entry in entries]
+    results = kept.of_ways(len(entries)) if kept else [[] for _ in entries]
+    done = sum(len(batch.completions) for batch in results[0])
+    rest = _without_first(request, done)
+    _compile(entries, rest)
+    if kept:
+        kept.check()
+    running = [entry.decoder.run_batches(rest, entry.way) for entry in entries]
     order = np.random.default_rng(request.seed)
-    done = 0
+    for _ in results[0]:
+        order.permutation(len(entries))
     while done < len(request.prompts):
         for index in order.permutation(len(entries)):
             completions, timing = next(running[index])
@@ -78,14 +99,30 @@ def time_ways(
             results[index].append(TimedBatch(tuple(completions), timing))
         done += len(results[0][-1].completions)
         on_batch(done)
+        if kept:
+            kept.append([batches[-1] for batches in results])
     return results
+
+
+def _without_first(request: Request, count: int) -> Request:
+    """The request for the prompts after the first ones, with their limits, seeds and numbers."""
+    if not count:
+        return request
+    parts = {
+        "max_new_tokens": request.max_new_tokens,
+        "seed": request.seed,
+        "numbers": range(len(request.prompts)) if request.numbers is None else request.numbers,
+    }
+    cut = {k: v if isinstance(v, int | np.integer) else v[count:] for k, v in parts.items()}
+    return dataclasses.replace(request, prompts=request.prompts[count:], **cut)
 
 
 def _compile(entries: Sequence[Entry], request: Request) -> None:
     """Decodes a batch of every prompt bucket in every way, so that the clock meets no compiler."""
     for batch in entries[0].decoder.one_batch_per_bucket(request.prompts, request.batch_size):
         for entry in entries:
-            entry.decoder.generate(dataclasses.replace(request, prompts=batch), entry.way)
+            asked = dataclasses.replace(request, prompts=batch, numbers=None)
+            entry.decoder.generate(asked, entry.way)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,7 +96,7 @@ def agreed(values: Sequence[float]) -> list[float]:
     """The values of the first process, in all; for what is decided by a clock. All must call it."""
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
         return list(values)
-    return multihost_utils.broadcast_one_to_all(np.array(values, np.float64)).tolist()
+    return multihost_utils.broadcast_one_to_all(np.array(values, np.float32)).tolist()
 
 
 def gather(text: str) -> list[str]:

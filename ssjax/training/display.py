@@ -13,8 +13,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ssjax.config.measured import TOKENS_PER_CALL
+from ssjax.config.measured import PREFIX, TOKENS_PER_CALL
 from ssjax.messages import say
+from ssjax.metrics.quality import LABELS
 from ssjax.training.callbacks import Callback
 
 
@@ -98,4 +99,11 @@ def _drafts(metrics):
     if TOKENS_PER_CALL not in metrics:
         return ""
     shares = [f"{v:.2f}" for k, v in metrics.items() if k.startswith("validation_acceptance_")]
-    return f", {metrics[TOKENS_PER_CALL]:.2f} tokens per call, acceptance {' '.join(shares)}"
+    scores = "".join(
+        f", {label} {metrics[PREFIX + name]:.1f}"
+        for name, label in LABELS.items()
+        if PREFIX + name in metrics
+    )
+    return (
+        f", {metrics[TOKENS_PER_CALL]:.2f} tokens per call, acceptance {' '.join(shares)}{scores}"
+    )

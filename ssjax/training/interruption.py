@@ -22,16 +22,16 @@ from ssjax.parallel.partitioning import MESH_AXES, replicated
 class Interruption:
     """While entered, the first SIGINT or SIGTERM sets `requested`, the second one interrupts.
 
-    Outside the training loop nothing has to be saved, and the signals keep their usual
-    meaning.
+    Elsewhere nothing has to be saved, and the signals keep their usual meaning.
 
     Args:
       say: prints one line for the user.
+      then: what comes of the first signal, for that line.
     """
 
-    def __init__(self, say: Callable[[str], None]):
+    def __init__(self, say: Callable[[str], None], then: str = "saving after this step"):
         self.requested = False
-        self._say = say
+        self._say, self._then = say, then
         self._previous = {}
 
     def __enter__(self):
@@ -47,9 +47,7 @@ class Interruption:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        self._say(
-            f"{signal.Signals(number).name}: saving after this step; once more to stop at once"
-        )
+        self._say(f"{signal.Signals(number).name}: {self._then}; once more to stop at once")
 
 
 def end_within(seconds: float, code: int) -> None:

@@ -7,7 +7,8 @@ memory_peak_gib. A validation record holds the weighted loss as validation_loss,
 the prefix validation_. Losses are nats per target token, means over the steps since the record
 before. Where validation prompts are decoded, the record also holds validation_tokens_per_call and
 validation_acceptance_1, _2, ...: decode passes that kept a draft node at that depth, over all
-decode passes. The last record of a start says where its seconds went (`walltime`).
+decode passes; and what the task scores outputs by, such as validation_rouge1, in percent. The last
+record of a start says where its seconds went (`walltime`).
 """
 
 import contextlib
@@ -19,7 +20,9 @@ import numpy as np
 
 from ssjax.config import Config
 from ssjax.config.measured import PREFIX, VALIDATION_LOSS
+from ssjax.data.tasks import get_task
 from ssjax.errors import DivergedError, UserError
+from ssjax.metrics.quality import require_packages, shown_metrics
 from ssjax.parallel import accelerators
 from ssjax.training.callbacks import Callback, StopTraining
 from ssjax.training.decoded import Decoded
@@ -228,19 +231,28 @@ def make_reporter(
     )
 
 
-def check_best_by(config: Config) -> None:
-    """Checks that validations of a run measure what its best checkpoint is judged by.
+def check_measured(config: Config) -> None:
+    """Checks that validations of a run can score, and what its best checkpoint is judged by.
 
     Raises:
-      UserError: they do not; names what they measure.
+      UserError: they cannot, or do not measure that; names what they measure.
     """
+    of_task = get_task(config.data.task).metrics
+    metrics = config.eval.metrics or of_task
+    if "sql" in metrics and "sql" not in of_task:
+        raise UserError(
+            f"config: eval.metrics sql runs outputs on the tables of a record, and the records of "
+            f"{config.data.task} have none"
+        )
     names, best_by = output_names(config.streams), config.checkpoint.best_by
     known = [VALIDATION_LOSS, *loss_record(LossSums.zeros(len(names)), names, PREFIX)]
     if config.train.eval_prompts and config.streams.num_ahead:
         # A draft is as deep as there are streams, or as a chain of all its nodes.
         decode = config.decode
         depth = max(config.streams.num_ahead, decode.num_nodes, decode.lookup_nodes)
-        known += Decoded(1.0, (0.0,) * depth).record()
+        require_packages(metrics)
+        scores = dict.fromkeys(shown_metrics(metrics), 0.0)
+        known += Decoded(1.0, (0.0,) * depth, scores).record()
     if best_by not in known:
         raise UserError(
             f"config: checkpoint.best_by {best_by} is not measured by the validations of this run, "

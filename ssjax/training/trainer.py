@@ -88,7 +88,7 @@ def train(
     mesh = partitioning.make_mesh(config.mesh, devices)
     partitioning.check_shardable(config, mesh)
     decode_mesh = partitioning.decode_mesh(config.mesh, config.model, mesh)
-    reporting.check_best_by(config)
+    reporting.check_measured(config)
     loggers.require(config.train.loggers)
     distributed.first(lambda: prepare(workdir, config, base))
     config = epochs.kept(draft_vocabulary.kept(config, workdir), workdir)

@@ -405,3 +405,22 @@ def test_settings_that_cannot_work(change, message):
     values = config_lib.to_dict(config_lib.Config(data=DataConfig(**change)))
     with pytest.raises(UserError, match=message):
         config_lib.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("names", "reading"),
+    [
+        (("train.jsonl", "validation.jsonl"), {}),
+        (("all.jsonl",), {"validation_share": 0.2}),
+    ],
+)
+def test_a_test_split_may_be_missing(tmp_path, names, reading):
+    """Training has what it needs; who asks for the split is told."""
+    for name in names:
+        write(tmp_path / name, PAIRS[:20])
+    data = DataConfig(task="pairs", path=str(tmp_path), prepared_dir=str(tmp_path / "p"), **reading)
+    config = dataclasses.replace(config_lib.Config(), data=data)
+    assert choice.split_names(config) == ("train", "validation")
+    assert all(len(choice.open_split(config, split)) for split in ("train", "validation"))
+    with pytest.raises(UserError, match="has no test split; give its file, --config.data.test_s"):
+        choice.open_split(config, "test")

@@ -12,9 +12,12 @@ from ssjax import config as config_lib
 from ssjax import run as run_lib
 from ssjax.decoding import decoder as decoder_lib
 from ssjax.errors import UserError
+from ssjax.evaluation import final, report
 from ssjax.evaluation.decoded_validation import DecodedValidation
+from ssjax.evaluation.kept_batches import Stopped
 from ssjax.evaluation.prompts import examples_of
 from ssjax.evaluation.teacher_forcing import compare_texts
+from ssjax.metrics import text_metrics
 from ssjax.models.lora import split_trainable
 from ssjax.training import trainer
 from ssjax.weights.load import load_trained, make_model
@@ -108,6 +111,56 @@ def test_the_numbers_are_those_of_the_checkpoint_opened_afterwards(trained):
 def test_nothing_is_compiled_after_the_first_validation(trained):
     first, *later = trained[1]
     assert first > 0 and later == [first, first]
+
+
+def test_outputs_are_scored_as_the_task_scores_them(trained):
+    """ROUGE of the answers of the last checkpoint, by the metric itself."""
+    workdir = trained[0].trained.directory
+    run = run_lib.load(workdir)
+    examples = examples_of(run, "validation", PROMPTS)
+    answers = run.generate([list(e.prompt_ids) for e in examples], calibration=False)
+    scores = text_metrics.rouge([a.text for a in answers], [e.references for e in examples])
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    [last] = [r for r in records if "validation_loss" in r and r["step"] == STEPS]
+    for name in ("rouge1", "rouge2", "rougeLsum"):
+        assert last[f"validation_{name}"] == pytest.approx(sum(scores[name]) / PROMPTS)
+
+
+@pytest.mark.stress
+def test_an_evaluation_that_is_stopped_goes_on(trained, capsys):
+    """Twice, each time after a batch; the figures are those of one that never was."""
+    moment = changed(trained, eval={"max_records": 6, "batch_size": 2})
+    run, written = run_lib.open_run(moment, trained[0].mesh), []
+    for looks in ([False, True], [False, True], [False] * 9):
+        asked = iter(looks)
+        if looks[-1]:
+            with pytest.raises(Stopped):
+                final.evaluate(run, lambda asked=asked: next(asked), written.append)
+        else:
+            found = final.evaluate(run, lambda asked=asked: next(asked), written.append)
+    assert written == [found] and not list(run.workdir.glob("evaluation.partial*"))
+    never_stopped = report.evaluate(run, "test", 6, calibration=False, batch_size=2)
+    assert found["batch_size"] == 2 and found["identical"] == found["prompts"] == 6
+    for key in ("call_reduction", "example", "split"):
+        assert found[key] == never_stopped[key]
+    for way in ("plain", "speculative"):
+        for key in ("tokens", "calls", "rouge1", "acceptance_by_depth"):
+            assert found[way][key] == never_stopped[way][key]
+    assert "evaluation goes on after 2 batches" in capsys.readouterr().err
+
+
+def test_a_run_may_end_without_an_evaluation(trained, tmp_path, capsys):
+    """Where it is turned off, and where the data has no such split."""
+    pairs = {"task": "pairs", "path": str(tmp_path), "validation_share": 0.5}
+    (tmp_path / "all.jsonl").write_text('{"prompt": "a", "response": "b"}\n' * 4)
+    for groups, said in (
+        ({"eval": {"enabled": False}}, "no evaluation: eval.enabled is False"),
+        ({"data": pairs}, f"no evaluation: {tmp_path} has no test split; eval.split=validation"),
+    ):
+        moment = changed(trained, **groups)
+        run = types.SimpleNamespace(config=moment.config, workdir=tmp_path)
+        assert final.evaluate(run, lambda: False, None) is None
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.stress
