@@ -74,3 +74,13 @@ def programs_of_a_file():
     """
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """gs:// in memory, and a cache of its own for what is fetched; gives the objects by name."""
+    from buckets import memory_bucket
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    with memory_bucket() as objects:
+        yield objects

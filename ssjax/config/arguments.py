@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ssjax.config import DecodeConfig
+from ssjax.config import DecodeConfig, addresses
 from ssjax.config.ranges import INT32_MAX, checked, hints, unknown_key
 from ssjax.errors import UserError
 
@@ -68,11 +68,11 @@ def read_count(value: Any, name: str, *, least: int) -> int:
     return int(value)
 
 
-def read_path(value: Any, name: str) -> Path:
-    """A path of an argument. Raises: UserError naming it."""
+def read_path(value: Any, name: str) -> str | Path:
+    """A path of an argument; an address stays a text. Raises: UserError naming it."""
     if not isinstance(value, str | os.PathLike) or not str(value) or "\0" in str(value):
         raise UserError(f"{name} must be a path, got {value!r:.80}")
-    return Path(value)
+    return str(value) if addresses.scheme(str(value)) else Path(value)
 
 
 def is_whole(value: Any) -> bool:

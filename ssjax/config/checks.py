@@ -4,7 +4,7 @@ import itertools
 import math
 from pathlib import Path
 
-from ssjax.config import measured, ranges
+from ssjax.config import addresses, measured, ranges
 from ssjax.config.keys import (
     Config,
     DataConfig,
@@ -45,17 +45,13 @@ def validate(config: Config) -> None:
         "data.length_buckets and data.packing are two ways to save padding; choose one",
     )
     _validate_reading(data)
-    places = {
-        "workdir": config.workdir,
-        "data.path": data.path,
-        "data.prepared_dir": data.prepared_dir,
-        "data.mixture": " ".join(data.mixture),
-    }
-    for key, place in places.items():
+    for key, place in {"workdir": config.workdir, "data.prepared_dir": data.prepared_dir}.items():
         _check(
             "://" not in place,
             f"{key} {place!r} is not a path; mount the bucket on every host, see docs/launch.md",
         )
+    for key, place in [("data.path", data.path), *(("data.mixture", p) for p, _ in data.mixed)]:
+        _check_address(key, place)
     _check(
         not config.init_from
         or Path(config.init_from).absolute() != Path(config.workdir).absolute(),
@@ -70,6 +66,14 @@ def validate(config: Config) -> None:
     )
     validate_decode(decode, streams)
     _validate_best(config)
+
+
+def _check_address(key: str, place: str) -> None:
+    known = " or ".join(f"{name}://" for name in addresses.CLIENTS)
+    _check(
+        not addresses.scheme(place) or addresses.is_bucket(place),
+        f"{key} {place!r} is an address of an unknown kind; give a path, or one of {known}",
+    )
 
 
 def _validate_mesh(mesh: MeshConfig) -> None:

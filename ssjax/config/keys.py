@@ -24,7 +24,8 @@ class ModelConfig:
     With `pretrained`, everything but `pretrained` and `dtype` is read from there.
     """
 
-    pretrained: str = ""  # directory or hub id of the base weights; empty: random weights
+    # Directory, address in a bucket, or hub id of the base weights; empty: random weights.
+    pretrained: str = ""
     dtype: Literal["float32", "bfloat16"] = "float32"  # of products; trained weights stay float32
 
     vocab_size: Count = 0  # 0: as many as the tokenizer has

@@ -18,6 +18,7 @@ from ssjax.data.tokenizers.tokenizer import (
     train_tokenizer,
 )
 from ssjax.errors import UserError
+from ssjax.files import places
 from ssjax.files.gguf import is_gguf
 
 
@@ -94,7 +95,7 @@ def kept_tokenizer(workdir: Path) -> Tokenizer | None:
 
 def given_tokenizer(path: str) -> Tokenizer:
     """The tokenizer of data.tokenizer: a directory, a GGUF file, or a file of SentencePiece."""
-    is_file = Path(path).is_file() and not is_gguf(path)
+    is_file = places.of(path).is_file() and not is_gguf(path)
     return SentencePieceTokenizer.from_file(path) if is_file else open_tokenizer(path)
 
 

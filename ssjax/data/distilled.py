@@ -8,11 +8,11 @@
 Such a directory is read by the task it was made for, in place of the task's own files.
 """
 
-from pathlib import Path
 from typing import Any
 
 from ssjax.config import DataConfig
 from ssjax.errors import UserError
+from ssjax.files import places
 from ssjax.files.reading import read_json_object
 
 FILE = "distilled.json"
@@ -27,7 +27,7 @@ def read_about(path: str) -> dict[str, Any] | None:
     Raises:
       UserError: it cannot be read, or the writing has not come to its end.
     """
-    file = Path(path or ".") / FILE
+    file = places.of(path or ".") / FILE
     if not path or not file.is_file():
         return None
     about = read_json_object(file, _HINT)

@@ -1,8 +1,10 @@
-"""Data sets of the Hugging Face hub: fetched as files, which are then read as any others.
+"""Data sets of the Hugging Face hub or in a bucket: fetched as files, then read as any others.
 
     hub:owner/name                                all files of records of the repository
     hub:owner/name/data@main                      those of a folder, of a revision
     hub:owner/name/default@refs/convert/parquet   what the hub makes of sets in any form
+
+    gs://my-bucket/data                           those of a directory, or one file
 
 No code of a repository is run, and what the client of the hub has in its cache is not fetched
 again.
@@ -14,20 +16,27 @@ from pathlib import Path
 
 from ssjax.data.source_files import FORMATS
 from ssjax.errors import UserError
+from ssjax.files import fetching, places
 from ssjax.messages import say_once
 
 _PREFIX = "hub:"
+_IN_BUCKETS = tuple(f"*{end}" for end in (*FORMATS, ".csv", ".json"))
 _WORD = r"[A-Za-z0-9][\w.-]*"
 _NAME = re.compile(rf"({_WORD}/{_WORD})((?:/{_WORD})*)(?:@({_WORD}(?:/{_WORD})*))?", re.ASCII)
 
 
 def located(path: str) -> str:
-    """Where the files of `data.path` lie: there, or fetched from the hub.
+    """Where the files of `data.path` lie: there, or fetched from the hub or a bucket.
 
     Raises:
       UserError: no such data set, or it cannot be fetched.
     """
-    return _fetched(path) if path.startswith(_PREFIX) else path
+    if not places.is_bucket(path):
+        return _fetched(path) if path.startswith(_PREFIX) else path
+    place = places.of(path)
+    if path.endswith(FORMATS):
+        return str(fetching.file_on_disk(place))
+    return str(fetching.on_disk(place, _IN_BUCKETS, nested=True))
 
 
 @functools.cache  # a start asks several times

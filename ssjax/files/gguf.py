@@ -9,6 +9,7 @@ of a split file are one model, and a damaged file ends in one line.
 """
 
 import dataclasses
+import glob
 import os
 import re
 import struct
@@ -70,6 +71,14 @@ class GgufHeader:
 def is_gguf(path: str | os.PathLike) -> bool:
     """Whether a path names a GGUF file, there or not; a directory never does."""
     return str(path).lower().endswith(".gguf") and not os.path.isdir(path)
+
+
+def name_of_parts(name: str) -> str:
+    """A pattern for the names of all files of the model that a file belongs to."""
+    match = _SPLIT.fullmatch(name)
+    return (
+        f"{glob.escape(match[1])}-*-of-{match[3]}.[gG][gG][uU][fF]" if match else glob.escape(name)
+    )
 
 
 def read_header(path: str | os.PathLike) -> GgufHeader:

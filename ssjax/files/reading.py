@@ -6,10 +6,10 @@ a JSON string, a prompt or a row of a table may hold U+2028, U+0085 or a form fe
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 from ssjax.errors import UserError
+from ssjax.files import places
 
 
 def read_bytes(path: str | os.PathLike, hint: str = "") -> bytes:
@@ -23,7 +23,7 @@ def read_bytes(path: str | os.PathLike, hint: str = "") -> bytes:
       UserError: it cannot be read, naming the path.
     """
     try:
-        return Path(path).read_bytes()
+        return places.of(path).read_bytes()
     except OSError as error:
         raise UserError(_with_hint(f"{path}: {error.strerror}", hint)) from None
     except ValueError as error:  # a path with a null character

@@ -13,7 +13,6 @@ keys entries by program, versions, XLA flags and the features of the processor.
 
 import contextlib
 import functools
-import os
 import re
 import warnings
 from pathlib import Path
@@ -24,6 +23,7 @@ from jax import monitoring
 from jax.experimental.compilation_cache import compilation_cache
 
 from ssjax.errors import UserError
+from ssjax.files import caches
 from ssjax.files.writing import make_directory
 from ssjax.messages import say, say_once
 
@@ -73,13 +73,7 @@ def default_place() -> Path:
     Raises:
       UserError: the user has no home.
     """
-    caches = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        # A relative one counts for nothing, after the XDG base directory specification.
-        root = Path(caches) if os.path.isabs(caches) else Path.home() / ".cache"
-    except RuntimeError as error:
-        raise UserError(f"{error} set JAX_COMPILATION_CACHE_DIR") from None
-    return root / "ssjax" / "compiled"
+    return caches.directory("compiled", "set JAX_COMPILATION_CACHE_DIR")
 
 
 def _move(place: str | None) -> None:

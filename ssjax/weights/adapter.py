@@ -32,6 +32,8 @@ from ssjax.weights.families import Family
 from ssjax.weights.huggingface import save_tensors
 from ssjax.weights.naming import Tensor
 
+# Patterns of all files of a portable directory but the weights of a base beside them.
+FILES = ("streams.safetensors", "adapter_*", "*.json", "*.model", "*.txt", "*.jinja")
 _FORMAT = 1
 _HINT = "give a directory that python -m ssjax.export --format adapter wrote"
 _PEFT_PREFIX = "base_model.model."

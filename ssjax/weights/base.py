@@ -11,7 +11,6 @@ A base is a Hugging Face directory (or hub id), or a directory that `ssjax.conve
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from jax.sharding import Mesh
 from ssjax import config as config_lib
 from ssjax.config import Config, ModelConfig
 from ssjax.errors import UserError
+from ssjax.files import places
 from ssjax.files.reading import read_json_object, to_json
 from ssjax.files.writing import write_atomic
 from ssjax.models import lora
@@ -37,7 +37,7 @@ class Base:
     """An opened base model; weights are read on demand."""
 
     name: str  # as the user gave it
-    directory: Path  # tokenizer files lie there
+    directory: Path  # tokenizer files lie there, of a model in a bucket a copy of them
     model: ModelConfig
     config_json: Mapping[str, Any] | None  # of Hugging Face, for exporting
     source: huggingface.Source | None  # None: our own directory
@@ -90,12 +90,12 @@ def open_base(name: str | Path, dtype: str) -> Base:
       UserError: none there, or not one that we know.
     """
     name = str(name)
-    directory = Path(name)
+    directory = places.of(name)
     if _is_ours(directory):
         model = dataclasses.replace(read_config(directory).model, pretrained=name, dtype=dtype)
         config_json = read_base_config(directory)
         return Base(name, directory, model, config_json, None)
-    if os.path.isdir(directory / "checkpoints"):
+    if places.is_dir(directory / "checkpoints"):
         raise UserError(
             f"{name} is the run directory of a training; make a base of it with "
             f"python -m ssjax.export --workdir {name} --format orbax --target DIR"
@@ -114,13 +114,13 @@ def read_model_config(name: str, dtype: str) -> ModelConfig:
     Raises:
       UserError: none there, or not one that we know.
     """
-    if _is_ours(Path(name)):
+    if _is_ours(places.of(name)):
         return open_base(name, dtype).model
     return huggingface.read_model_config(name, dtype)
 
 
 def _is_ours(directory: Path) -> bool:
-    return os.path.isdir(directory / "params")
+    return places.is_dir(directory / "params")
 
 
 def title(name: str, revision: str) -> str:

@@ -1,4 +1,4 @@
-"""Where a model lies: in a directory, or in a repository of the Hugging Face hub.
+"""Where a model lies: in a directory, in a bucket, or in a repository of the Hugging Face hub.
 
 A name is a hub id, such as facebook/opt-125m or facebook/opt-125m@REVISION, only where nothing
 says that it is a path. A mistyped workdir is thus answered at once, and no hub is asked for it.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ssjax.config import Config
 from ssjax.errors import UserError
+from ssjax.files import fetching, places
 from ssjax.files.gguf import is_gguf
 from ssjax.messages import say_once
 
@@ -25,8 +26,9 @@ class Location:
     """A directory with the files of a model.
 
     Attributes:
-      directory: of the user, or a snapshot in the hub's cache; or a GGUF file.
-      revision: the commit of the snapshot; empty: a directory of the user.
+      directory: of the user, a snapshot in the hub's cache, or a copy of what is in a bucket; or a
+        GGUF file.
+      revision: the commit of the snapshot; empty: of the user.
     """
 
     directory: Path
@@ -34,15 +36,21 @@ class Location:
 
 
 def locate(name: str, files: Sequence[str] = _MODEL_FILES) -> Location:
-    """The directory of a model, which is fetched if it is on the hub.
+    """The directory of a model, which is fetched if it is on the hub or in a bucket.
 
     Args:
-      name: a directory, or a hub id with or without @REVISION (a branch, a tag, or a commit).
+      name: a directory, an address, or a hub id with or without @REVISION (a branch, a tag, or a
+        commit).
       files: patterns of the files that are fetched; by default config, tokenizer and weights.
 
     Raises:
       UserError: neither is there; one line.
     """
+    if places.is_bucket(name):
+        path = places.of(name)
+        return Location(
+            fetching.file_on_disk(path) if is_gguf(name) else fetching.on_disk(path, files)
+        )
     if os.path.exists(name):
         return Location(Path(name))
     if is_gguf(name):
@@ -70,7 +78,7 @@ def is_here(name: str, file: str) -> bool:
     """
     import huggingface_hub
 
-    if os.path.exists(name):
+    if places.is_bucket(name) or os.path.exists(name):
         return True
     repository, _, revision = name.partition("@")
     if not _HUB_ID.fullmatch(repository):

@@ -9,7 +9,6 @@ portable             ssjax.json, streams.safetensors, tokenizer files: beside Hu
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from jax.sharding import Mesh
 from ssjax.config import Config, ModelConfig
 from ssjax.data.tokenizers.tokenizer import Tokenizer, open_tokenizer
 from ssjax.errors import DamagedError, UserError
-from ssjax.files import manifest
+from ssjax.files import fetching, manifest, places
 from ssjax.files.gguf import is_gguf
 from ssjax.files.reading import read_json_object, to_json
 from ssjax.files.writing import write_atomic
@@ -82,10 +81,10 @@ def load_trained(
     Raises:
       UserError: nothing of the kind is there, or parts do not belong together.
     """
-    path = Path(directory)
+    path = places.of(directory)
     if adapter is not None:
-        return _load_portable(Path(adapter), base or _base_of(path), mesh)
-    if not os.path.isdir(path):
+        return _load_portable(places.of(adapter), base or _base_of(path), mesh)
+    if not places.is_dir(path):
         return _load_base(directory, mesh)
     if adapter_lib.is_portable(path):
         has_weights = config_json.is_model_directory(path)
@@ -239,7 +238,8 @@ def untouched_config(model: ModelConfig, tokenizer: Tokenizer) -> Config:
     )
 
 
-def _load_portable(path, base_name, mesh) -> Trained:
+def _load_portable(place, base_name, mesh) -> Trained:
+    path = fetching.on_disk(place, adapter_lib.FILES)
     config = adapter_lib.read_config(path)
     base = open_base(base_name or config.model.pretrained, config.model.dtype)
     values = base.config_json
@@ -258,8 +258,8 @@ def _load_portable(path, base_name, mesh) -> Trained:
     mesh = mesh or partitioning.one_device()
     leaves = jax.device_put(addition.leaves, param_shardings(addition.leaves, config.model, mesh))
     if full:
-        return Trained(path, 0, config, tokenizer, merge(leaves, weights), {}, values)
-    return Trained(path, 0, config, tokenizer, leaves, weights, values)
+        return Trained(place, 0, config, tokenizer, merge(leaves, weights), {}, values)
+    return Trained(place, 0, config, tokenizer, leaves, weights, values)
 
 
 def _check_leaves(model, params, path) -> None:

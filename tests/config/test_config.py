@@ -391,10 +391,22 @@ def test_detached_refuses_what_another_mode_is_for(group, key, message):
         config_lib.from_dict(values)
 
 
-@pytest.mark.parametrize("key", ["workdir", "data.path", "data.prepared_dir"])
+@pytest.mark.parametrize("key", ["workdir", "data.prepared_dir"])
 def test_a_bucket_is_not_a_path(key):
     values = config_lib.to_dict(config_lib.Config())
     group = values if "." not in key else values["data"]
     group[key.split(".")[-1]] = "gs://my-bucket/runs"
     with pytest.raises(UserError, match=f"{key} 'gs://my-bucket/runs' is not a path; mount"):
         config_lib.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("path", "az://bucket/data"), ("mixture", ["http://host/data=0.5"])]
+)
+def test_addresses_of_unknown_kinds_are_refused(key, value):
+    values = config_lib.to_dict(config_lib.Config())
+    values["data"][key] = value
+    with pytest.raises(UserError, match=f"data.{key} .* of an unknown kind; give a path, or one"):
+        config_lib.from_dict(values)
+    values["data"][key] = "gs://bucket/data" if key == "path" else ["s3://bucket/data=0.5"]
+    config_lib.from_dict(values)

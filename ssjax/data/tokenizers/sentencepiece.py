@@ -9,7 +9,6 @@ space off again. And U+2581, with which SentencePiece marks spaces inside, reads
 import dataclasses
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 import sentencepiece
@@ -18,6 +17,7 @@ from ssjax.data.tokenizers.base import BaseTokenizer
 from ssjax.data.tokenizers.pieces import SPACE, describe_pieces
 from ssjax.data.tokenizers.settings import CONFIG, TO_JSON, AddedToken, Settings, read_settings
 from ssjax.errors import UserError
+from ssjax.files import places
 
 FILE = "tokenizer.model"
 
@@ -108,7 +108,7 @@ class SentencePieceTokenizer(BaseTokenizer):
     def from_file(cls, path: str | os.PathLike) -> "SentencePieceTokenizer":
         """Reads a SentencePiece .model, and nothing beside it. Raises: UserError naming it."""
         try:
-            return cls(Path(path).read_bytes(), where=str(path))
+            return cls(places.of(path).read_bytes(), where=str(path))
         except OSError as error:
             raise UserError(f"cannot read tokenizer {path}: {error.strerror}") from error
 

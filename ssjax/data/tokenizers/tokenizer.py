@@ -14,7 +14,6 @@ import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import sentencepiece
@@ -26,6 +25,7 @@ from ssjax.data.tokenizers.sentencepiece import FILE as SENTENCEPIECE_FILE
 from ssjax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from ssjax.data.tokenizers.tokenizer_json import JsonTokenizer
 from ssjax.errors import UserError
+from ssjax.files import fetching, places
 from ssjax.files.gguf import is_gguf, read_header
 from ssjax.files.reading import read_bytes
 
@@ -145,13 +145,14 @@ def open_tokenizer(directory: str | os.PathLike) -> Tokenizer:
     Raises:
       UserError: there is none, or a file of it is malformed.
     """
-    path = Path(directory)
+    path = places.of(directory)
     if is_gguf(path):
-        return tokenizer_from_files(gguf.tokenizer_files(read_header(path)), str(path))
-    if not os.path.isdir(path):
+        header = read_header(fetching.file_on_disk(path))
+        return tokenizer_from_files(gguf.tokenizer_files(header), str(path))
+    if not places.is_dir(path):
         raise UserError(f"no tokenizer directory {path}; give one that exists")
     names = (*_TOKENIZER_FILES, *settings_lib.FILES)
-    files = {name: read_bytes(path / name) for name in names if os.path.isfile(path / name)}
+    files = {name: read_bytes(path / name) for name in names if places.is_file(path / name)}
     return tokenizer_from_files(files, str(path))
 
 
