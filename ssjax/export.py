@@ -16,11 +16,10 @@
 Each of the three can be decoded by ssjax as if it were the run, and gives equal logits.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from ssjax.cli import command_line, model_flags, options, start
+from ssjax.files import places
 from ssjax.parallel.shared_directory import new_directory
 from ssjax.weights import exported
 
@@ -42,7 +41,7 @@ _DTYPE = flags.DEFINE_enum(
 def main() -> int:
     """Exports the run of the command line; returns the exit code."""
     trained = _MODEL.read()
-    target = Path(_TARGET.value or Path(_MODEL.workdir) / "export" / _FORMAT.value)
+    target = places.of(_TARGET.value or places.of(_MODEL.workdir) / "export" / _FORMAT.value)
     write = _WRITERS[_FORMAT.value]
     with new_directory(target) as directory:
         write(directory, trained, _DTYPE.value or trained.config.model.dtype)

@@ -19,7 +19,6 @@ Exit status 0: everything fits; 1: something does not; 2: bad input.
 """
 
 import dataclasses
-from pathlib import Path
 
 import jax
 from absl import flags
@@ -27,6 +26,7 @@ from absl import flags
 from ssjax.cli import options, start
 from ssjax.errors import UserError
 from ssjax.evaluation import best_way, candidates, planned_way
+from ssjax.files import places
 from ssjax.parallel import partitioning
 from ssjax.planning.experiments import list_shardings, plan_programs, resolve_shapes
 from ssjax.planning.passes import plan_passes
@@ -98,7 +98,7 @@ def main() -> int:
 
 def _plan_passes(config, model, mesh, topology) -> int:
     """Plans decode passes and prefills, and chooses a tree if a run says what is accepted."""
-    run, measured = Path(_ACCEPTANCE.value), None
+    run, measured = places.of(_ACCEPTANCE.value), None
     node_counts = options.counts(_NODES) if _NODES.value else []
     if _SERVE.value:
         decode = dataclasses.replace(config.decode, batch_size=_SLOTS.value)

@@ -12,7 +12,6 @@ learned, or if a target lacks its end of sequence.
 """
 
 import itertools
-from pathlib import Path
 
 from absl import flags
 
@@ -21,6 +20,7 @@ from ssjax.cli import options, start
 from ssjax.data import builders
 from ssjax.data.choice import choose_tokenizer
 from ssjax.data.preview import batches, check, sequences, show, values
+from ssjax.files import places
 from ssjax.weights.base import open_base
 
 _EXPERIMENT = options.define_experiment_flags()
@@ -35,7 +35,7 @@ def main() -> int:
     split = _SPLIT.value
     base = config.model.pretrained
     directory = open_base(base, config.model.dtype).directory if base else None
-    tokenizer = choose_tokenizer(Path(config.workdir), config, directory, messages.say)
+    tokenizer = choose_tokenizer(places.of(config.workdir), config, directory, messages.say)
     rows = sequences(batches(config, tokenizer, split, messages.say))
     shown = list(itertools.islice(rows, _NUM_RECORDS.value))
     options.write_json(_JSON.value, [values(sequence, tokenizer) for sequence in shown])

@@ -4,7 +4,6 @@ import dataclasses
 import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from absl import flags
 
@@ -16,6 +15,7 @@ from ssjax.data import prompt_files
 from ssjax.data.prompts import Prompt, check_text
 from ssjax.errors import UserError
 from ssjax.evaluation import pictures
+from ssjax.files import places
 from ssjax.files.reading import to_json
 from ssjax.files.writing import check_directory, check_file, write_atomic
 from ssjax.parallel import distributed
@@ -99,7 +99,7 @@ class ExperimentFlags:
         """
         if self._config.value:
             raise UserError(f"the experiment is that of the run {directory}; leave out --config")
-        config = read_config(Path(directory))
+        config = read_config(places.of(directory))
         config = experiment_lib.changed(config, command_line.overrides())
         model = dataclasses.replace(config.model, pretrained="")
         return dataclasses.replace(config, model=model)

@@ -2,16 +2,22 @@
 
 What is read later is compared first: a file that was cut short, lost or changed in a single bit
 is found before anything is made of it.
+
+A store keeps a checksum with every object and compares it when the object is written and read, so
+in a bucket these are kept and compared: nothing is fetched for it. A directory that was copied from
+a bucket to a disk is compared by sizes alone.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
 
 from ssjax.errors import UserError
+from ssjax.files import places
 from ssjax.files.reading import read_json_object, to_json
 from ssjax.files.writing import write_atomic
 
@@ -31,9 +37,12 @@ def write(directory: Path, about: dict[str, Any]) -> None:
     Raises:
       UserError: it cannot be written.
     """
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    names = [path.relative_to(directory).as_posix() for path in paths]
-    content = {"about": about, "files": {n: _entry(directory / n) for n in names if _listed(n)}}
+    if places.is_bucket(directory):
+        files = {n: told for n, told in places.objects_below(directory).items() if _listed(n)}
+    else:
+        names = places.files_below(directory)
+        files = {name: _entry(directory / name) for name in names if _listed(name)}
+    content = {"about": about, "files": files}
     write_atomic(directory / _FILE, to_json(content | {"sha256": _digest(content)}))
 
 
@@ -67,6 +76,10 @@ def damage(directory: Path, *, only: Sequence[str] = (), part: int = 0, num_part
     except UserError as error:
         return str(error)
     names = [name for name in sorted(files) if not only or name in only]
+    if places.is_bucket(directory):
+        there = places.objects_below(directory)
+        found = (_difference_of_object(directory / n, n, files[n], there.get(n)) for n in names)
+        return next(filter(None, found), "")
     with futures.ThreadPoolExecutor() as pool:  # large checkpoints have files of 2 GB
         found = pool.map(lambda n: _difference(directory / n, n, files[n]), names[part::num_parts])
         return next(filter(None, found), "")
@@ -82,9 +95,22 @@ def _difference(path: Path, name: str, entry: dict[str, Any]) -> str:
         size = path.stat().st_size
         if size != entry["size"]:
             return f"{name} has {size:,} bytes, {entry['size']:,} were written"
-        return "" if _entry(path) == entry else f"{name} is not what was written"
+        same = "sha256" not in entry or _entry(path) == entry
+        return "" if same else f"{name} is not what was written"
     except OSError as error:
         return f"{name}: {error.strerror}"
+
+
+def _difference_of_object(
+    path: Path, name: str, entry: dict[str, Any], there: Mapping[str, Any] | None
+) -> str:
+    if there is None:
+        return f"{name}: No such file or directory"
+    if there["size"] != entry["size"]:
+        return f"{name} has {there['size']:,} bytes, {entry['size']:,} were written"
+    on_disk = "sha256" in entry  # written there, and copied to the bucket
+    same = _entry(path) == entry if on_disk else there == entry
+    return "" if same else f"{name} is not what was written"
 
 
 def _read(directory: Path) -> dict[str, Any]:
@@ -96,9 +122,9 @@ def _read(directory: Path) -> dict[str, Any]:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
+    with places.open_bytes(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"size": file.tell(), "sha256": digest}
+        return {"size": file.seek(0, os.SEEK_END), "sha256": digest}
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -181,10 +181,14 @@ def objects_below(directory: Path) -> dict[str, dict[str, Any]]:
     return objects
 
 
-def remove_tree(directory: Path) -> None:
-    """Removes a directory of a bucket with all that is below it."""
-    with contextlib.suppress(FileNotFoundError):
-        directory._ask(lambda store: store.rm(str(directory), recursive=True))
+def remove_tree(directory: Path, first: str = "") -> None:
+    """Removes all that is below a directory of a bucket, one object before the others."""
+    names = sorted(objects_below(directory), key=lambda name: name != first)
+    with contextlib.suppress(FileNotFoundError):  # somebody else removes them, too
+        if names and names[0] == first:
+            (directory / names.pop(0)).unlink()
+        if names:
+            directory._ask(lambda store: store.rm([str(directory / name) for name in names]))
 
 
 def fetch(path: Path, target: Path) -> None:

@@ -1,4 +1,9 @@
-"""Files and directories that are either whole or absent."""
+"""Files and directories that are either whole or absent, on a disk and in a bucket.
+
+A directory in a bucket cannot be made aside and renamed. It is written in place, and whoever
+writes it puts the file last that readers look for first (config.json, ssjax.json). `.incomplete`
+lies in it until then, so that what a kill left behind is known, and goes when it is written again.
+"""
 
 import contextlib
 import errno
@@ -10,6 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ssjax.errors import StorageError, UserError
+from ssjax.files import places
+
+_INCOMPLETE = ".incomplete"
+_PROBE = ".probe"
 
 # Of storage that is somewhere else. All other refusals stay until somebody mends them.
 _PASSING = (
@@ -31,8 +40,12 @@ def new_directory(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
       UserError: something is there already, or it cannot be made.
     """
-    path = Path(path)
+    path = places.of(path)
     _check_new(path)
+    if places.is_bucket(path):
+        with _new_in_bucket(path):
+            yield path
+        return
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -48,13 +61,47 @@ def new_directory(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def _new_in_bucket(path: Path) -> Iterator[None]:
+    places.remove_tree(path)  # empty, or what a kill left behind
+    (path / _INCOMPLETE).write_bytes(b"")
+    try:
+        yield
+        (path / _INCOMPLETE).unlink()
+    except BaseException:
+        with contextlib.suppress(UserError):
+            places.remove_tree(path)
+        raise
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file on a disk that becomes the one of this name when the block is left without an error.
+
+    For what other libraries write to a path; what is in memory is for `write_atomic`.
+    """
+    if places.is_bucket(path):
+        with tempfile.TemporaryDirectory() as directory:
+            temporary = Path(directory) / path.name
+            yield temporary
+            places.put(temporary, path)
+        return
+    temporary = path.with_name(f".{path.name}")
+    yield temporary
+    temporary.chmod(0o644)
+    temporary.replace(path)
+
+
 def make_directory(path: str | os.PathLike) -> Path:
     """Makes a directory that files can be written to, if it is not there.
 
     Raises:
       UserError: it cannot be made, or not be written to.
     """
-    path = Path(path)
+    path = places.of(path)
+    if places.is_bucket(path):
+        _probe(path)
+        return path
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as file:
@@ -69,9 +116,12 @@ def check_file(path: str | os.PathLike) -> None:
     Raises:
       UserError: it cannot.
     """
-    path = Path(path)
+    path = places.of(path)
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a directory; give the name of a file")
+    if places.is_bucket(path):
+        _probe(path.parent)
+        return
     with writing(path):
         if _is_special(path):
             if not os.access(path, os.W_OK):
@@ -83,15 +133,28 @@ def check_file(path: str | os.PathLike) -> None:
 
 def check_directory(path: str | os.PathLike) -> None:
     """The same for a directory that must be new or empty, as `new_directory` wants it."""
-    path = Path(path)
+    path = places.of(path)
     _check_new(path)
+    if places.is_bucket(path):
+        _probe(path)
+        return
     _check_place(path)
 
 
 def _check_new(path: Path) -> None:
     with writing(path):
+        if places.is_bucket(path) and (path / _INCOMPLETE).exists():
+            return
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path} exists and is not empty; give another --target or remove it")
+
+
+def _probe(directory: Path) -> None:
+    """Whether objects may be put there; leaves none."""
+    probe = directory / _PROBE
+    probe.write_bytes(b"x")
+    with contextlib.suppress(FileNotFoundError):  # another process may try the same
+        probe.unlink()
 
 
 def _check_place(path: Path) -> None:
@@ -117,13 +180,16 @@ def write_atomic(path: str | os.PathLike, content: str | bytes) -> None:
     Missing parent directories are made. The content goes to a temporary file in the same
     directory, is flushed to disk, and takes the place of `path` in one step. A link stays and what
     it points to is replaced; a device or a pipe (/dev/null, /dev/stdout) is written to, because a
-    file in its place would harm every other program.
+    file in its place would harm every other program. In a bucket it is one put.
 
     Raises:
       UserError: it cannot be written.
     """
-    path = Path(path)
+    path = places.of(path)
     data = content.encode() if isinstance(content, str) else content
+    if places.is_bucket(path):
+        path.write_bytes(data)
+        return
     with writing(path):
         if _is_special(path):
             path.write_bytes(data)

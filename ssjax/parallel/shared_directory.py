@@ -1,11 +1,11 @@
-"""One new directory for all processes of a run, on a file system that they share."""
+"""One new directory for all processes of a run, where all of them can write."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ssjax.files import writing
+from ssjax.files import places, writing
 from ssjax.parallel import distributed
 
 
@@ -20,5 +20,5 @@ def new_directory(path: str | os.PathLike) -> Iterator[Path]:
     """
     with contextlib.ExitStack() as stack:
         made = distributed.first(lambda: stack.enter_context(writing.new_directory(path)))
-        yield Path(distributed.gather(str(made or ""))[0])
+        yield places.of(distributed.gather(str(made or ""))[0])
         distributed.gather("")  # none writes there any more

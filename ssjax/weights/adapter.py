@@ -58,7 +58,7 @@ def write_addition(directory: Path, addition: Addition, family: Family | None) -
     """Writes the files above; to be called by all processes, of which the first one writes.
 
     Args:
-      directory: made if missing.
+      directory: made if missing; ssjax.json comes last.
       addition: what to write.
       family: of the base; None: LoRA is not written in PEFT's form.
     """

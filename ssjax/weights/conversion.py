@@ -1,7 +1,6 @@
 """A Hugging Face model as a model directory of ours: config.json, tokenizer, params/ and origin."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -37,7 +36,7 @@ def convert(
     Raises:
       UserError: no model of a known family, or the target is there already.
     """
-    with new_directory(Path(target)) as directory:
+    with new_directory(target) as directory:
         source = huggingface.open_source(name)
         model = source.model_config(dtype)
         tokenizer = open_tokenizer(tokenizer_from or source.directory)
@@ -50,8 +49,8 @@ def convert(
         def write_rest():
             tokenizer.save(directory)
             write_atomic(directory / "base_config.json", to_json(dict(source.values)))
-            write_atomic(directory / "config.json", to_json(config_lib.to_dict(config)))
             keep_origin(directory, source.name, source.revision, digest)
+            write_atomic(directory / "config.json", to_json(config_lib.to_dict(config)))
 
         distributed.first(write_rest)
     return {

@@ -48,11 +48,11 @@ def write_hf(directory: Path, trained: Trained, dtype: str) -> None:
     config_json |= ids
     files[GENERATION] = to_json(ids | _generation(config.decode)).encode()
     _write(directory, files)
-    huggingface.write_params(directory, model, weights, config_json)
     # Read back in the compute dtype of its mode, which the digest is part of.
     kept = "float32" if config.adaptation.mode == "full" else model.dtype
     addition = adapter.Addition(config, additions, fingerprint(cast(weights, kept)))
     adapter.write_addition(directory, addition, None)
+    huggingface.write_params(directory, model, weights, config_json)
 
 
 def _generation(decode: DecodeConfig) -> dict[str, Any]:
@@ -74,15 +74,16 @@ def write_orbax(directory: Path, trained: Trained, dtype: str) -> None:
     """All parameters, with config."""
     config, params = merged(trained)
     checkpoint.save_model(directory / "params", params)
-    files = {"config.json": json.dumps(config_lib.to_dict(config), indent=2) + "\n"}
+    distributed.first(lambda: trained.tokenizer.save(directory))
+    files = {}
     if trained.base_config is not None:
         files["base_config.json"] = json.dumps(trained.base_config, indent=2) + "\n"
+    files["config.json"] = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
     _write(directory, files)
-    distributed.first(lambda: trained.tokenizer.save(directory))
 
 
 def _write(directory: Path, files: Mapping[str, str | bytes]) -> None:
-    """Files by name, by the first process."""
+    """Files by name and in their order, by the first process."""
 
     def write():
         for name, content in files.items():

@@ -19,9 +19,10 @@ from safetensors.numpy import save_file
 from ssjax import config as config_lib
 from ssjax.config import ModelConfig, StreamsConfig
 from ssjax.errors import UserError
+from ssjax.files import places
 from ssjax.files.gguf import is_gguf, read_header
 from ssjax.files.reading import to_json
-from ssjax.files.writing import write_atomic
+from ssjax.files.writing import new_file, write_atomic
 from ssjax.messages import say_once
 from ssjax.models.axes import param_shardings
 from ssjax.models.parameters import Params, flatten, unflatten
@@ -187,12 +188,12 @@ def write_params(
     To be called by all processes: one tensor after the other comes together, and the first writes.
 
     Args:
-      directory: made if missing.
+      directory: made if missing; config.json comes last.
       config: of the model.
       params: scanned form, without stream parameters and LoRA; the dtype is kept.
       config_json: of the model, as Hugging Face's config.json.
     """
-    directory = Path(directory)
+    directory = places.of(directory)
     directory.mkdir(parents=True, exist_ok=True)
     family = families.find_family(config_json, "config.json")
     shards = _shards(_stored_tensors(params, config, family))
@@ -203,9 +204,7 @@ def write_params(
         tensors = {name: array for name, make, _ in shard if (array := make()) is not None}
         weight_map |= dict.fromkeys(tensors, file_name)
         if tensors:
-            temporary = directory / f".{file_name}"
-            save_tensors(temporary, tensors)
-            temporary.replace(directory / file_name)
+            save_tensors(directory / file_name, tensors)
     if not distributed.is_first():
         return
     if len(shards) > 1:
@@ -216,9 +215,9 @@ def write_params(
 
 
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes one safetensors file of contiguous arrays, readable by all."""
-    save_file(dict(tensors), path, metadata={"format": "pt"})
-    path.chmod(0o644)  # safetensors keeps others out
+    """Writes one safetensors file of contiguous arrays, readable by all; whole or absent."""
+    with new_file(path) as temporary:
+        save_file(dict(tensors), temporary, metadata={"format": "pt"})
 
 
 def llama_config_json(config: ModelConfig) -> dict[str, Any]:

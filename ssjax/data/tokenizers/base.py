@@ -4,12 +4,12 @@ import abc
 import functools
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ssjax.data.tokenizers.chat_template import ChatTemplate, Messages
 from ssjax.data.tokenizers.settings import HINT, Settings, files_to_keep
 from ssjax.errors import UserError
+from ssjax.files import places
 from ssjax.files.writing import write_atomic
 
 # More ids than any model has embeddings for; a damaged file can name any.
@@ -134,7 +134,7 @@ class BaseTokenizer(abc.ABC):
 
     def save(self, directory: str | os.PathLike) -> None:
         for name, content in self.files.items():
-            write_atomic(Path(directory) / name, content)
+            write_atomic(places.of(directory) / name, content)
 
     @functools.cached_property
     def _template(self) -> ChatTemplate | None:
