@@ -21,7 +21,7 @@ from ssjax.data.records import RecordSource
 from ssjax.data.sources import Source, find_source
 from ssjax.data.splits import SPLITS, Part, Reading
 from ssjax.errors import UserError
-from ssjax.files import manifest
+from ssjax.files import caches, fetching, manifest, places
 
 AS_THEY_ARE = Reading()
 
@@ -77,7 +77,7 @@ def prepare(
     Args:
       task_name: a name that `get_task` knows.
       path: the files; empty: the generated sample.
-      prepared_dir: where prepared data is kept.
+      prepared_dir: where prepared data is kept; in a bucket, and in the user's cache on each host.
       seed: of the generated sample; not used with files.
       reading: how the files are read.
 
@@ -91,8 +91,30 @@ def prepare(
     digest = hashlib.sha256(f"{task_name} {source.version}".encode())
     for split, part in parts.items():
         digest.update(f" {split} {source.digest(part)}".encode())
-    parent = Path(prepared_dir)
-    final = parent / f"{task_name}-{digest.hexdigest()[:16]}"
+    final = places.of(prepared_dir) / f"{task_name}-{digest.hexdigest()[:16]}"
+    if places.is_bucket(final):
+        final = _shared(source, parts, final)
+    else:
+        _prepare(source, parts, final)
+    return final / Records.name / str(Records.VERSION)
+
+
+def _shared(source: Source, parts: Mapping[str, Part], kept: Path) -> Path:
+    """Prepared data that hosts share through a bucket; the directory on the disk of this one."""
+    if manifest.exists(kept):
+        copy = fetching.on_disk(kept, ["*"], nested=True)
+        if _is_whole(copy):
+            return copy
+    final = caches.directory("prepared", "set XDG_CACHE_HOME") / kept.name
+    _prepare(source, parts, final)
+    for name in sorted(places.files_below(final), key=manifest.is_list):  # the list is put last
+        places.put(final / name, kept / name)
+    return final
+
+
+def _prepare(source: Source, parts: Mapping[str, Part], final: Path) -> None:
+    """Prepares all splits, unless they are there. Raises: UserError."""
+    parent = final.parent
     try:
         if not _is_whole(final):
             parent.mkdir(parents=True, exist_ok=True)
@@ -107,10 +129,9 @@ def prepare(
     except (OSError, RuntimeError) as error:  # the latter by the writer of array_record
         reason = getattr(error, "strerror", None) or str(error).split("; ")[0]
         raise UserError(
-            f"cannot write prepared data to {prepared_dir}: {reason}; "
+            f"cannot write prepared data to {parent}: {reason}; "
             "choose another directory with --config.data.prepared_dir=DIR"
         ) from error
-    return final / Records.name / str(Records.VERSION)
 
 
 def digests(task_name: str, path: str, seed: int, reading: Reading = AS_THEY_ARE) -> dict[str, str]:

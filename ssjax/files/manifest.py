@@ -46,6 +46,11 @@ def write(directory: Path, about: dict[str, Any]) -> None:
     write_atomic(directory / _FILE, to_json(content | {"sha256": _digest(content)}))
 
 
+def is_list(name: str) -> bool:
+    """Whether a file of a directory is its list."""
+    return name == _FILE
+
+
 def exists(directory: Path) -> bool:
     """Whether there is a list; directories of older versions have none."""
     return (directory / _FILE).is_file()

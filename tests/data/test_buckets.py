@@ -14,7 +14,7 @@ from ssjax.data.choice import data_digests, given_tokenizer
 from ssjax.data.splits import Reading
 from ssjax.data.tokenizers.tokenizer import open_tokenizer
 from ssjax.errors import UserError
-from ssjax.files import places
+from ssjax.files import manifest, places
 from ssjax.files.reading import to_json
 from ssjax.models.parameters import flatten
 from ssjax.weights import base as base_lib
@@ -121,3 +121,22 @@ def test_distilled_data_of_a_bucket_is_known(bucket):
     places.of("gs://bucket/d/distilled.json").write_bytes(to_json(about).encode())
     with pytest.raises(UserError, match="^gs://bucket/d is not finished"):
         distilled.read_about("gs://bucket/d")
+
+
+def test_prepared_data_is_shared_through_a_bucket(bucket, data, tmp_path, monkeypatch):
+    """One host prepares it, the next takes it from there, and what was cut short is put again."""
+    first = builders.open_source("pairs", str(data), "gs://bucket/prepared", 0, "train")
+    [kept] = places.of("gs://bucket/prepared").iterdir()
+    assert manifest.damage(kept) == "" and list(bucket)[-1].endswith("/manifest.json")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another host"))
+    with monkeypatch.context() as patched:
+        patched.setattr(builders, "_write", lambda *_: pytest.fail("prepared again"))
+        second = builders.open_source("pairs", str(data), "gs://bucket/prepared", 0, "train")
+    assert str(second.directory).startswith(str(tmp_path / "another host"))
+    assert [first[i] for i in range(len(first))] == [second[i] for i in range(len(second))]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a third"))
+    (kept / "manifest.json").unlink()
+    builders.open_source("pairs", str(data), "gs://bucket/prepared", 0, "train")
+    assert manifest.damage(kept) == ""
