@@ -19,7 +19,6 @@ A killed command goes on where it was when it is given again, with the same byte
 """
 
 import math
-from pathlib import Path
 
 from absl import flags
 
@@ -28,6 +27,7 @@ from ssjax.distillation.answers import Answerer
 from ssjax.distillation.directory import distill
 from ssjax.distillation.prompts import Asked
 from ssjax.errors import UserError
+from ssjax.files import places
 from ssjax.parallel import distributed
 from ssjax.run import open_run
 from ssjax.weights.identity import identity_of
@@ -52,6 +52,7 @@ _CALIBRATION = options.define_calibration_flag()
 
 def main() -> int:
     """Distills the model of the command line; returns the exit code."""
+    target = places.on_disk(_TARGET.value, "--target")
     asked = Asked(
         config=_EXPERIMENT.read(),
         temperatures=tuple(map(_number, _TEMPERATURES.value)),
@@ -64,7 +65,7 @@ def main() -> int:
     del trained  # the decoder holds what it needs
     batch_size = _BATCH_SIZE.value
     way = run.way({}, batch_size, calibration=_CALIBRATION.value)
-    about = distill(Answerer(run, way, asked, batch_size), weights, Path(_TARGET.value))
+    about = distill(Answerer(run, way, asked, batch_size), weights, target)
     if distributed.is_first():  # the others know nothing of it
         options.write_json(_JSON.value, about)
         _show(about)

@@ -20,6 +20,7 @@ from absl import flags
 
 from ssjax.cli import command_line, options, start
 from ssjax.errors import UserError
+from ssjax.files import places
 from ssjax.files.writing import make_directory
 from ssjax.study import page, suites
 from ssjax.study.steps import experiment_of, run, steps
@@ -45,7 +46,7 @@ def main() -> int:
     if unknown:
         raise UserError(f"--tasks: {unknown[0]!r} is none of {', '.join(suite)}")
     chosen = [suite[name] for name in _TASKS.value or suite]
-    root = Path(_WORKDIR.value).absolute()
+    root = places.on_disk(_WORKDIR.value, "--workdir").absolute()
     code = 0
     if not _ONLY_REPORT.value:
         code = _run_all(chosen, root)

@@ -50,6 +50,20 @@ def is_bucket(place: str | os.PathLike) -> bool:
     return addresses.is_bucket(os.fspath(place))
 
 
+def on_disk(place: str | os.PathLike, flag: str) -> Path:
+    """The path of a place that is appended to, which only a disk allows.
+
+    Raises:
+      UserError: it is in a bucket; names the flag.
+    """
+    if is_bucket(place):
+        raise UserError(
+            f"{flag}={os.fspath(place)} is in a bucket, where nothing can be appended to; give a "
+            "path, and copy what comes of it"
+        )
+    return Path(place)
+
+
 class BucketPath(PurePosixPath):
     """A path in a bucket. Missing objects are a `FileNotFoundError`, as on a disk.
 

@@ -141,3 +141,9 @@ def test_without_its_package_a_bucket_is_refused_in_one_line(monkeypatch):
         places.of("s3://bucket/x").exists()
     known = "s3:// needs s3fs, which is not installed; pip install 'ssjax[s3]'"
     assert str(raised.value) == known
+
+
+def test_what_is_appended_to_must_be_on_a_disk():
+    assert places.on_disk("runs/x", "--target") == Path("runs/x")
+    with pytest.raises(UserError, match="^--target=gs://b/x is in a bucket, where nothing can be"):
+        places.on_disk("gs://b/x", "--target")
