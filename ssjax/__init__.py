@@ -131,17 +131,16 @@ def train(config: Config | ConfigDict, callbacks: Sequence[Callback] = ()) -> Ru
       UserError: settings, base, data or directory do not go together, or another process trains
         there; `ssjax.errors.DivergedError`: the loss is not finite.
     """
-    from pathlib import Path
-
     from ssjax import config as config_lib
     from ssjax.evaluation import training_run
+    from ssjax.files import places
     from ssjax.run import open_run
     from ssjax.training import trainer
 
     is_frozen = isinstance(config, config_lib.Config)
     values = config_lib.to_dict(config) if is_frozen else config.to_dict()
     config = config_lib.from_dict(values)
-    with trainer.held(Path(config.workdir)):
+    with trainer.held(places.of(config.workdir)):
         outcome = training_run.train(config, callbacks)
     return open_run(outcome.trained, outcome.mesh)
 

@@ -13,7 +13,6 @@ each, see docs/launch.md: a signal to any of them stops all at the same step, an
 continues on other hosts and meshes.
 """
 
-from pathlib import Path
 from typing import Any
 
 from ssjax import messages
@@ -23,6 +22,7 @@ from ssjax.data.tasks import get_task
 from ssjax.errors import EXIT_RESUMABLE
 from ssjax.evaluation import final, report, training_run
 from ssjax.evaluation.kept_batches import Stopped
+from ssjax.files import places
 from ssjax.metrics.quality import require_packages
 from ssjax.parallel import program_cache
 from ssjax.run import open_run
@@ -40,7 +40,7 @@ def main() -> int:
     require_packages(config.eval.metrics or get_task(config.data.task).metrics)
     start.join(_DISTRIBUTED.value)
     program_cache.keep(config.compilation_cache)
-    with trainer.held(Path(config.workdir)):
+    with trainer.held(places.of(config.workdir)):
         return _train_and_evaluate(config)
 
 
@@ -64,7 +64,7 @@ def _train_and_evaluate(config: Config) -> int:
 
 
 def _write(evaluation: dict[str, Any]) -> None:
-    options.write_json(str(Path(evaluation["workdir"]) / "evaluation.json"), evaluation)
+    options.write_json(str(places.of(evaluation["workdir"]) / "evaluation.json"), evaluation)
     options.write_json(_JSON.value, evaluation)
 
 

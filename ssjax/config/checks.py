@@ -45,16 +45,15 @@ def validate(config: Config) -> None:
         "data.length_buckets and data.packing are two ways to save padding; choose one",
     )
     _validate_reading(data)
-    for key, place in {"workdir": config.workdir, "data.prepared_dir": data.prepared_dir}.items():
-        _check(
-            "://" not in place,
-            f"{key} {place!r} is not a path; mount the bucket on every host, see docs/launch.md",
-        )
-    for key, place in [("data.path", data.path), *(("data.mixture", p) for p, _ in data.mixed)]:
+    _check(
+        addresses.scheme(config.workdir) in ("", "gs"),
+        f"workdir {config.workdir!r} must be a path or an address of gs://, where arrays are kept",
+    )
+    places = [("data.path", data.path), ("data.prepared_dir", data.prepared_dir)]
+    for key, place in [*places, *(("data.mixture", path) for path, _ in data.mixed)]:
         _check_address(key, place)
     _check(
-        not config.init_from
-        or Path(config.init_from).absolute() != Path(config.workdir).absolute(),
+        not config.init_from or _whole(config.init_from) != _whole(config.workdir),
         f"init_from {config.init_from} is the workdir itself; a run continues without it",
     )
     _check(bool(config.workdir), "workdir is empty; give the directory of the run")
@@ -66,6 +65,11 @@ def validate(config: Config) -> None:
     )
     validate_decode(decode, streams)
     _validate_best(config)
+
+
+def _whole(place: str) -> str:
+    """A path from the root, or an address."""
+    return place.rstrip("/") if addresses.scheme(place) else str(Path(place).absolute())
 
 
 def _check_address(key: str, place: str) -> None:

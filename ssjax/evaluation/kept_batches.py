@@ -11,6 +11,7 @@ from ssjax.decoding.completion import Completion
 from ssjax.decoding.decoder import BatchTiming
 from ssjax.errors import UserError
 from ssjax.evaluation.speed import TimedBatch
+from ssjax.files import places
 from ssjax.files.writing import write_atomic, writing
 from ssjax.messages import say
 from ssjax.parallel import distributed
@@ -40,7 +41,7 @@ class KeptBatches:
         header = json.dumps(about, sort_keys=True)
         distributed.first(lambda: _begin(path, header))
         with writing(path):
-            lines = path.read_text().splitlines()[1:]
+            lines = path.read_bytes().decode().splitlines()[1:]
         if len(set(distributed.gather(str(len(lines))))) > 1:
             raise UserError(f"the processes of this run find different files at {path}")
         self._batches = [[_from_plain(way) for way in json.loads(line)] for line in lines]
@@ -72,13 +73,17 @@ def _begin(path: Path, header: str) -> None:
     content = path.read_bytes() if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
     if whole.partition(b"\n")[0] == header.encode():
-        with writing(path):
-            os.truncate(path, len(whole))
+        if len(whole) < len(content):  # never in a bucket, where objects are whole
+            with writing(path):
+                os.truncate(path, len(whole))
     else:
         write_atomic(path, header + "\n")
 
 
 def _append(path: Path, line: str) -> None:
+    if places.is_bucket(path):  # nothing can be appended to there
+        path.write_bytes(path.read_bytes() + line.encode())
+        return
     with writing(path), path.open("a") as file:
         file.write(line)
         file.flush()

@@ -65,6 +65,13 @@ class Callback:
             prompts are decoded also validation_tokens_per_call and validation_acceptance_1, ...
         """
 
+    def on_saving(self, step: int) -> None:
+        """Before a checkpoint is written: what shall not be behind it is kept now.
+
+        Args:
+          step: updates applied in it.
+        """
+
     def on_checkpoint(self, step: int) -> None:
         """When a checkpoint is whole on disk, at the latest before the next one is written.
 

@@ -15,7 +15,7 @@ from ssjax.config import Config
 from ssjax.data.choice import data_digests, given_tokenizer, kept_tokenizer
 from ssjax.data.tokenizers.tokenizer import Tokenizer
 from ssjax.errors import UserError
-from ssjax.files import manifest
+from ssjax.files import manifest, places
 from ssjax.files.reading import read_json_object, to_json
 from ssjax.files.writing import write_atomic
 from ssjax.parallel import distributed
@@ -165,7 +165,7 @@ def _check_tokenizer(workdir, config, about) -> None:
         return
     check_tokenizer(workdir, kept, about)
     # The run has its own copy: one that has gone meanwhile is not missed.
-    if given and Path(given).exists() and given_tokenizer(given).files != kept.files:
+    if given and places.of(given).exists() and given_tokenizer(given).files != kept.files:
         raise UserError(
             f"{workdir} holds a run with another tokenizer than data.tokenizer={given}; choose "
             "another --config.workdir, or give the tokenizer of the run"

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ssjax.config import Config
 from ssjax.data.tokenizers.tokenizer import Tokenizer, open_tokenizer, same_tokens
 from ssjax.errors import UserError
+from ssjax.files import places
 from ssjax.files.reading import read_json_object
 from ssjax.messages import say
 from ssjax.models import lora
@@ -37,7 +38,7 @@ def inherited(
     Raises:
       UserError: there is no such run, or its weights mean something else here.
     """
-    source, workdir = Path(config.init_from), Path(config.workdir)
+    source, workdir = places.of(config.init_from), places.of(config.workdir)
     before = read_config(source)
     step = saved_steps.find_step(source / "checkpoints", "latest", before.checkpoint.best_by)
     its_tokenizer = open_tokenizer(source)

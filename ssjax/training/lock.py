@@ -2,7 +2,8 @@
 
 The first process of a run locks a file in it for as long as it lives. The operating system lets
 the lock go with the process, however that ends. Where a file system keeps locks within one host
-(Cloud Storage FUSE), a run on another host is not seen.
+(Cloud Storage FUSE), a run on another host is not seen. A bucket has no locks: the file then says
+who writes there, and whoever comes next is told.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ssjax.errors import UserError
+from ssjax.files import places
 from ssjax.files.writing import make_directory, writing
 from ssjax.messages import say
 
@@ -35,14 +37,16 @@ def hold(workdir: Path, flag: str = "--config.workdir") -> Iterator[None]:
     Raises:
       UserError: another process holds it, says which; or it cannot be written to.
     """
+    if places.is_bucket(workdir):
+        with _noted(workdir):
+            yield
+        return
     missing = [path for path in (workdir, *workdir.parents) if not path.exists()]
     file, holder = _lock(workdir, flag)
     with file:
         if holder and not holder.endswith(f"on {socket.gethostname()}"):
             say(f"{workdir / FILE}: left by {holder}; see to it that this has ended")
-        since = time.strftime("%Y-%m-%d %H:%M:%S %z")
-        values = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-        _write(file, json.dumps(values))
+        _write(file, _name())
         try:
             yield
         finally:
@@ -52,6 +56,28 @@ def hold(workdir: Path, flag: str = "--config.workdir") -> Iterator[None]:
                     (workdir / FILE).unlink()
                     for path in missing:
                         path.rmdir()
+
+
+@contextlib.contextmanager
+def _noted(workdir: Path) -> Iterator[None]:
+    path = make_directory(workdir) / FILE
+    holder = _describe(path.read_bytes()) if path.exists() else ""
+    if holder:
+        say(f"{path}: left by {holder}; a bucket has no locks, see to it that this has ended")
+    else:
+        say(f"{path}: a bucket has no locks, so nothing keeps a second run out")
+    path.write_bytes(_name().encode())
+    try:
+        yield
+    finally:
+        with contextlib.suppress(UserError):
+            path.unlink(missing_ok=True)
+
+
+def _name() -> str:
+    """Who holds a directory, as it stands in the file."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
 
 
 def _lock(workdir: Path, flag: str) -> tuple[io.FileIO, str]:

@@ -15,6 +15,7 @@ from typing import Any
 from ssjax import config as config_lib
 from ssjax.config import Config
 from ssjax.errors import UserError
+from ssjax.files import places
 from ssjax.files.reading import read_json_object, to_json
 from ssjax.files.writing import make_directory, write_atomic, writing
 from ssjax.messages import say_once
@@ -24,12 +25,17 @@ _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"
 _MOST_PARAMETERS = 100  # that MLflow takes at a time
 
 
-def require(names: Sequence[str]) -> None:
-    """Checks that loggers are installed.
+def require(names: Sequence[str], workdir: Path) -> None:
+    """Checks that loggers are installed, and can write where the run lives.
 
     Raises:
-      UserError: one is not; says how to install it.
+      UserError: one is not, and how to install it; or it cannot.
     """
+    if "tensorboard" in names and places.is_bucket(workdir):
+        raise UserError(
+            "config: train.loggers tensorboard appends to a file, which a bucket has no way to; "
+            "leave it out: metrics/ of the run has all"
+        )
     for name in names:
         if importlib.util.find_spec(_PACKAGES[name]) is None:
             raise UserError(

@@ -180,6 +180,7 @@ class _Saving:
     def save(self, state: TrainState, step: int, measured: dict[str, float] | None) -> None:
         self.finish()
         self._clock.restart()
+        self._training.reporter.add_saving(step)
         position = {"seed": self._training.config.seed, "next_batch": step}
         with self._training.reporter.wall.spent_on("saves"):
             self._checkpoints.save(

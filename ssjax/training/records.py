@@ -1,4 +1,4 @@
-"""Where the metrics of a run are always kept: metrics.jsonl."""
+"""Where the metrics of a run are always kept: metrics.jsonl, in a bucket metrics/ in its place."""
 
 import contextlib
 import json
@@ -6,9 +6,19 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from ssjax.files import places
 from ssjax.files.reading import read_bytes
 from ssjax.files.writing import write_atomic, writing
+from ssjax.training import metric_parts
 from ssjax.training.callbacks import Callback
+from ssjax.training.metric_parts import MetricParts
+
+
+def keep_records(workdir: Path) -> Callback:
+    """The callback that keeps metrics in a run directory."""
+    if places.is_bucket(workdir):
+        return MetricParts(workdir / metric_parts.DIRECTORY)
+    return MetricsFile(workdir / "metrics.jsonl")
 
 
 class MetricsFile(Callback):

@@ -178,6 +178,10 @@ class Reporter:
         record = self.wall.summary()
         self._tell(lambda callback: callback.on_summary(self._step, record))
 
+    def add_saving(self, step: int) -> None:
+        """Takes note of a checkpoint that is about to be written."""
+        self._tell(lambda callback: callback.on_saving(step))
+
     def add_checkpoint(self, step: int) -> None:
         """Takes note of a checkpoint that is whole on disk."""
         self._tell(lambda callback: callback.on_checkpoint(step))

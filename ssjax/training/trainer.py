@@ -17,6 +17,7 @@ from ssjax.data import distilled
 from ssjax.data.choice import choose_tokenizer, open_split
 from ssjax.data.tokenizers.tokenizer import open_tokenizer
 from ssjax.errors import UserError
+from ssjax.files import places
 from ssjax.parallel import accelerators, distributed, partitioning
 from ssjax.training import draft_vocabulary, epochs, lock, loggers, loop, profiling, reporting
 from ssjax.training.batches import measure, open_batches
@@ -29,7 +30,7 @@ from ssjax.training.inherit import inherited
 from ssjax.training.policy import Patience
 from ssjax.training.programs import make_train_programs
 from ssjax.training.provenance import line_of_data
-from ssjax.training.records import MetricsFile
+from ssjax.training.records import keep_records
 from ssjax.training.start import starting_params
 from ssjax.training.step import TrainState
 from ssjax.training.walltime import WallTime
@@ -83,13 +84,13 @@ def train(
     """
     wall = WallTime()
     messages.say_once(accelerators.fallback_line())
-    workdir, base = Path(config.workdir), _open_base(config)
+    workdir, base = places.of(config.workdir), _open_base(config)
     config = resolve(config, base)
     mesh = partitioning.make_mesh(config.mesh, devices)
     partitioning.check_shardable(config, mesh)
     decode_mesh = partitioning.decode_mesh(config.mesh, config.model, mesh)
     reporting.check_measured(config)
-    loggers.require(config.train.loggers)
+    loggers.require(config.train.loggers, workdir)
     distributed.first(lambda: prepare(workdir, config, base))
     config = epochs.kept(draft_vocabulary.kept(config, workdir), workdir)
     tokenizer = open_tokenizer(workdir)
@@ -115,7 +116,7 @@ def train(
         return Trained(workdir, step, config, tokenizer, state.params, frozen, base_config)
 
     told = [
-        MetricsFile(workdir / "metrics.jsonl"),
+        keep_records(workdir),
         *loggers.make_loggers(config, workdir),
         Display(),
         *callbacks,

@@ -3,8 +3,8 @@
 A checkpoint holds the train state (trainable leaves, optimizer, step), the position in the
 data, the resolved config and the tokenizer, so it can be read without the rest of the run
 directory, and a list of its files with their digests (`manifest`). It is written in the background
-and becomes visible in one rename: a process that is killed while saving leaves the
-previous checkpoint as the latest.
+and becomes visible in one rename, in a bucket by one object that is put last: a process that is
+killed while saving leaves the previous checkpoint as the latest.
 
 Nothing is read from a checkpoint before its files are known to be as they were written. Decoding
 then says what is damaged and what is whole; a training goes on from the last that is whole.
@@ -17,6 +17,7 @@ import atexit
 import contextlib
 import itertools
 import math
+import os
 import queue
 import shutil
 import threading
@@ -29,13 +30,20 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from ssjax.errors import DamagedError, StorageError, UserError
-from ssjax.files import manifest
+from ssjax.files import manifest, places
 from ssjax.files.writing import make_directory, storage_error
 from ssjax.messages import say, say_once
 from ssjax.models.parameters import Params, flatten
 from ssjax.parallel import distributed
 from ssjax.weights.orbax_errors import hush, logged, reason
-from ssjax.weights.saved_steps import damage_error, merit, metrics_damage, steps
+from ssjax.weights.saved_steps import (
+    COMMITTED,
+    damage_error,
+    is_committed,
+    merit,
+    metrics_damage,
+    steps,
+)
 
 Read = TypeVar("Read")
 
@@ -75,7 +83,7 @@ class Checkpoints:
         hush()
         policies = ocp.training.preservation_policies
         context = ocp.Context()
-        # Called when all files are written, before the rename. A function, since Orbax makes deep
+        # Called when all files are written, before the commit. A function, since Orbax makes deep
         # copies of its settings, and of a method's object with it.
         context.asynchronous.post_finalization_callback = lambda: self._write_manifest()
         self._directory = directory
@@ -98,7 +106,7 @@ class Checkpoints:
         make_directory(directory)
         try:
             self._checkpointer = ocp.training.Checkpointer(
-                directory.absolute(),
+                _address(directory),
                 context=context,
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=preserved,
@@ -216,11 +224,18 @@ class Checkpoints:
         manifest.write(directory, self._about)
 
     def _unfinished(self):
+        if places.is_bucket(self._directory):  # written in place
+            path = self._directory / str(self._step)
+            return [] if is_committed(path) else [path]
         return list(self._directory.glob(f"{self._step}.orbax-checkpoint-tmp*"))
 
     def _remove_unfinished(self):
         for directory in self._unfinished():
-            shutil.rmtree(directory, ignore_errors=True)  # what is there may fill the disk
+            if places.is_bucket(directory):
+                with contextlib.suppress(UserError):
+                    places.remove_tree(directory)
+            else:
+                shutil.rmtree(directory, ignore_errors=True)  # what is there may fill the disk
 
     def _not_saved(self, error: Exception) -> UserError:
         self._failed = True
@@ -242,8 +257,8 @@ class Checkpoints:
 def restore(directory: Path, state: State) -> tuple[State, dict[str, int | float]] | None:
     """Reads the latest whole checkpoint; to be called by all processes, before `Checkpoints`.
 
-    Damaged ones that are newer are named on stderr and set aside, as STEP.damaged: the steps
-    are trained again.
+    Damaged ones that are newer are named on stderr and set aside, as STEP.damaged, in a bucket
+    removed: the steps are trained again.
 
     Args:
       directory: of the checkpoints.
@@ -277,7 +292,7 @@ def restore(directory: Path, state: State) -> tuple[State, dict[str, int | float
             "back, or remove that directory to train from the start"
         )
     # Orbax looks at the metrics of all when it opens the directory.
-    damaged |= {step: problem for step in left if (problem := metrics_damage(directory, step))}
+    damaged |= {step: problem for step in left if (problem := _damage_of_older(directory, step))}
     distributed.first(lambda: _set_aside(directory, damaged))
     return restored and (restored["state"], restored["data"])
 
@@ -322,7 +337,7 @@ def save_model(path: Path, params: Params) -> None:
     """
     hush()
     try:
-        ocp.save(path.absolute(), params)
+        ocp.save(_address(path), params)
     except Exception as error:
         why = reason(error)
         raise storage_error(why)(f"cannot write {path} ({why})") from None
@@ -357,16 +372,29 @@ def _read(path: Path, load: Callable[[Path], Read], *, partial: bool = True) -> 
     context.pytree.loading.partial_load = partial
     try:
         with context:
-            return load(path.absolute())
+            return load(_address(path))
     except Exception as error:
         if listed:
             raise UserError(f"{path} does not hold this model ({reason(error)})") from None
         raise DamagedError(f"{path} cannot be read as this model ({reason(error)})") from None
 
 
+def _damage_of_older(directory: Path, step: int) -> str:
+    """What is wrong with a checkpoint that nothing is read from now."""
+    if not places.is_bucket(directory):
+        return metrics_damage(directory, step)
+    # Removed object by object when it was too old, which a kill may have cut short.
+    problem = manifest.damage(directory / str(step))
+    return problem and f"{directory / str(step)} is damaged: {problem}"
+
+
 def _set_aside(directory: Path, damaged: Mapping[int, str]) -> None:
     for step, problem in sorted(damaged.items()):
         path = directory / str(step)
+        if places.is_bucket(path):  # which renames nothing
+            places.remove_tree(path, first=COMMITTED)
+            say(f"{problem}; it is removed")
+            continue
         names = (f"{step}.damaged{number or ''}" for number in itertools.count())
         aside = next(p for name in names if not (p := directory / name).exists())
         try:
@@ -378,7 +406,17 @@ def _set_aside(directory: Path, damaged: Mapping[int, str]) -> None:
 
 def stored_names(path: Path) -> set[str]:
     """Names of the leaves that `save_model` wrote there, as of `parameters.flatten`."""
-    return set(flatten(ocp.metadata(path.absolute()).metadata))
+    return set(flatten(ocp.metadata(_address(path)).metadata))
+
+
+def _address(path: Path) -> str | Path:
+    """As Orbax takes it. Raises: UserError: a kind of bucket that it does not know."""
+    if not places.is_bucket(path):
+        return path.absolute()
+    address = os.fspath(path)
+    if not address.startswith("gs://"):
+        raise UserError(f"{path}: arrays are kept on disks and in gs:// alone; give one of these")
+    return address
 
 
 def _abstract(tree):

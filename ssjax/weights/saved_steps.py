@@ -15,16 +15,23 @@ from typing import Any
 
 from ssjax.config.measured import VALIDATION_LOSS, is_better_low
 from ssjax.errors import DamagedError, UserError
-from ssjax.files import manifest
+from ssjax.files import manifest, places
 
 _METRICS_FILE = "metrics/metrics"  # where Orbax writes it
+COMMITTED = "commit_success.txt"  # what Orbax puts last in a bucket
 
 
 def steps(directory: Path) -> list[int]:
     """Saved steps in rising order, damaged ones too."""
     if not directory.is_dir():
         return []
-    return sorted(int(path.name) for path in directory.iterdir() if _is_step(path.name))
+    named = (path for path in directory.iterdir() if _is_step(path.name))
+    return sorted(int(path.name) for path in named if is_committed(path))
+
+
+def is_committed(path: Path) -> bool:
+    """Whether all of a checkpoint was written; on a disk it has its name from then on."""
+    return not places.is_bucket(path) or (path / COMMITTED).exists()
 
 
 def _is_step(name: str) -> bool:

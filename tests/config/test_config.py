@@ -391,13 +391,16 @@ def test_detached_refuses_what_another_mode_is_for(group, key, message):
         config_lib.from_dict(values)
 
 
-@pytest.mark.parametrize("key", ["workdir", "data.prepared_dir"])
-def test_a_bucket_is_not_a_path(key):
+@pytest.mark.parametrize("place", ["s3://my-bucket/runs", "az://my-bucket/runs"])
+def test_runs_live_on_disks_and_in_buckets_that_keep_arrays(place):
     values = config_lib.to_dict(config_lib.Config())
-    group = values if "." not in key else values["data"]
-    group[key.split(".")[-1]] = "gs://my-bucket/runs"
-    with pytest.raises(UserError, match=f"{key} 'gs://my-bucket/runs' is not a path; mount"):
+    values["workdir"] = place
+    with pytest.raises(UserError, match=f"workdir {place!r} must be a path or an address of gs://"):
         config_lib.from_dict(values)
+    values |= {"workdir": "gs://my-bucket/run", "init_from": "gs://my-bucket/run/"}
+    with pytest.raises(UserError, match="init_from gs://my-bucket/run/ is the workdir itself"):
+        config_lib.from_dict(values)
+    config_lib.from_dict(values | {"init_from": "gs://my-bucket/other"})
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 from ssjax import config as config_lib
 from ssjax.errors import UserError
+from ssjax.files import places
 from ssjax.training import loggers
 
 
@@ -26,11 +27,13 @@ def log_twice(name, workdir):
         logger.on_end(complete=begun == 4)
 
 
-def test_a_package_that_is_missing_is_said_before_the_run(monkeypatch):
+def test_a_package_that_is_missing_is_said_before_the_run(monkeypatch, tmp_path):
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"train.loggers wandb needs wandb; .*'ssjax\[wandb\]'"):
-        loggers.require(["wandb"])
-    loggers.require([])
+        loggers.require(["wandb"], tmp_path)
+    loggers.require([], tmp_path)
+    with pytest.raises(UserError, match="leave it out"):
+        loggers.require(["tensorboard"], places.of("gs://bucket/run"))
     assert loggers.make_loggers(config_lib.Config(), None) == []
 
 
