@@ -60,6 +60,8 @@ def about(directory: Path) -> dict[str, Any] | None:
     """What was kept with the list; None: there is no list that can be trusted."""
     try:
         return _read(directory)["about"]
+    except places.Unreachable:
+        raise
     except UserError:
         return None
 
@@ -78,6 +80,8 @@ def damage(directory: Path, *, only: Sequence[str] = (), part: int = 0, num_part
         return "" if any(directory.iterdir()) else "it is empty"
     try:
         files = _read(directory)["files"]
+    except places.Unreachable:  # which is no damage
+        raise
     except UserError as error:
         return str(error)
     names = [name for name in sorted(files) if not only or name in only]

@@ -26,8 +26,30 @@ Answer = TypeVar("Answer")
 
 # Answers of a server that may be others at the next try; its client has tried several times.
 _PASSING = (408, 429, *range(500, 600))
+# As TensorStore begins what it says.
+_PASSING_WORDS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "RESOURCE_EXHAUSTED")
+_STAYING = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 # How objects of a store are told apart without reading them, best first.
 _VERSIONS = ("crc32c", "md5Hash", "ETag", "etag", "generation", "created")
+
+
+class Unreachable(UserError):
+    """A store that refuses or does not answer: nothing is known of what it holds."""
+
+
+class UnreachableNow(Unreachable, StorageError):
+    """One that may answer at another try."""
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether what a client of a store raised may be gone at another try."""
+    code = getattr(error, "code", None) or getattr(error, "status", None)
+    return (
+        code in _PASSING
+        or (isinstance(error, OSError) and not isinstance(error, _STAYING))
+        or type(error).__module__.startswith("aiohttp.")
+        or str(error).startswith(_PASSING_WORDS)
+    )
 
 
 def of(place: str | os.PathLike) -> Path:
@@ -68,7 +90,7 @@ class BucketPath(PurePosixPath):
     """A path in a bucket. Missing objects are a `FileNotFoundError`, as on a disk.
 
     Raises:
-      UserError: by every method that asks the store, if it does not answer.
+      Unreachable: by every method that asks the store, if it refuses or does not answer.
     """
 
     def __str__(self) -> str:
@@ -132,9 +154,7 @@ class BucketPath(PurePosixPath):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self)) from None
         except Exception as error:  # clients raise what theirs do: some ten kinds of four libraries
             told = (str(error).strip() or type(error).__name__).splitlines()[0]
-            code = getattr(error, "code", None) or getattr(error, "status", None)
-            passing = code in _PASSING or isinstance(error, ConnectionError | TimeoutError)
-            kind = StorageError if passing else UserError
+            kind = UnreachableNow if is_passing(error) else Unreachable
             verb = "write" if writes else "read"
             raise kind(
                 f"cannot {verb} {self}: {told:.200}; check the name, the network and the "

@@ -246,7 +246,8 @@ class Checkpoints:
             atexit.register(self._remove_unfinished)
         saved = [str(step) for step in steps(self._directory) if step != self._step]
         why = reason(error)
-        kind = StorageError if isinstance(error, TimeoutError) else storage_error(why)
+        passing = places.is_bucket(self._directory) and places.is_passing(error)
+        kind = StorageError if passing or isinstance(error, TimeoutError) else storage_error(why)
         return kind(
             f"checkpoint {self._directory / str(self._step)} could not be saved ({why}); "
             f"earlier ones are as they were: {', '.join(saved) or 'none'}; make room or mend the "
@@ -374,6 +375,8 @@ def _read(path: Path, load: Callable[[Path], Read], *, partial: bool = True) -> 
         with context:
             return load(_address(path))
     except Exception as error:
+        if places.is_bucket(path) and places.is_passing(error):
+            raise StorageError(f"{path} cannot be read now ({reason(error)})") from None
         if listed:
             raise UserError(f"{path} does not hold this model ({reason(error)})") from None
         raise DamagedError(f"{path} cannot be read as this model ({reason(error)})") from None

@@ -122,8 +122,13 @@ class _Busy(Exception):
 
 @pytest.mark.parametrize(
     ("error", "kind"),
-    [(_Refused("Forbidden:\nmore"), UserError), (_Busy("later"), StorageError)]
-    + [(ConnectionResetError("gone"), StorageError), (ValueError(), UserError)],
+    [
+        (_Refused("Forbidden:\nmore"), places.Unreachable),
+        (_Busy("later"), places.UnreachableNow),
+        (ConnectionResetError("gone"), places.UnreachableNow),
+        (PermissionError("no"), places.Unreachable),
+        (ValueError(), places.Unreachable),
+    ],
 )
 def test_what_a_store_refuses_is_one_line(bucket, monkeypatch, error, kind):
     def refuse(*_, **__):
@@ -133,6 +138,7 @@ def test_what_a_store_refuses_is_one_line(bucket, monkeypatch, error, kind):
     with pytest.raises(UserError, match="^cannot read gs://bucket/x: .*check the name") as raised:
         places.of("gs://bucket/x").exists()
     assert type(raised.value) is kind and "\n" not in str(raised.value)
+    assert raised.value.exit_code == (1 if kind is places.UnreachableNow else 2)
 
 
 def test_without_its_package_a_bucket_is_refused_in_one_line(monkeypatch):

@@ -1,10 +1,11 @@
 """What is written to a bucket: single puts, directories whose last file makes them whole."""
 
+import fsspec
 import jax.numpy as jnp
 import pytest
 
 from ssjax.config import Config
-from ssjax.errors import UserError
+from ssjax.errors import StorageError, UserError
 from ssjax.files import fetching, manifest, places
 from ssjax.files.writing import (
     check_directory,
@@ -108,6 +109,18 @@ def test_a_changed_object_is_damage(listed, content, problem):
     path.unlink() if content is None else path.write_bytes(content)
     assert manifest.damage(listed) == problem
     assert manifest.damage(listed, only=["metrics/metrics"]) == ""
+
+
+def test_a_store_that_does_not_answer_is_no_damage(listed, monkeypatch):
+    """What is damaged is removed; what nobody could look at stays."""
+
+    def refuse(*_, **__):
+        raise ConnectionResetError("gone")
+
+    monkeypatch.setattr(fsspec.filesystem("gs"), "cat_file", refuse)
+    for ask in (manifest.damage, manifest.about):
+        with pytest.raises(StorageError, match="manifest.json: gone"):
+            ask(listed)
 
 
 def test_a_copy_from_a_disk_is_compared_by_content(bucket, tmp_path):
