@@ -19,7 +19,7 @@ from ssjax.decoding.acceptance import RULES
 from ssjax.decoding.completion import Completion, mark_runs, not_finite
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.draft_model import ModelDrafter
-from ssjax.decoding.drafters import Way, make_drafter
+from ssjax.decoding.drafters import Drafter, Way, make_drafter
 from ssjax.decoding.request import make_request
 from ssjax.decoding.stop_strings import cut_at_stop, settled
 from ssjax.decoding.ways import Situation
@@ -284,6 +284,14 @@ class Run:
             found, line = ways.find(self.workdir, self.situation, batch_size)
             say_once(line)
         return found or self.configured_way(decode)
+
+    def known_ways(
+        self, changes: Mapping, *, calibration: bool = True
+    ) -> tuple[dict[int, Way], dict[Drafter, float]]:
+        """What calibration knows, where `way` looks at it: see `ways.known`."""
+        if calibration and not ways.DRAFTING_KEYS & changes.keys():
+            return ways.known(self.workdir, self.situation)
+        return {}, {}
 
     @property
     def dtype(self) -> str:

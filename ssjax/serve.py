@@ -20,6 +20,7 @@ from ssjax.files.reading import read_bytes
 from ssjax.messages import say
 from ssjax.run import Run
 from ssjax.serving.engine import Engine, EngineLimits
+from ssjax.serving.sizes import make_sizes, row_counts
 
 _MODEL = model_flags.define_model_flags(distributed=False)
 _SLOTS = options.define_count("slots", 16, "Requests that are answered at once.")
@@ -116,7 +117,12 @@ def _engine(run: Run, decode, changes) -> Engine:
         prefill_tokens=_PREFILL.value,
     )
     way = run.way(changes, _SLOTS.value, calibration=_CALIBRATION.value)
-    return Engine(run.decoder, way, make_sampling(decode), limits)
+    mesh, slots = run.decoder.mesh, _SLOTS.value
+    # Rows that are divided over devices are not taken apart.
+    divided = mesh.shape["data"] * mesh.shape["fsdp"] > 1
+    known = run.known_ways(changes, calibration=_CALIBRATION.value)
+    sizes = make_sizes(way, [slots] if divided else row_counts(slots), *known)
+    return Engine(run.decoder, way, make_sampling(decode), limits, sizes)
 
 
 def _read_key(path: str) -> str:

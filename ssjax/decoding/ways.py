@@ -88,11 +88,41 @@ def find(directory: Path, situation: Situation, batch_size: int) -> tuple[Way | 
     return way, line
 
 
+def known(directory: Path, situation: Situation) -> tuple[dict[int, Way], dict[Drafter, float]]:
+    """All that the calibrations of a run know; nothing where there is none that can be read.
+
+    Args:
+      directory: of the run.
+      situation: of the model that is to decode.
+
+    Returns:
+      The chosen way by batch size, of this device and dtype; and tokens per call by drafter, of
+      any of them, since what is accepted does not depend on that.
+    """
+    chosen, tokens = {}, {PlainDrafter(): 1.0}
+    path = directory / FILE
+    try:
+        entries = read_entries(path) if path.exists() else []
+        own = (situation.step, situation.num_streams)
+        for entry in entries:
+            if (entry["step"], entry["num_streams"]) != own:
+                continue
+            for each in (*entry.get("predicted", ()), *entry.get("candidates", ())):
+                drafter = _drafter_from_dict(each["drafter"], situation.num_streams)
+                tokens[drafter] = ranges.checked(each["tokens_per_call"], _TOKENS, "tokens")
+            if (entry["device"], entry["dtype"]) == (situation.device, situation.dtype):
+                chosen[entry["batch_size"]] = way_from_dict(entry["chosen"], situation.num_streams)
+    except (UserError, KeyError, TypeError, AttributeError):
+        return {}, {}  # `find` says what is wrong with it
+    return chosen, tokens
+
+
 def _ignored(path, name, there, wanted) -> str:
     made = f"{name.replace('_', ' ')} {', '.join(map(str, there))}"[:300]
     return f"{path} ignored: it is for {made}, not {wanted}; run ssjax.calibrate to have one"
 
 
+_TOKENS = Annotated[float, Range(0.0, 1e6)]
 _ENTRY = {
     "device": str,
     "dtype": str,

@@ -14,7 +14,7 @@ import collections
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ssjax.decoding.completion import Completion
 from ssjax.decoding.decoder import Decoder
@@ -22,6 +22,7 @@ from ssjax.decoding.drafters import Way
 from ssjax.decoding.room import check_positions
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
+from ssjax.serving.sizes import Size, plan
 from ssjax.serving.slots import Slots
 from ssjax.serving.ticket import CANCELLED, TIMEOUT, Asked, Ticket, Times
 
@@ -56,6 +57,7 @@ class Totals:
     prompt_tokens: int = 0  # of requests that got a slot
     new_tokens: int = 0
     passes: int = 0  # of rows: two requests in one pass are two
+    draft_nodes: int = 0  # that those passes had room for
     kept_by_depth: list[int] = dataclasses.field(default_factory=list)  # passes that kept so deep
     finished: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
@@ -69,12 +71,16 @@ class Engine:
       sampling: penalties, bans and fewest new tokens of all requests; its other fields are asked
         for by each.
       limits: sizes.
+      sizes: programs to choose from by the number of busy slots, see sizes.py; none: one of all
+        slots and that way.
 
     Attributes:
       on_end: told of every ticket that ends and of its last completion, from the engine's thread;
         may be set before the engine runs.
       totals: of what has been done.
       problem: why it runs no more, or None.
+      size: by which the latest passes were run.
+      max_depth: of the deepest draft.
     """
 
     def __init__(
@@ -83,15 +89,19 @@ class Engine:
         way: Way,
         sampling: Sampling,
         limits: EngineLimits,
+        sizes: Sequence[Size] = (),
     ):
-        self.decoder, self.drafter, self.limits = decoder, way.drafter, limits
+        self.decoder, self.limits = decoder, limits
         self.sampling = sampling
-        self.totals = Totals(kept_by_depth=[0] * way.drafter.max_depth)
+        self._sizes = tuple(sizes) or (Size(limits.num_slots, way, tokens_per_call=1.0),)
+        self.size = self._sizes[-1]
+        self.max_depth = max(size.way.drafter.max_depth for size in self._sizes)
+        self.totals = Totals(kept_by_depth=[0] * self.max_depth)
         self.problem: BaseException | None = None
         self.on_end: Callable[[Ticket, Completion], None] = lambda ticket, completion: None
         self._slots = Slots(
             decoder,
-            way,
+            self._sizes,
             sampling,
             num_slots=limits.num_slots,
             max_prompt_tokens=limits.max_prompt_tokens,
@@ -123,6 +133,9 @@ class Engine:
         longest = self.limits.max_prompt_tokens + self.limits.max_new_tokens
         check_positions(self.decoder.model.config, longest)
         self._slots.start()
+        if any(size.seconds is None for size in self._sizes) and len(self._sizes) > 1:
+            self._sizes = tuple(self._slots.measured(self.limits.passes_per_round))
+        self._plan = plan(self._sizes, self.limits.num_slots)
         self._ready = True
 
     def submit(self, asked: Asked, notify: Callable[[], None] = lambda: None) -> Ticket:
@@ -143,7 +156,7 @@ class Engine:
                 raise Stopped("the server is stopping; try another one")
             if len(self._waiting) >= self.limits.max_waiting:
                 raise Full(f"{len(self._waiting)} requests are waiting already; try again later")
-            empty = Completion((), "unfinished", (0,), (), self.drafter.max_depth)
+            empty = Completion((), "unfinished", (0,), (), self.max_depth)
             ticket = Ticket(asked, empty, Times(time.monotonic()), notify, self._count_end)
             self._waiting.append(ticket)
             self._changed.notify()
@@ -217,8 +230,11 @@ class Engine:
         self._drop()
         self._admit()
         if self.num_running:
+            busy = [slot for slot, ticket in enumerate(self._running) if ticket is not None]
+            self.size = self._plan[len(busy) - 1]
             # A slot that somebody waits for is not left empty.
-            self._slots.run(self.limits.passes_per_round, until_end=self.num_waiting > 0)
+            until_end = self.num_waiting > 0
+            self._slots.run(self.limits.passes_per_round, self.size, busy, until_end=until_end)
             self._harvest()
         return bool(self.num_running or self.num_waiting)
 
@@ -270,18 +286,21 @@ class Engine:
             if ticket is None:
                 continue
             asked = ticket.asked
-            found = host.completion(slot, len(asked.prompt), asked.eos_ids, self.drafter.max_depth)
+            found = host.completion(slot, len(asked.prompt), asked.eos_ids, self.max_depth)
             if not host.done[slot]:
                 found = dataclasses.replace(found, finish="unfinished")
-            self._count(ticket.completion, found)
+            self._count(ticket, found)
             if host.done[slot]:
                 self._running[slot] = None
             ticket.update(found, now)
 
-    def _count(self, before: Completion, after: Completion) -> None:
-        totals = self.totals
+    def _count(self, ticket: Ticket, after: Completion) -> None:
+        totals, before = self.totals, ticket.completion
         totals.new_tokens += len(after.tokens) - len(before.tokens)
-        totals.passes += after.calls - before.calls
+        calls, drafted = after.calls - before.calls, self.size.num_draft_nodes
+        totals.passes += calls
+        totals.draft_nodes += calls * drafted
+        ticket.drafted += [drafted] * calls
         for kept in after.kept[before.calls :]:
             for depth in range(kept):
                 totals.kept_by_depth[depth] += 1

@@ -1,29 +1,28 @@
 """What is told about requests: per response, and for Prometheus, under the names of vLLM."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from ssjax.decoding.completion import Completion
-from ssjax.decoding.drafters import Drafter
 from ssjax.serving.engine import Engine
-from ssjax.serving.ticket import Ticket, Times
+from ssjax.serving.ticket import Ticket
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 # As OpenAI calls the ways a completion ends.
 FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
-def response_metrics(completion: Completion, drafter: Drafter, times: Times) -> dict:
+def response_metrics(completion: Completion, ticket: Ticket) -> dict:
     """The object `metrics` of a response.
 
     Args:
       completion: as answered.
-      drafter: whose drafts were verified.
-      times: of its ticket.
+      ticket: of its request.
     """
+    times = ticket.times
     # A stop string ends an answer before the engine hears of it.
     ended, tokens = times.ended or time.monotonic(), len(completion.tokens)
     generating = max(ended - times.first_token, 0.0) if tokens else 0.0
@@ -33,7 +32,7 @@ def response_metrics(completion: Completion, drafter: Drafter, times: Times) -> 
         "queue_time_ms": _milliseconds(times.began - times.arrived),
         "mean_itl_ms": _milliseconds(generating / (tokens - 1)) if tokens > 1 else None,
         "tokens_per_second": round(tokens / max(ended - times.began, 1e-6), 3),
-        "speculative_decoding": _speculation(completion, drafter),
+        "speculative_decoding": _speculation(completion, ticket.drafted),
     }
 
 
@@ -41,19 +40,25 @@ def _milliseconds(seconds: float) -> float:
     return round(1000 * max(seconds, 0.0), 3)
 
 
-def _speculation(completion: Completion, drafter: Drafter) -> dict | None:
-    """None without drafts. Draft tokens are those that a tree has room for."""
-    depth, drafted = drafter.max_depth, drafter.num_nodes - 1
+def _speculation(completion: Completion, drafted: Sequence[int]) -> dict | None:
+    """None without drafts. Draft tokens are those that the tree of a pass has room for.
+
+    Args:
+      completion: as answered.
+      drafted: that its passes had room for, and perhaps others after them.
+    """
+    depth = completion.max_depth
     if not depth:
         return None
     steps, accepted = completion.calls, sum(completion.kept)
+    offered = sum(drafted[:steps])
     return {
         "mean_acceptance_length": 1 + accepted / steps if steps else None,
-        "draft_acceptance_rate": accepted / (steps * drafted) if steps else None,
+        "draft_acceptance_rate": accepted / offered if offered else None,
         "acceptance_histogram": [completion.kept.count(kept) for kept in range(depth + 1)],
         "num_spec_steps": steps,
         "num_accepted_draft_tokens": accepted,
-        "num_draft_tokens": steps * drafted,
+        "num_draft_tokens": offered,
         "num_spec_tokens": depth,
     }
 
@@ -100,12 +105,17 @@ class Figures:
     def collect(self) -> Iterator[Metric]:
         """Called by the registry."""
         engine, totals = self._engine, self._engine.totals
-        drafted = engine.drafter.num_nodes - 1
         for name, value in (
             ("num_requests_running", engine.num_running),
             ("num_requests_waiting", engine.num_waiting),
         ):
             yield self._family(GaugeMetricFamily, name, [({}, value)])
+        # Ours: vLLM's engines draft as much at every load.
+        for name, value in (
+            ("draft_nodes", engine.size.num_draft_nodes),
+            ("rows", engine.size.rows),
+        ):
+            yield self._family(GaugeMetricFamily, f"ssjax:{name}_per_pass", [({}, value)])
         counters = {
             "prompt_tokens": [({}, totals.prompt_tokens)],
             "generation_tokens": [({}, totals.new_tokens)],
@@ -114,10 +124,10 @@ class Figures:
                 for reason, count in _by_reason(totals.finished)
             ],
         }
-        if drafted:
+        if engine.max_depth:
             counters |= {
                 "spec_decode_num_drafts": [({}, totals.passes)],
-                "spec_decode_num_draft_tokens": [({}, totals.passes * drafted)],
+                "spec_decode_num_draft_tokens": [({}, totals.draft_nodes)],
                 "spec_decode_num_accepted_tokens": [({}, sum(totals.kept_by_depth))],
                 "spec_decode_num_accepted_tokens_per_pos": [
                     ({"position": str(depth)}, count)
@@ -129,7 +139,8 @@ class Figures:
 
     def _family(self, kind, name, samples) -> Metric:
         more = list(samples[0][0]) if samples else []
-        family = kind(f"vllm:{name}", name.replace("_", " "), labels=[*self._labels, *more])
+        full = name if ":" in name else f"vllm:{name}"
+        family = kind(full, name.replace("_", " "), labels=[*self._labels, *more])
         for labels, value in samples:
             family.add_metric([*self._labels.values(), *labels.values()], value)
         return family

@@ -209,8 +209,7 @@ class Response:
         metrics = None
         if len(pieces) == 1:
             [piece] = pieces
-            drafter = self.service.engine.drafter
-            metrics = response_metrics(piece.completion, drafter, piece.ticket.times)
+            metrics = response_metrics(piece.completion, piece.ticket)
         return {"usage": self._usage(pieces), "metrics": metrics}
 
     def _log_probs(self, piece: Piece, num_before: int, text_before: int) -> dict | None:

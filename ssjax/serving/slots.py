@@ -2,12 +2,17 @@
 
     start    one state of S rows that are all done
     admit    prefill of one prompt by the program of its bucket, then its row replaces a slot's
-    run      a few passes over all slots
+    run      a few passes over the slots, by the program of a size
     drop     rows that nobody waits for are done
 
 Each is a program of fixed shapes: `Slots.start` runs all of them once, and nothing is compiled
 after it.
 """
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +21,19 @@ import numpy as np
 from ssjax.decoding.decoder import (
     Decoder,
     HostState,
-    passes_program,
     prefill_program,
     row_keys,
 )
-from ssjax.decoding.drafters import Way
 from ssjax.decoding.request import PromptBatch
 from ssjax.decoding.room import enough_memory
 from ssjax.decoding.row_settings import settings_of
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
-from ssjax.models.cache import KVCache
+from ssjax.serving.passes import by_axis, passes
+from ssjax.serving.sizes import Size
 from ssjax.serving.ticket import Asked
+
+_REPEATS = 5  # of each measurement, the median of which counts
 
 
 class Slots:
@@ -35,7 +41,7 @@ class Slots:
 
     Args:
       decoder: the model, on one device.
-      way: how drafts are written.
+      sizes: the programs that passes are run by; drafters that keep the same between passes.
       sampling: penalties, bans and fewest new tokens of all requests, a part of the programs.
       num_slots: S.
       max_prompt_tokens, max_new_tokens: of a request; they fix the slots of the cache.
@@ -45,7 +51,7 @@ class Slots:
     def __init__(
         self,
         decoder: Decoder,
-        way: Way,
+        sizes: Sequence[Size],
         sampling: Sampling,
         *,
         num_slots: int,
@@ -59,6 +65,8 @@ class Slots:
         lengths = range(1, max_prompt_tokens + 1)
         self._buckets = sorted({decoder.bucket(length) for length in lengths})
         self._num_eos_ids = num_eos_ids
+        self._sizes = tuple(sizes)
+        way = max((size.way for size in sizes), key=lambda way: way.drafter.num_nodes)
         self._drafter_params = way.drafter_params
         spec = DecodeSpec(
             capacity=self.capacity,
@@ -85,36 +93,79 @@ class Slots:
                 # Twice: what one program returns is what the others must be compiled for.
                 for _ in range(2):
                     self._insert(self._prefill(asked, bucket), 0)
-                    self.run(1, until_end=False)
+                    for size in self._sizes:
+                        self.run(1, size, [0], until_end=False)
                     self.drop([0])
             self.read()
+
+    def measured(self, num_passes: int) -> list[Size]:
+        """The sizes with the seconds of a pass, each with as many busy slots as it has rows.
+
+        In turn, so that a slow moment of the machine meets all of them. What was in the slots is
+        lost.
+
+        Args:
+          num_passes: that are run at once; what taking rows out and putting them back costs is
+            shared by them.
+        """
+        deepest = self._static[2].max_depth
+        num_passes = max(1, min(num_passes, (self.capacity - 2) // (1 + deepest)))
+        times: list[list[float]] = [[] for _ in self._sizes]
+        for _ in range(1 + _REPEATS):  # the first compiles what revives rows
+            for size, own in zip(self._sizes, times, strict=True):
+                busy = list(range(size.rows))
+                with jax.set_mesh(self.decoder.mesh):
+                    self._state = _revive(self._state, self._mask(busy))
+                self._state.length.block_until_ready()
+                began = time.perf_counter()
+                self.run(num_passes, size, busy, until_end=False)
+                self._state.length.block_until_ready()
+                own.append((time.perf_counter() - began) / num_passes)
+                self.drop(busy)
+        return [
+            dataclasses.replace(size, seconds=statistics.median(own[1:]))
+            for size, own in zip(self._sizes, times, strict=True)
+        ]
 
     def admit(self, slot: int, asked: Asked) -> None:
         """Puts a request into a slot, whatever was there; its first token is then known."""
         self._insert(self._prefill(asked, self.decoder.bucket(len(asked.prompt))), slot)
 
-    def run(self, num_passes: int, until_end: bool) -> None:
+    def run(self, num_passes: int, size: Size, busy: Sequence[int], *, until_end: bool) -> None:
         """At most so many passes: fewer if all rows are done before.
 
         Args:
           num_passes: at most.
+          size: one of those that were given; of at least as many rows as slots are busy.
+          busy: slots that hold a request; no other is run further.
           until_end: the pass in which a row ends is the last.
         """
+        slots = None
+        if size.rows < self.num_slots:
+            idle = sorted(set(range(self.num_slots)) - set(busy))
+            slots = np.array([*busy, *idle][: size.rows], np.int32)
+        model, params, _, spec = self._static
         with jax.set_mesh(self.decoder.mesh):
-            self._state = passes_program(
-                *self._static,
+            self._state = passes(
+                model,
+                params,
+                size.way.drafter,
+                dataclasses.replace(spec, deferred=size.way.deferred),
                 self._state,
+                slots,
                 np.int32(num_passes),
                 self._drafter_params,
                 np.bool_(until_end),
             )
 
-    def drop(self, slots: list[int]) -> None:
+    def drop(self, slots: Sequence[int]) -> None:
         """The rows of these slots are done."""
-        mask = np.zeros(self.num_slots, bool)
-        mask[slots] = True
         with jax.set_mesh(self.decoder.mesh):
-            self._state = _drop(self._state, mask)
+            self._state = _drop(self._state, self._mask(slots))
+
+    def _mask(self, slots: Sequence[int]) -> np.ndarray:
+        """[S] bool."""
+        return np.isin(np.arange(self.num_slots), slots)
 
     def read(self) -> HostState:
         """What completions are read from; waits for the device."""
@@ -145,21 +196,9 @@ class Slots:
             self._state = _insert(self._state, row, np.int32(slot))
 
 
-def _by_axis(function, *states):
-    """function(axis, *leaves) for the leaves of states; axis: which of a leaf's is the batch."""
-
-    def of_cache(*caches):
-        return jax.tree.map(lambda *x: function(1 if x[0].ndim == 5 else 0, *x), *caches)
-
-    def of_any(*leaves):
-        return of_cache(*leaves) if isinstance(leaves[0], KVCache) else function(0, *leaves)
-
-    return jax.tree.map(of_any, *states, is_leaf=lambda x: isinstance(x, KVCache))
-
-
 def _spread_row(row: DecodeState, num_slots: int) -> DecodeState:
     """A state of so many rows like this one, all done."""
-    state = _by_axis(lambda axis, x: jnp.repeat(x, num_slots, axis), row)
+    state = by_axis(lambda axis, x: jnp.repeat(x, num_slots, axis), row)
     return state.replace(done=jnp.ones_like(state.done))
 
 
@@ -169,13 +208,22 @@ def _insert_row(state: DecodeState, row: DecodeState, slot: jax.Array) -> Decode
     def put(axis, old, new):
         return jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis)
 
-    return _by_axis(put, state, row)
+    return by_axis(put, state, row)
 
 
 def _drop_rows(state: DecodeState, mask: jax.Array) -> DecodeState:
     return state.replace(done=state.done | mask)
 
 
+def _revive_rows(state: DecodeState, mask: jax.Array) -> DecodeState:
+    """Some rows that go on from their second token for as long as there is room."""
+    room = state.tokens.shape[1]
+    return state.replace(
+        done=~mask, length=jnp.full_like(state.length, 2), limit=jnp.full_like(state.limit, room)
+    )
+
+
 _spread = jax.jit(_spread_row, static_argnums=1)
 _insert = jax.jit(_insert_row, donate_argnums=0)
 _drop = jax.jit(_drop_rows, donate_argnums=0)
+_revive = jax.jit(_revive_rows, donate_argnums=0)

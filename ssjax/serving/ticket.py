@@ -45,6 +45,7 @@ class Ticket:
       asked: as submitted.
       completion: the latest; its finish is "unfinished" until the last one.
       times: of what has happened.
+      drafted: nodes that each of its passes had room for.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Ticket:
         on_end: Callable[["Ticket", Completion], None],
     ):
         self.asked, self.completion, self.times = asked, empty, times
+        self.drafted: list[int] = []
         self.cancelled = ""  # as what it is to end; empty: it goes on
         self._notify, self._on_end = notify, on_end
 

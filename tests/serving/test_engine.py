@@ -15,6 +15,7 @@ from ssjax.decoding.request import Request
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
 from ssjax.serving.engine import Engine, EngineLimits, Full, Stopped
+from ssjax.serving.sizes import Size
 from ssjax.serving.slots import Slots
 from ssjax.serving.ticket import Asked
 
@@ -289,3 +290,51 @@ def test_a_model_that_is_not_finite_ends_requests_with_an_error(model):
     ticket = engine.submit(Asked((1, 2), 9, SAMPLED, 0, 0, EOS))
     run_until_idle(engine)
     assert (ticket.completion.finish, ticket.completion.tokens) == ("error", ())
+
+
+def sizes_of(seconds):
+    """One, two and three busy slots each have a size of their own that is the fastest."""
+    return [
+        Size(rows, Way(drafter, deferred), 1.0, each)
+        for (rows, drafter, deferred), each in zip(
+            (
+                (1, BestFirstDrafter(5, 3), True),
+                (2, BestFirstDrafter(2, 3), False),
+                (3, PlainDrafter(), True),
+            ),
+            seconds,
+            strict=True,
+        )
+    ]
+
+
+@pytest.mark.stress
+def test_a_load_that_changes_changes_no_output(model, alone, compiled):
+    """Rows and nodes of the passes change with it, and no request does: tokens as alone."""
+    engine = Engine(make_decoder(model), WAY, GREEDY, LIMITS, sizes_of((1.0, 1.5, 2.0)))
+    engine.start()
+    rng, before, used, tickets = random.Random(3), len(compiled), set(), []
+    while len(tickets) < 40 or engine.num_waiting or engine.num_running:
+        for _ in range(rng.choice((0, 0, 0, 1, 3)) if len(tickets) < 40 else 0):
+            tickets.append(engine.submit(random_request(rng, (GREEDY, SAMPLED))))
+        engine.round()
+        used.add(engine.size.rows)
+    assert used == {1, 2, 3} and len(compiled) == before
+    for ticket in tickets:
+        found, expected = ticket.completion, alone(ticket.asked)
+        assert (found.tokens, found.finish) == (expected.tokens, expected.finish)
+        assert len(ticket.drafted) == found.calls
+        assert all(k <= n for k, n in zip(found.kept, ticket.drafted, strict=True))
+    drafted = [nodes for ticket in tickets for nodes in ticket.drafted]
+    assert {0, 2, 5} == set(drafted) and engine.totals.draft_nodes == sum(drafted)
+
+
+@pytest.mark.stress
+def test_sizes_are_measured_at_the_start(model, alone):
+    """Where their seconds are not given; whatever they are, outputs are the same."""
+    engine = Engine(make_decoder(model), WAY, GREEDY, LIMITS, sizes_of((None, None, None)))
+    engine.start()
+    asked = [Asked((i, 2), 9, GREEDY, 0, 0, EOS) for i in range(5)]
+    tickets = [engine.submit(each) for each in asked]
+    run_until_idle(engine)
+    assert [t.completion.tokens for t in tickets] == [alone(each).tokens for each in asked]
