@@ -20,6 +20,7 @@ from ssjax.files.reading import read_bytes
 from ssjax.messages import say
 from ssjax.run import Run
 from ssjax.serving.engine import Engine, EngineLimits
+from ssjax.serving.grammar import Grammars
 from ssjax.serving.sizes import make_sizes, row_counts
 
 _MODEL = model_flags.define_model_flags(distributed=False)
@@ -56,6 +57,11 @@ _PREFILL = options.define_count(
     2048,
     "Prompt tokens, padding included, that are read between two looks while others wait for their "
     "next tokens; at least one prompt is.",
+)
+_STRUCTURED = flags.DEFINE_bool(
+    "structured_output",
+    True,
+    "Serve response_format and structured_outputs; without it fewer programs are compiled.",
 )
 _CHANGES = options.define_decode_flags(batches=False)
 _CALIBRATION = options.define_calibration_flag()
@@ -122,7 +128,10 @@ def _engine(run: Run, decode, changes) -> Engine:
     divided = mesh.shape["data"] * mesh.shape["fsdp"] > 1
     known = run.known_ways(changes, calibration=_CALIBRATION.value)
     sizes = make_sizes(way, [slots] if divided else row_counts(slots), *known)
-    return Engine(run.decoder, way, make_sampling(decode), limits, sizes)
+    grammars = None
+    if _STRUCTURED.value:
+        grammars = Grammars(run.tokenizer, run.decoder.model.config.vocab_size)
+    return Engine(run.decoder, way, make_sampling(decode), limits, sizes, grammars)
 
 
 def _read_key(path: str) -> str:

@@ -11,7 +11,7 @@ from ssjax.decoding.candidates import find_candidates
 from ssjax.decoding.drafters import Context, Drafter
 from ssjax.decoding.pruning import joint_log_probs, prune
 from ssjax.decoding.row_settings import draw_by_row
-from ssjax.decoding.sampling import adjust, draw, position_noise
+from ssjax.decoding.sampling import adjust, draw, only_allowed, position_noise
 from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
 from ssjax.decoding.tree import DraftTree, ancestor_mask, without_drafts
 from ssjax.models.attention import Causal
@@ -108,11 +108,12 @@ class Forward:
         return DraftOutput(tree, mask, output)
 
     def adjusted(self, state: DecodeState, logits: jax.Array, max_depth: int) -> jax.Array:
-        """Main logits with penalties and bans, [B, M, V]. max_depth: of state.draft."""
+        """Main logits with penalties, bans and masks, [B, M, V]. max_depth: of state.draft."""
         spec = self.spec
-        return adjust(
+        adjusted = adjust(
             logits, spec.sampling, state.history, state.draft, state.length, spec.eos_ids, max_depth
         )
+        return adjusted if state.allowed is None else only_allowed(adjusted, state.allowed)
 
     def draw(
         self, state: DecodeState, adjusted: jax.Array, logits: jax.Array, max_depth: int

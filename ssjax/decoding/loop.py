@@ -73,6 +73,7 @@ def prefill(
         emission = with_log_probs(emission, nothing_drafted, logits)
     state = state.append(emission, kept=nothing, failed=emission.broken)
     streams = forward.streams_after(rows, output, state.last_tokens)
+    state = state.replace(allowed=None)
     return forward.propose(state, streams, hidden[:, 0], emission.broken)
 
 
@@ -108,6 +109,7 @@ def _start(
         history=start_history(spec.sampling, rows.prompts, length, forward.model.config.vocab_size),
         log_probs=jnp.zeros(per_token, jnp.float32) if spec.log_probs else None,
         settings=rows.settings,
+        allowed=rows.allowed,
     )
 
 
@@ -254,6 +256,8 @@ def _pass_of(forward: Forward, state: DecodeState, width: int) -> _Pass:
     spec = forward.spec
     with jax.named_scope("pass"):
         draft = forward.run_draft(state.replace(draft=state.draft.first(width)))
+        if state.allowed is not None:
+            state = state.replace(allowed=state.allowed[:, :width])
         state = state.replace(draft=draft.tree)
     with jax.named_scope("verify"):
         logits = forward.logits(draft.output.hidden)

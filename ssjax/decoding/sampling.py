@@ -33,6 +33,7 @@ from ssjax.parallel.partitioning import top_k
 # As many of the best as the TPU's compiler finds with its kernel. For more it sorts the vocabulary,
 # which compiles for minutes.
 _MOST_RANKED = 256
+_REFUSED = 2 * MASKED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +143,20 @@ def adjust(
         too_early = (num_before < sampling.min_new_tokens)[:, :, None]
         logits = jnp.where(too_early & _one_of(eos_ids, vocab_size), MASKED, logits)
     return logits
+
+
+def only_allowed(adjusted: jax.Array, allowed: jax.Array) -> jax.Array:
+    """Adjusted logits with all tokens refused that a mask leaves out.
+
+    They are below the banned ones: where all that is allowed is banned, one of those is drawn.
+
+    Args:
+      adjusted: [B, M, V] float32.
+      allowed: [B, M, ceil(V / 32)] int32, a bit for each token, the lowest first.
+    """
+    bits = (allowed[..., None] >> jnp.arange(32)) & 1
+    bits = bits.reshape(*allowed.shape[:-1], -1)[..., : adjusted.shape[-1]]
+    return jnp.where(bits != 0, adjusted, _REFUSED)
 
 
 def warp(logits: jax.Array, sampling: Sampling) -> jax.Array:

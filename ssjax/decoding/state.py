@@ -36,6 +36,7 @@ class Rows:
     max_new_tokens: jax.Array  # [B] int32, cut where the capacity ends; a row of 0 emits nothing
     keys: jax.Array  # [B] keys, for sampling
     settings: RowSettings | None = None  # where rows are drawn or end differently
+    allowed: jax.Array | None = None  # [B, 1, ceil(V / 32)] int32, see `DecodeState`
 
 
 @struct.dataclass
@@ -62,6 +63,9 @@ class DecodeState:
     history: History  # of tokens[b, :length[b]], for penalties and bans
     log_probs: jax.Array | None  # [B, capacity] float32 of output tokens, 0 elsewhere
     settings: RowSettings | None = None  # of each row; None: those of the spec hold for all
+    # [B, M, ceil(V / 32)] int32, a bit for each token that may follow each node of the draft, the
+    # lowest first; None: any token may. It holds for one pass.
+    allowed: jax.Array | None = None
 
     @property
     def last_tokens(self) -> jax.Array:

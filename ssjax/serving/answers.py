@@ -11,7 +11,7 @@ from ssjax.decoding.stop_strings import settled
 from ssjax.run import Run
 from ssjax.serving.engine import Engine
 from ssjax.serving.problems import Problem
-from ssjax.serving.ticket import CANCELLED, TIMEOUT, Asked, Ticket
+from ssjax.serving.ticket import CANCELLED, TIMEOUT, TOO_COMPLEX, Asked, Ticket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +150,7 @@ class _Reader:
 
 _UNANSWERED = {
     "error": ("the model's output is not finite; look for nan or inf in its weights", 500),
+    TOO_COMPLEX: ("the grammar is too complex to be followed; give a simpler one", 400),
     TIMEOUT: ("the answer took longer than this server gives a request", 504),
     CANCELLED: ("the server is stopping; try another one", 503),
 }

@@ -91,7 +91,10 @@ def _add_completions(app: FastAPI, service: Service, limits: AppLimits) -> None:
                 param="n",
             )
         for asked in answers.asked:
-            service.engine.check(asked)
+            if asked.grammar is None:
+                service.engine.check(asked)
+            else:  # a large grammar takes a while, in which others go on
+                await asyncio.to_thread(service.engine.check, asked)
         if body.stream:
             return await _stream(request, answers, service)
         return _json(await _unless_gone(request, answers.whole()))

@@ -10,6 +10,7 @@ import pydantic
 from pydantic import Field
 
 from ssjax.serving.problems import Problem
+from ssjax.serving.structure import ResponseFormat, StructuredOutputs
 
 Seed = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
@@ -27,8 +28,6 @@ _NEUTRAL: dict[str, tuple] = {
     "tools": (None, []),
     "functions": (None, []),
     "tool_choice": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
-    "structured_outputs": (None,),
     "guided_json": (None,),
     "guided_regex": (None,),
     "guided_grammar": (None,),
@@ -63,6 +62,8 @@ class Asking(pydantic.BaseModel):
     stop: str | list[str] | None = None
     stop_token_ids: list[Id] | None = None
     ignore_eos: bool = False
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
 

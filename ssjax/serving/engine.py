@@ -22,9 +22,11 @@ from ssjax.decoding.drafters import Way
 from ssjax.decoding.room import check_positions
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
+from ssjax.serving.constraints import Constraints
+from ssjax.serving.grammar import Grammars
 from ssjax.serving.sizes import Size, plan
 from ssjax.serving.slots import Slots
-from ssjax.serving.ticket import CANCELLED, TIMEOUT, Asked, Ticket, Times
+from ssjax.serving.ticket import CANCELLED, TIMEOUT, TOO_COMPLEX, Asked, Ticket, Times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Engine:
       limits: sizes.
       sizes: programs to choose from by the number of busy slots, see sizes.py; none: one of all
         slots and that way.
+      grammars: that outputs may follow; None: none.
 
     Attributes:
       on_end: told of every ticket that ends and of its last completion, from the engine's thread;
@@ -90,6 +93,7 @@ class Engine:
         sampling: Sampling,
         limits: EngineLimits,
         sizes: Sequence[Size] = (),
+        grammars: Grammars | None = None,
     ):
         self.decoder, self.limits = decoder, limits
         self.sampling = sampling
@@ -107,7 +111,10 @@ class Engine:
             max_prompt_tokens=limits.max_prompt_tokens,
             max_new_tokens=limits.max_new_tokens,
             num_eos_ids=limits.max_eos_ids,
+            num_words=grammars.num_words if grammars else 0,
         )
+        self._grammars = grammars
+        self._constraints = Constraints(grammars, limits.num_slots, self._slots.num_nodes)
         self._running: list[Ticket | None] = [None] * limits.num_slots
         self._waiting: collections.deque[Ticket] = collections.deque()
         self._changed = threading.Condition()
@@ -191,6 +198,15 @@ class Engine:
         as_ours = {name: getattr(self.sampling, name) for name in changed}
         if dataclasses.replace(asked.sampling, **as_ours) != self.sampling:
             raise UserError(f"of the sampling a request may choose {', '.join(changed)} alone")
+        if asked.grammar is not None:
+            self._check_grammar(asked)
+
+    def _check_grammar(self, asked: Asked) -> None:
+        if self._grammars is None:
+            raise UserError("structured output is not served here; leave it out")
+        if not set(self.decoder.eos_ids) <= set(asked.eos_ids):
+            raise UserError("an output that follows a grammar ends with it; leave ignore_eos out")
+        self._grammars.follow(asked.grammar)
 
     def cancel(self, ticket: Ticket, finish: str = CANCELLED) -> None:
         """Ends a request at the next round, with the tokens that it has then, if it has not ended.
@@ -229,14 +245,40 @@ class Engine:
         """One round. Returns whether a request is left."""
         self._drop()
         self._admit()
+        if self._constraints.active:
+            self._follow()
         if self.num_running:
             busy = [slot for slot, ticket in enumerate(self._running) if ticket is not None]
             self.size = self._plan[len(busy) - 1]
-            # A slot that somebody waits for is not left empty.
-            until_end = self.num_waiting > 0
-            self._slots.run(self.limits.passes_per_round, self.size, busy, until_end=until_end)
+            if self._constraints.active:
+                allowed = self._constraints.masks
+                self._slots.run(1, self.size, busy, until_end=False, allowed=allowed)
+            else:
+                # A slot that somebody waits for is not left empty.
+                until_end = self.num_waiting > 0
+                self._slots.run(self.limits.passes_per_round, self.size, busy, until_end=until_end)
             self._harvest()
         return bool(self.num_running or self.num_waiting)
+
+    def _follow(self) -> None:
+        """Masks for the next pass; ends requests whose grammar cannot be followed."""
+        failed = self._constraints.follow(self._slots.read(), self._slots.read_draft())
+        self._end_slots(dict.fromkeys(failed, TOO_COMPLEX))
+
+    def _end_slots(self, finishes: dict[int, str]) -> None:
+        """Ends running requests. finishes: by slot, how they end."""
+        now = time.monotonic()
+        if finishes:
+            self._slots.drop(list(finishes))
+        for slot, finish in finishes.items():
+            ticket = self._leave(slot)
+            ticket.end(finish, now)
+
+    def _leave(self, slot: int) -> Ticket:
+        """Empties a slot."""
+        ticket, self._running[slot] = self._running[slot], None
+        self._constraints.end(slot)
+        return ticket
 
     def _something_to_do(self) -> bool:
         return self._stopping or bool(self._waiting)
@@ -250,16 +292,9 @@ class Engine:
                 self._waiting.remove(ticket)
         for ticket in gone:
             ticket.end(_unwanted(ticket, now), now)
-        slots = [
-            slot
-            for slot, ticket in enumerate(self._running)
-            if ticket is not None and _unwanted(ticket, now)
-        ]
-        if slots:
-            self._slots.drop(slots)
-        for slot in slots:
-            ticket, self._running[slot] = self._running[slot], None
-            ticket.end(_unwanted(ticket, now), now)
+        running = [(slot, ticket) for slot, ticket in enumerate(self._running) if ticket]
+        finishes = {slot: _unwanted(ticket, now) for slot, ticket in running}
+        self._end_slots({slot: finish for slot, finish in finishes.items() if finish})
 
     def _admit(self) -> None:
         budget = self.limits.prefill_tokens
@@ -276,7 +311,9 @@ class Engine:
                 self._running[slot] = ticket
             budget -= cost
             ticket.times.began = time.monotonic()
-            self._slots.admit(slot, ticket.asked)
+            asked = ticket.asked
+            allowed = self._constraints.begin(slot, asked.grammar, len(asked.prompt))
+            self._slots.admit(slot, asked, allowed)
             self.totals.prompt_tokens += len(ticket.asked.prompt)
 
     def _harvest(self) -> None:
@@ -291,7 +328,7 @@ class Engine:
                 found = dataclasses.replace(found, finish="unfinished")
             self._count(ticket, found)
             if host.done[slot]:
-                self._running[slot] = None
+                self._leave(slot)
             ticket.update(found, now)
 
     def _count(self, ticket: Ticket, after: Completion) -> None:

@@ -38,6 +38,7 @@ def _passes(
     num_passes: jax.Array,
     drafter_params: Params | None,
     until_end: jax.Array,
+    allowed: jax.Array | None,
 ) -> DecodeState:
     """`loop.decode_passes` over some rows of a state.
 
@@ -46,20 +47,34 @@ def _passes(
       drafter: any that keeps the same between passes as the one that the state was made with.
       state: of S rows, donated.
       slots: [r] int32, different ones; None: all.
+      allowed: of those slots, for one pass, see `DecodeState`; M is that of the drafter. Nodes
+        after which nothing is allowed are left out, and so must be those after them.
     """
     some = state
     if slots is not None:
         some = by_axis(lambda axis, x: x[(slice(None),) * axis + (slots,)], state)
     room = state.draft.tokens.shape[1]
     some = some.replace(draft=resized(some.draft, drafter.num_nodes))
+    if allowed is not None:
+        some = some.replace(draft=_without_refused(some.draft, allowed), allowed=allowed)
     some = loop.decode_passes(
         model, params, drafter, spec, some, num_passes, drafter_params, until_end
     )
-    some = some.replace(draft=resized(some.draft, room))
+    some = some.replace(draft=resized(some.draft, room), allowed=None)
     if slots is None:
         return some
     return by_axis(
         lambda axis, old, new: old.at[(slice(None),) * axis + (slots,)].set(new), state, some
+    )
+
+
+def _without_refused(tree: DraftTree, allowed: jax.Array) -> DraftTree:
+    """Trees in which nodes after which nothing is allowed are copies of the root, unused."""
+    used = (allowed != 0).any(axis=2).at[:, 0].set(True)
+    return DraftTree(
+        tokens=jnp.where(used, tree.tokens, tree.tokens[:, :1]),
+        parent=jnp.where(used, tree.parent, NO_PARENT),
+        depth=jnp.where(used, tree.depth, 0),
     )
 
 

@@ -16,6 +16,7 @@ from ssjax.serving.bodies import Asking, ChatBody, CompletionBody, StreamOptions
 from ssjax.serving.engine import Engine
 from ssjax.serving.figures import FINISH_REASONS, response_metrics
 from ssjax.serving.problems import Problem
+from ssjax.serving.structure import grammar_of
 from ssjax.serving.ticket import Asked
 
 
@@ -97,6 +98,7 @@ class Service:
             given["top_k"] = 0
         limit = self.decode.max_new_tokens if body.limit is None else body.limit
         eos_ids = () if body.ignore_eos else self.run.decoder.eos_ids
+        grammar = grammar_of(body.response_format, body.structured_outputs)
         deadline = time.monotonic() + self.request_seconds if self.request_seconds else None
         return [
             Asked(
@@ -106,6 +108,7 @@ class Service:
                 seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
                 place=place,
                 eos_ids=(*eos_ids, *(body.stop_token_ids or ())),
+                grammar=grammar,
                 deadline=deadline,
             )
             for place, prompt in enumerate(each for each in prompts for _ in range(body.n))

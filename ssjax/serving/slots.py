@@ -10,6 +10,7 @@ after it.
 """
 
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
@@ -24,11 +25,14 @@ from ssjax.decoding.decoder import (
     prefill_program,
     row_keys,
 )
+from ssjax.decoding.drafters import Drafter
 from ssjax.decoding.request import PromptBatch
 from ssjax.decoding.room import enough_memory
 from ssjax.decoding.row_settings import settings_of
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
+from ssjax.decoding.tree import DraftTree
+from ssjax.parallel.partitioning import to_host
 from ssjax.serving.passes import by_axis, passes
 from ssjax.serving.sizes import Size
 from ssjax.serving.ticket import Asked
@@ -46,6 +50,7 @@ class Slots:
       num_slots: S.
       max_prompt_tokens, max_new_tokens: of a request; they fix the slots of the cache.
       num_eos_ids: ids that may end a request, at most.
+      num_words: W of the masks of allowed tokens, see constraints.py; 0: there are none.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class Slots:
         max_prompt_tokens: int,
         max_new_tokens: int,
         num_eos_ids: int,
+        num_words: int = 0,
     ):
         self.decoder = decoder
         self.num_slots = num_slots
@@ -65,6 +71,7 @@ class Slots:
         lengths = range(1, max_prompt_tokens + 1)
         self._buckets = sorted({decoder.bucket(length) for length in lengths})
         self._num_eos_ids = num_eos_ids
+        self._num_words = num_words
         self._sizes = tuple(sizes)
         way = max((size.way for size in sizes), key=lambda way: way.drafter.num_nodes)
         self._drafter_params = way.drafter_params
@@ -87,14 +94,19 @@ class Slots:
         """
         with enough_memory(self.num_slots, self.capacity):
             asked = Asked((0,), 1, self._static[3].sampling, 0, 0, ())
+            every = self._every_token(1, 1)
+            masks = [None]
+            if every is not None:
+                masks.append(self._every_token(self.num_slots, self.num_nodes))
             with jax.set_mesh(self.decoder.mesh):
-                self._state = _spread(self._prefill(asked, self._buckets[0]), self.num_slots)
+                row = self._prefill(asked, self._buckets[0], every)
+                self._state = _spread(row, self.num_slots)
             for bucket in self._buckets:
                 # Twice: what one program returns is what the others must be compiled for.
                 for _ in range(2):
-                    self._insert(self._prefill(asked, bucket), 0)
-                    for size in self._sizes:
-                        self.run(1, size, [0], until_end=False)
+                    self._insert(self._prefill(asked, bucket, every), 0)
+                    for size, allowed in itertools.product(self._sizes, masks):
+                        self.run(1, size, [0], until_end=False, allowed=allowed)
                     self.drop([0])
             self.read()
 
@@ -127,11 +139,35 @@ class Slots:
             for size, own in zip(self._sizes, times, strict=True)
         ]
 
-    def admit(self, slot: int, asked: Asked) -> None:
-        """Puts a request into a slot, whatever was there; its first token is then known."""
-        self._insert(self._prefill(asked, self.decoder.bucket(len(asked.prompt))), slot)
+    @property
+    def num_nodes(self) -> int:
+        """M of the largest draft."""
+        return self._static[2].num_nodes
 
-    def run(self, num_passes: int, size: Size, busy: Sequence[int], *, until_end: bool) -> None:
+    def _every_token(self, *shape: int) -> np.ndarray | None:
+        """A mask that allows every token, [..., W] int32; None where there are no masks."""
+        return np.full((*shape, self._num_words), -1, np.int32) if self._num_words else None
+
+    def admit(self, slot: int, asked: Asked, allowed: np.ndarray | None = None) -> None:
+        """Puts a request into a slot, whatever was there; its first token is then known.
+
+        Args:
+          slot: which.
+          asked: what for.
+          allowed: [1, 1, W] int32, tokens that it may begin with, exactly where there are masks.
+        """
+        row = self._prefill(asked, self.decoder.bucket(len(asked.prompt)), allowed)
+        self._insert(row, slot)
+
+    def run(
+        self,
+        num_passes: int,
+        size: Size,
+        busy: Sequence[int],
+        *,
+        until_end: bool,
+        allowed: np.ndarray | None = None,
+    ) -> None:
         """At most so many passes: fewer if all rows are done before.
 
         Args:
@@ -139,23 +175,30 @@ class Slots:
           size: one of those that were given; of at least as many rows as slots are busy.
           busy: slots that hold a request; no other is run further.
           until_end: the pass in which a row ends is the last.
+          allowed: [S, M, W] int32 for one pass, the tokens that may follow each node of the largest
+            draft, see `passes`; None: any.
         """
-        slots = None
+        slots, drafter = None, size.way.drafter
         if size.rows < self.num_slots:
             idle = sorted(set(range(self.num_slots)) - set(busy))
             slots = np.array([*busy, *idle][: size.rows], np.int32)
+        if allowed is not None:
+            allowed = allowed[:, : drafter.num_nodes]
+            allowed = allowed if slots is None else allowed[slots]
+            drafter = _unpruned(drafter)
         model, params, _, spec = self._static
         with jax.set_mesh(self.decoder.mesh):
             self._state = passes(
                 model,
                 params,
-                size.way.drafter,
+                drafter,
                 dataclasses.replace(spec, deferred=size.way.deferred),
                 self._state,
                 slots,
                 np.int32(num_passes),
                 self._drafter_params,
                 np.bool_(until_end),
+                allowed,
             )
 
     def drop(self, slots: Sequence[int]) -> None:
@@ -171,7 +214,11 @@ class Slots:
         """What completions are read from; waits for the device."""
         return HostState.of(self._state)
 
-    def _prefill(self, asked: Asked, bucket: int) -> DecodeState:
+    def read_draft(self) -> DraftTree:
+        """The drafts of all slots, as NumPy arrays; waits for the device."""
+        return to_host(self._state.draft)
+
+    def _prefill(self, asked: Asked, bucket: int, allowed: np.ndarray | None) -> DecodeState:
         """A state of one row."""
         batch = PromptBatch(
             prompts=[asked.prompt],
@@ -188,12 +235,20 @@ class Slots:
                 batch.limits,
                 row_keys(batch.seeds, batch.places),
                 settings,
+                allowed,
             )
             return prefill_program(*self._static, rows, self._drafter_params)
 
     def _insert(self, row: DecodeState, slot: int) -> None:
         with jax.set_mesh(self.decoder.mesh):
             self._state = _insert(self._state, row, np.int32(slot))
+
+
+def _unpruned(drafter: Drafter) -> Drafter:
+    """The drafter without an early exit, which numbers nodes anew, so that masks fit."""
+    if drafter.kept_nodes or drafter.exit_threshold:
+        return dataclasses.replace(drafter, kept_nodes=0, exit_threshold=0.0)
+    return drafter
 
 
 def _spread_row(row: DecodeState, num_slots: int) -> DecodeState:

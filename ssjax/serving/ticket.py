@@ -5,10 +5,12 @@ from collections.abc import Callable
 
 from ssjax.decoding.completion import Completion
 from ssjax.decoding.sampling import Sampling
+from ssjax.serving.grammar import Grammar
 
 # How a completion ends that no token ended, besides those of `Completion.finish`.
 CANCELLED = "cancelled"
 TIMEOUT = "timeout"
+TOO_COMPLEX = "too complex"  # the grammar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Asked:
     seed: int
     place: int
     eos_ids: tuple[int, ...]  # each of them ends the completion; none is allowed
+    # What the output follows; eos_ids then hold those of the model, since it ends with one of them.
+    grammar: Grammar | None = None
     deadline: float | None = None  # on the clock of time.monotonic(), seconds; None: never
 
 

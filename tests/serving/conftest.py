@@ -53,10 +53,10 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(run, api_key=None, request_seconds=0.0, started=True):
+def serving(run, api_key=None, request_seconds=0.0, started=True, grammars=None):
     """A server in threads of this process, until the block ends; its engine started or not."""
     decode = run.config.decode
-    engine = Engine(run.decoder, run.way({}, 3), make_sampling(decode), LIMITS)
+    engine = Engine(run.decoder, run.way({}, 3), make_sampling(decode), LIMITS, grammars=grammars)
     service = Service(run, engine, "tiny", decode, raw=False, request_seconds=request_seconds)
     figures = Figures(engine, "tiny")
     engine.on_end = figures.observe

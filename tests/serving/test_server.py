@@ -204,6 +204,8 @@ def test_what_cannot_be_served_is_refused(client, change, error, message):
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
         {"tools": [{"type": "function"}]},
         {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "json_schema"}},
+        {"response_format": {"type": "xml"}},
         {"logprobs": True, "top_logprobs": 2},
     ],
 )
