@@ -6,8 +6,8 @@ Requests come by a Poisson process of so many a second (0: all at once), prompts
 file, lengths of outputs lognormal and reached by every request: no end of sequence ends one before.
 Every way answers the same requests at the same times:
 
-    drafts   the engine, with the drafts of the run
-    plain    the engine without drafts
+    drafts   the engine, with the drafts of the run by load, see ssjax/serving/sizes.py
+    plain    the engine without drafts, with passes of as many rows as it needs
     batches  `Decoder.generate` with the drafts of the run, on what waits when the batch before has
              ended, at most as many as there are slots; each answer is known when its batch ends
 
@@ -32,6 +32,8 @@ from ssjax.decoding.request import Request
 from ssjax.decoding.sampling import Sampling
 from ssjax.run import Run, load
 from ssjax.serving.engine import Engine, EngineLimits
+from ssjax.serving.extras import Extras
+from ssjax.serving.sizes import make_sizes, row_counts
 from ssjax.serving.ticket import Asked, Ticket
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory.", required=True)
@@ -163,7 +165,12 @@ def summary(load: Load, found: Found) -> dict:
 def measure(run: Run, endless: Decoder, prompts, slots: int, rates: list[float]) -> list[dict]:
     """Rows of the table for one number of slots."""
     drafted = run.way({}, slots)
-    ways = {"drafts": drafted, "plain": Way(PlainDrafter(), drafted.deferred)}
+    plain = Way(PlainDrafter(), drafted.deferred)
+    counts = row_counts(slots)
+    ways = {
+        "drafts": (drafted, make_sizes(drafted, counts, *run.known_ways({}))),
+        "plain": (plain, make_sizes(plain, counts, {}, {})),
+    }
     limits = EngineLimits(
         num_slots=slots,
         max_waiting=_REQUESTS.value,
@@ -174,8 +181,8 @@ def measure(run: Run, endless: Decoder, prompts, slots: int, rates: list[float])
         prefill_tokens=_PREFILL.value,
     )
     rows = []
-    for name, way in ways.items():
-        engine = Engine(run.decoder, way, Sampling(), limits)
+    for name, (way, sizes) in ways.items():
+        engine = Engine(run.decoder, way, Sampling(), limits, extras=Extras(tuple(sizes)))
         engine.start()
         thread = threading.Thread(target=engine.run)
         thread.start()

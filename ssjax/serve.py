@@ -20,6 +20,7 @@ from ssjax.files.reading import read_bytes
 from ssjax.messages import say
 from ssjax.run import Run
 from ssjax.serving.engine import Engine, EngineLimits
+from ssjax.serving.extras import Extras
 from ssjax.serving.grammar import Grammars
 from ssjax.serving.sizes import make_sizes, row_counts
 
@@ -61,7 +62,19 @@ _PREFILL = options.define_count(
 _STRUCTURED = flags.DEFINE_bool(
     "structured_output",
     True,
-    "Serve response_format and structured_outputs; without it fewer programs are compiled.",
+    "Serve response_format and structured_outputs.",
+)
+_PENALTIES = flags.DEFINE_bool(
+    "request_penalties",
+    True,
+    "Requests may choose penalties.",
+)
+_LIKELIEST = options.define_count(
+    "max_logprobs",
+    20,
+    "Likeliest tokens whose log-probabilities a request may ask for; with 0, no request penalties "
+    "and no structured output less is compiled.",
+    least=0,
 )
 _CHANGES = options.define_decode_flags(batches=False)
 _CALIBRATION = options.define_calibration_flag()
@@ -131,7 +144,9 @@ def _engine(run: Run, decode, changes) -> Engine:
     grammars = None
     if _STRUCTURED.value:
         grammars = Grammars(run.tokenizer, run.decoder.model.config.vocab_size)
-    return Engine(run.decoder, way, make_sampling(decode), limits, sizes, grammars)
+    most = min(_LIKELIEST.value, run.decoder.model.config.vocab_size)
+    extras = Extras(tuple(sizes), grammars, _PENALTIES.value, most)
+    return Engine(run.decoder, way, make_sampling(decode), limits, extras=extras)
 
 
 def _read_key(path: str) -> str:

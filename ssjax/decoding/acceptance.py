@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from ssjax.decoding.tree import NO_TOKEN, DraftTree
+from ssjax.parallel.partitioning import top_k
 
 RULES = {"exact": "exact", "typical": "typical, lossy"}  # names of the rules in reports
 
@@ -35,6 +36,14 @@ class Acceptance:
 
 
 @struct.dataclass
+class Likeliest:
+    """The K likeliest tokens in the places of others, the best first."""
+
+    tokens: jax.Array  # [B, ..., K] int32
+    log_probs: jax.Array  # [B, ..., K] float32
+
+
+@struct.dataclass
 class Emission:
     """The tokens that a pass adds to every row."""
 
@@ -43,6 +52,7 @@ class Emission:
     done: jax.Array  # [B] bool, the row has ended now
     broken: jax.Array  # [B] bool, it has not, and the logits of its next token are not finite
     log_probs: jax.Array | None = None  # [B, R] float32, only from `with_log_probs`
+    likeliest: Likeliest | None = None  # of R tokens a row; only from there, where asked for
 
     def last_of(self, before: jax.Array) -> jax.Array:
         """[B] int32, the last token of each row after the pass.
@@ -164,7 +174,9 @@ def emit(
     return Emission(tokens, count, done, ~done & (sound < num_drawn))
 
 
-def with_log_probs(emission: Emission, acceptance: Acceptance, logits: jax.Array) -> Emission:
+def with_log_probs(
+    emission: Emission, acceptance: Acceptance, logits: jax.Array, num_likeliest: int = 0
+) -> Emission:
     """Adds the log-probabilities of the emitted tokens under the model's own distribution.
 
     That is the distribution of the raw logits: temperature 1, before penalties, bans and cuts,
@@ -174,7 +186,12 @@ def with_log_probs(emission: Emission, acceptance: Acceptance, logits: jax.Array
       emission: of this pass.
       acceptance: of this pass; each emitted token stands after a node of its path.
       logits: [B, M, V] float32, after every node.
+      num_likeliest: K, of tokens whose log-probabilities are told beside those of the emitted.
     """
     along_path = jnp.take_along_axis(logits, acceptance.path[:, :, None], axis=1)  # [B, R, V]
     emitted = jnp.take_along_axis(along_path, emission.tokens[:, :, None], axis=2)[:, :, 0]
-    return emission.replace(log_probs=emitted - jax.nn.logsumexp(along_path, axis=-1))
+    norm, likeliest = jax.nn.logsumexp(along_path, axis=-1), None
+    if num_likeliest:
+        best, tokens = top_k(along_path, num_likeliest)
+        likeliest = Likeliest(tokens.astype(jnp.int32), best - norm[:, :, None])
+    return emission.replace(log_probs=emitted - norm, likeliest=likeliest)

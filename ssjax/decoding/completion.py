@@ -21,6 +21,9 @@ class Completion:
     # Of the tokens under the model's own distribution: temperature 1, without penalties, bans
     # and cuts. None where not asked for.
     log_probs: tuple[float, ...] | None = None
+    # In the place of each token the likeliest ones, the best first, and their log-probabilities
+    # under that distribution. None where not asked for.
+    likeliest: tuple[tuple[tuple[int, float], ...], ...] | None = None
 
     def __repr__(self) -> str:
         return f"Completion({len(self.tokens)} tokens, {self.finish}, {self.calls} passes)"
@@ -55,6 +58,7 @@ class Completion:
             runs=tuple(runs),
             kept=tuple(min(pair) for pair in zip(self.kept, runs[1:], strict=False)),
             log_probs=None if self.log_probs is None else self.log_probs[:count],
+            likeliest=None if self.likeliest is None else self.likeliest[:count],
         )
 
 

@@ -10,6 +10,7 @@ from ssjax.decoding.acceptance import Acceptance
 from ssjax.decoding.candidates import find_candidates
 from ssjax.decoding.drafters import Context, Drafter
 from ssjax.decoding.pruning import joint_log_probs, prune
+from ssjax.decoding.row_penalties import penalise
 from ssjax.decoding.row_settings import draw_by_row
 from ssjax.decoding.sampling import adjust, draw, only_allowed, position_noise
 from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
@@ -110,6 +111,8 @@ class Forward:
     def adjusted(self, state: DecodeState, logits: jax.Array, max_depth: int) -> jax.Array:
         """Main logits with penalties, bans and masks, [B, M, V]. max_depth: of state.draft."""
         spec = self.spec
+        if state.penalties is not None:
+            logits = penalise(logits, state.penalties, state.draft, max_depth)
         adjusted = adjust(
             logits, spec.sampling, state.history, state.draft, state.length, spec.eos_ids, max_depth
         )

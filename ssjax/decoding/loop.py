@@ -21,6 +21,7 @@ from flax import struct
 from ssjax.decoding.acceptance import (
     Acceptance,
     Emission,
+    Likeliest,
     accept,
     accept_typical,
     emit,
@@ -29,6 +30,7 @@ from ssjax.decoding.acceptance import (
 from ssjax.decoding.chances import rows_needed
 from ssjax.decoding.drafters import Drafter
 from ssjax.decoding.forward import DraftOutput, Forward
+from ssjax.decoding.row_penalties import with_prompts
 from ssjax.decoding.sampling import start_history, warp
 from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
 from ssjax.decoding.tree import NO_PARENT, root_only
@@ -70,7 +72,7 @@ def prefill(
     eos_ids = forward.eos_ids(state)
     emission = emit(nothing_drafted, drawn, state.length, state.limit, state.done, eos_ids)
     if spec.log_probs:
-        emission = with_log_probs(emission, nothing_drafted, logits)
+        emission = with_log_probs(emission, nothing_drafted, logits, _num_likeliest(state))
     state = state.append(emission, kept=nothing, failed=emission.broken)
     streams = forward.streams_after(rows, output, state.last_tokens)
     state = state.replace(allowed=None)
@@ -91,6 +93,9 @@ def _start(
     """
     drafter, spec, batch = forward.drafter, forward.spec, rows.prompts.shape[0]
     length, per_token = rows.prompt_length, (batch, spec.capacity)
+    vocab_size, penalties = forward.model.config.vocab_size, rows.penalties
+    if penalties is not None:
+        penalties = with_prompts(penalties, rows.prompts, length, vocab_size)
     prompts = jnp.where(inside, rows.prompts, spec.pad_id)
     more = [(0, 0), (0, spec.capacity - prompts.shape[1])]
     return DecodeState(
@@ -106,11 +111,23 @@ def _start(
         cache=cache_from_block(block, length, spec.capacity),
         row_keys=rows.keys,
         calls=jnp.zeros(batch, jnp.int32),
-        history=start_history(spec.sampling, rows.prompts, length, forward.model.config.vocab_size),
+        history=start_history(spec.sampling, rows.prompts, length, vocab_size),
         log_probs=jnp.zeros(per_token, jnp.float32) if spec.log_probs else None,
         settings=rows.settings,
         allowed=rows.allowed,
+        penalties=penalties,
+        likeliest=_no_likeliest(*per_token, spec.num_likeliest) if spec.num_likeliest else None,
     )
+
+
+def _no_likeliest(batch: int, capacity: int, number: int) -> Likeliest:
+    shape = batch, capacity, number
+    return Likeliest(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
+
+
+def _num_likeliest(state: DecodeState) -> int:
+    """K, 0 where nobody asks for it."""
+    return 0 if state.likeliest is None else state.likeliest.tokens.shape[-1]
 
 
 def grow(state: DecodeState, rows: Rows, capacity: int, pad_id: int) -> DecodeState:
@@ -130,7 +147,9 @@ def grow(state: DecodeState, rows: Rows, capacity: int, pad_id: int) -> DecodeSt
     def larger(leaf):
         return cache_lib.grow(leaf, capacity) if isinstance(leaf, KVCache) else leaf
 
-    kept = state.log_probs
+    kept, likeliest = state.log_probs, state.likeliest
+    if likeliest is not None:
+        likeliest = jax.tree.map(lambda x: jnp.pad(x, [*more, (0, 0)]), likeliest)
     return state.replace(
         tokens=jnp.pad(state.tokens, more, constant_values=pad_id),
         born=jnp.pad(state.born, more),
@@ -140,6 +159,7 @@ def grow(state: DecodeState, rows: Rows, capacity: int, pad_id: int) -> DecodeSt
         memory=jax.tree.map(larger, state.memory, is_leaf=lambda x: isinstance(x, KVCache)),
         cache=cache_lib.grow(state.cache, capacity),
         log_probs=None if kept is None else jnp.pad(kept, more),
+        likeliest=likeliest,
     )
 
 
@@ -266,7 +286,7 @@ def _pass_of(forward: Forward, state: DecodeState, width: int) -> _Pass:
         eos_ids = forward.eos_ids(state)
         emission = emit(acceptance, drawn, state.length, state.limit, state.done, eos_ids)
         if spec.log_probs:
-            emission = with_log_probs(emission, acceptance, logits)
+            emission = with_log_probs(emission, acceptance, logits, _num_likeliest(state))
     with jax.named_scope("draft"):
         streams = forward.streams_at(state, draft, acceptance, emission.last_of(state.last_tokens))
     node = acceptance.path[:, -1:, None]

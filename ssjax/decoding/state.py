@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ssjax.decoding.acceptance import Emission
+from ssjax.decoding.acceptance import Emission, Likeliest
+from ssjax.decoding.row_penalties import RowPenalties, with_output
 from ssjax.decoding.row_settings import RowSettings
 from ssjax.decoding.sampling import History, Sampling, extend_history
 from ssjax.decoding.tree import DraftTree
@@ -24,6 +25,7 @@ class DecodeSpec:
     sampling: Sampling
     deferred: bool  # streams run after verification at the accepted node, not beside every node
     log_probs: bool = False  # keep log-probabilities of emitted tokens
+    num_likeliest: int = 0  # K, with log_probs: keep those of the likeliest tokens, too
     accept: str = "exact"  # or "typical"; see acceptance.py
 
 
@@ -37,6 +39,7 @@ class Rows:
     keys: jax.Array  # [B] keys, for sampling
     settings: RowSettings | None = None  # where rows are drawn or end differently
     allowed: jax.Array | None = None  # [B, 1, ceil(V / 32)] int32, see `DecodeState`
+    penalties: RowPenalties | None = None  # where rows are penalised differently
 
 
 @struct.dataclass
@@ -66,6 +69,8 @@ class DecodeState:
     # [B, M, ceil(V / 32)] int32, a bit for each token that may follow each node of the draft, the
     # lowest first; None: any token may. It holds for one pass.
     allowed: jax.Array | None = None
+    penalties: RowPenalties | None = None  # of each row, besides those of the spec
+    likeliest: Likeliest | None = None  # [B, capacity, K], in the places of output tokens
 
     @property
     def last_tokens(self) -> jax.Array:
@@ -92,6 +97,14 @@ class DecodeState:
         log_probs = self.log_probs
         if log_probs is not None:
             log_probs = write(log_probs, slot, emission.log_probs)
+        likeliest = self.likeliest
+        if likeliest is not None:
+            likeliest = jax.tree.map(
+                lambda old, new: write(old, slot, new), likeliest, emission.likeliest
+            )
+        penalties = self.penalties
+        if penalties is not None:
+            penalties = with_output(penalties, emission.tokens, emitted)
         return self.replace(
             tokens=write(self.tokens, slot, emission.tokens),
             born=write(self.born, slot, numbers),
@@ -101,4 +114,6 @@ class DecodeState:
             failed=self.failed | failed,
             history=extend_history(self.history, emission.tokens, emitted),
             log_probs=log_probs,
+            penalties=penalties,
+            likeliest=likeliest,
         )

@@ -21,7 +21,6 @@ _NEUTRAL: dict[str, tuple] = {
     "echo": (None, False),
     "suffix": (None, ""),
     "logit_bias": (None, {}),
-    "frequency_penalty": (None, 0),
     "min_tokens": (None, 0),
     "use_beam_search": (None, False),
     "prompt_logprobs": (None,),
@@ -55,8 +54,9 @@ class Asking(pydantic.BaseModel):
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None  # -1 as vLLM says all; 0 is all too
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    presence_penalty: float | None = None
-    repetition_penalty: float | None = None
+    presence_penalty: Annotated[float, Field(ge=-1000, le=1000)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-1000, le=1000)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=1e-3, le=1000)] | None = None
     seed: Seed | None = None
     n: Annotated[int, Field(ge=1, le=128)] = 1
     stop: str | list[str] | None = None
@@ -90,6 +90,11 @@ class CompletionBody(Asking):
     raw: bool | None = None  # ours: texts are used without the format of the task
 
     @property
+    def num_likeliest(self) -> int:
+        """Likeliest tokens that are asked for."""
+        return self.logprobs or 0
+
+    @property
     def prompts(self) -> list[str | list[int]]:
         """One or more prompts."""
         prompt = self.prompt
@@ -118,6 +123,11 @@ class ChatBody(Asking):
     messages: Annotated[list[Message], Field(min_length=1)]
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
+
+    @property
+    def num_likeliest(self) -> int:
+        """Likeliest tokens that are asked for."""
+        return self.top_logprobs or 0
 
     @property
     def chat(self) -> list[dict[str, str]]:

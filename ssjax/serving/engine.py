@@ -14,7 +14,7 @@ import collections
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from ssjax.decoding.completion import Completion
 from ssjax.decoding.decoder import Decoder
@@ -23,9 +23,9 @@ from ssjax.decoding.room import check_positions
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
 from ssjax.serving.constraints import Constraints
-from ssjax.serving.grammar import Grammars
+from ssjax.serving.extras import NO_EXTRAS, Extras
 from ssjax.serving.sizes import Size, plan
-from ssjax.serving.slots import Slots
+from ssjax.serving.slots import Slots, with_likeliest
 from ssjax.serving.ticket import CANCELLED, TIMEOUT, TOO_COMPLEX, Asked, Ticket, Times
 
 
@@ -73,9 +73,7 @@ class Engine:
       sampling: penalties, bans and fewest new tokens of all requests; its other fields are asked
         for by each.
       limits: sizes.
-      sizes: programs to choose from by the number of busy slots, see sizes.py; none: one of all
-        slots and that way.
-      grammars: that outputs may follow; None: none.
+      extras: what there are more programs for.
 
     Attributes:
       on_end: told of every ticket that ends and of its last completion, from the engine's thread;
@@ -92,12 +90,11 @@ class Engine:
         way: Way,
         sampling: Sampling,
         limits: EngineLimits,
-        sizes: Sequence[Size] = (),
-        grammars: Grammars | None = None,
+        extras: Extras = NO_EXTRAS,
     ):
         self.decoder, self.limits = decoder, limits
         self.sampling = sampling
-        self._sizes = tuple(sizes) or (Size(limits.num_slots, way, tokens_per_call=1.0),)
+        self._sizes = extras.sizes or (Size(limits.num_slots, way, tokens_per_call=1.0),)
         self.size = self._sizes[-1]
         self.max_depth = max(size.way.drafter.max_depth for size in self._sizes)
         self.totals = Totals(kept_by_depth=[0] * self.max_depth)
@@ -111,10 +108,10 @@ class Engine:
             max_prompt_tokens=limits.max_prompt_tokens,
             max_new_tokens=limits.max_new_tokens,
             num_eos_ids=limits.max_eos_ids,
-            num_words=grammars.num_words if grammars else 0,
+            special=extras.special,
         )
-        self._grammars = grammars
-        self._constraints = Constraints(grammars, limits.num_slots, self._slots.num_nodes)
+        self._extras = extras
+        self._constraints = Constraints(extras.grammars, limits.num_slots, self._slots.num_nodes)
         self._running: list[Ticket | None] = [None] * limits.num_slots
         self._waiting: collections.deque[Ticket] = collections.deque()
         self._changed = threading.Condition()
@@ -143,6 +140,7 @@ class Engine:
         if any(size.seconds is None for size in self._sizes) and len(self._sizes) > 1:
             self._sizes = tuple(self._slots.measured(self.limits.passes_per_round))
         self._plan = plan(self._sizes, self.limits.num_slots)
+        self._slots.start_special(dict.fromkeys(self._plan))
         self._ready = True
 
     def submit(self, asked: Asked, notify: Callable[[], None] = lambda: None) -> Ticket:
@@ -194,19 +192,29 @@ class Engine:
         for name in ("seed", "place"):
             if not -(2**31) <= getattr(asked, name) < 2**31:
                 raise UserError(f"the {name} must lie between -2147483648 and 2147483647")
-        changed = ("temperature", "top_k", "top_p", "min_p")
+        changed = ["temperature", "top_k", "top_p", "min_p"]
+        if self._extras.penalties:
+            changed += ["repetition_penalty", "presence_penalty"]
         as_ours = {name: getattr(self.sampling, name) for name in changed}
         if dataclasses.replace(asked.sampling, **as_ours) != self.sampling:
             raise UserError(f"of the sampling a request may choose {', '.join(changed)} alone")
+        if asked.frequency_penalty and not self._extras.penalties:
+            raise UserError("a frequency penalty is not served here; leave it out")
+        most = self._extras.num_likeliest
+        if not 0 <= asked.num_likeliest <= most:
+            raise UserError(
+                f"the log-probabilities of {asked.num_likeliest} likeliest tokens are asked for, "
+                f"but those of at most {most} are told here; ask for fewer"
+            )
         if asked.grammar is not None:
             self._check_grammar(asked)
 
     def _check_grammar(self, asked: Asked) -> None:
-        if self._grammars is None:
+        if self._extras.grammars is None:
             raise UserError("structured output is not served here; leave it out")
         if not set(self.decoder.eos_ids) <= set(asked.eos_ids):
             raise UserError("an output that follows a grammar ends with it; leave ignore_eos out")
-        self._grammars.follow(asked.grammar)
+        self._extras.grammars.follow(asked.grammar)
 
     def cancel(self, ticket: Ticket, finish: str = CANCELLED) -> None:
         """Ends a request at the next round, with the tokens that it has then, if it has not ended.
@@ -251,14 +259,19 @@ class Engine:
             busy = [slot for slot, ticket in enumerate(self._running) if ticket is not None]
             self.size = self._plan[len(busy) - 1]
             if self._constraints.active:
-                allowed = self._constraints.masks
-                self._slots.run(1, self.size, busy, until_end=False, allowed=allowed)
+                how = {"until_end": False, "special": True, "allowed": self._constraints.masks}
+                self._slots.run(1, self.size, busy, **how)
             else:
                 # A slot that somebody waits for is not left empty.
-                until_end = self.num_waiting > 0
-                self._slots.run(self.limits.passes_per_round, self.size, busy, until_end=until_end)
+                special = any(self._is_special(self._running[slot].asked) for slot in busy)
+                how = {"until_end": self.num_waiting > 0, "special": special}
+                self._slots.run(self.limits.passes_per_round, self.size, busy, **how)
             self._harvest()
         return bool(self.num_running or self.num_waiting)
+
+    def _is_special(self, asked: Asked) -> bool:
+        """Its passes need what others do not."""
+        return (self._extras.penalties and asked.penalised) or asked.num_likeliest > 0
 
     def _follow(self) -> None:
         """Masks for the next pass; ends requests whose grammar cannot be followed."""
@@ -317,7 +330,7 @@ class Engine:
             self.totals.prompt_tokens += len(ticket.asked.prompt)
 
     def _harvest(self) -> None:
-        host = self._slots.read()
+        host, likeliest = self._slots.read(), None
         now = time.monotonic()
         for slot, ticket in enumerate(self._running):
             if ticket is None:
@@ -326,6 +339,9 @@ class Engine:
             found = host.completion(slot, len(asked.prompt), asked.eos_ids, self.max_depth)
             if not host.done[slot]:
                 found = dataclasses.replace(found, finish="unfinished")
+            if asked.num_likeliest:
+                likeliest = likeliest or self._slots.read_likeliest()
+                found = with_likeliest(found, ticket, likeliest, slot)
             self._count(ticket, found)
             if host.done[slot]:
                 self._leave(slot)

@@ -39,6 +39,7 @@ def _passes(
     drafter_params: Params | None,
     until_end: jax.Array,
     allowed: jax.Array | None,
+    special: bool,
 ) -> DecodeState:
     """`loop.decode_passes` over some rows of a state.
 
@@ -49,7 +50,12 @@ def _passes(
       slots: [r] int32, different ones; None: all.
       allowed: of those slots, for one pass, see `DecodeState`; M is that of the drafter. Nodes
         after which nothing is allowed are left out, and so must be those after them.
+      special: a row has penalties, or its likeliest tokens are asked for; where none is such,
+        nobody needs to count and rank tokens.
     """
+    unused = {"penalties": state.penalties, "likeliest": state.likeliest}
+    if not special:
+        state = state.replace(**dict.fromkeys(unused))
     some = state
     if slots is not None:
         some = by_axis(lambda axis, x: x[(slice(None),) * axis + (slots,)], state)
@@ -61,11 +67,11 @@ def _passes(
         model, params, drafter, spec, some, num_passes, drafter_params, until_end
     )
     some = some.replace(draft=resized(some.draft, room), allowed=None)
-    if slots is None:
-        return some
-    return by_axis(
-        lambda axis, old, new: old.at[(slice(None),) * axis + (slots,)].set(new), state, some
-    )
+    if slots is not None:
+        some = by_axis(
+            lambda axis, old, new: old.at[(slice(None),) * axis + (slots,)].set(new), state, some
+        )
+    return some if special else some.replace(**unused)
 
 
 def _without_refused(tree: DraftTree, allowed: jax.Array) -> DraftTree:
@@ -92,4 +98,4 @@ def resized(tree: DraftTree, num_nodes: int) -> DraftTree:
     )
 
 
-passes = jax.jit(_passes, static_argnums=(0, 2, 3), donate_argnums=4)
+passes = jax.jit(_passes, static_argnums=(0, 2, 3, 10), donate_argnums=4)

@@ -19,6 +19,16 @@ from ssjax.serving.problems import Problem
 from ssjax.serving.structure import grammar_of
 from ssjax.serving.ticket import Asked
 
+# Fields of `Sampling` that a body may give.
+_SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "presence_penalty",
+    "repetition_penalty",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Service:
@@ -33,12 +43,6 @@ class Service:
 
     def of_completion(self, body: CompletionBody) -> "Response":
         """Raises: UserError or Problem: it cannot be answered."""
-        if body.logprobs:
-            raise Problem(
-                "the log-probabilities of other tokens are not kept; logprobs=0 gives those of the "
-                "tokens themselves",
-                param="logprobs",
-            )
         raw = self.raw if body.raw is None else body.raw
         if not body.prompts:
             raise Problem("prompt is empty; give at least one", param="prompt")
@@ -52,11 +56,8 @@ class Service:
 
     def of_chat(self, body: ChatBody) -> "Response":
         """Raises: UserError or Problem: it cannot be answered."""
-        if body.top_logprobs:
-            raise Problem(
-                "the log-probabilities of other tokens are not kept; leave top_logprobs out",
-                param="top_logprobs",
-            )
+        if body.top_logprobs and not body.logprobs:
+            raise Problem("top_logprobs needs logprobs to be true", param="top_logprobs")
         chat = read_chat(body.chat, "messages")
         encoded = [self.run.encode_prompt(chat, raw=False)]
         return self._response(body, encoded, body.logprobs, chat=True)
@@ -82,18 +83,7 @@ class Service:
     def _asked(self, body: Asking, prompts: Sequence[Sequence[int]]) -> list[Asked]:
         """What `run.generate` would be asked for with every prompt n times, and that seed."""
         own = make_sampling(self.decode)
-        for name in ("presence_penalty", "repetition_penalty"):
-            value = getattr(body, name)
-            if value not in (None, getattr(own, name)):
-                raise Problem(
-                    f"{name} is {getattr(own, name):g} for all requests here; leave it out",
-                    param=name,
-                )
-        given = {
-            name: getattr(body, name)
-            for name in ("temperature", "top_k", "top_p", "min_p")
-            if getattr(body, name) is not None
-        }
+        given = {name: getattr(body, name) for name in _SAMPLING if getattr(body, name) is not None}
         if given.get("top_k") == -1:
             given["top_k"] = 0
         limit = self.decode.max_new_tokens if body.limit is None else body.limit
@@ -109,6 +99,8 @@ class Service:
                 place=place,
                 eos_ids=(*eos_ids, *(body.stop_token_ids or ())),
                 grammar=grammar,
+                frequency_penalty=body.frequency_penalty or 0.0,
+                num_likeliest=body.num_likeliest,
                 deadline=deadline,
             )
             for place, prompt in enumerate(each for each in prompts for _ in range(body.n))
@@ -215,31 +207,41 @@ class Response:
             metrics = response_metrics(piece.completion, piece.ticket)
         return {"usage": self._usage(pieces), "metrics": metrics}
 
+    def _told(self, token: int, log_prob: float) -> dict:
+        """A token and its log-probability, as chats have them."""
+        spelled = self.service.run.tokenizer.token_bytes(token)
+        text = spelled.decode(errors="replace")
+        # JSON has no infinity.
+        return {"token": text, "logprob": max(log_prob, -1e30), "bytes": list(spelled)}
+
     def _log_probs(self, piece: Piece, num_before: int, text_before: int) -> dict | None:
         """Of the tokens after the first so many."""
         if not self.log_probs:
             return None
-        tokenizer, completion = self.service.run.tokenizer, piece.completion
-        ids = completion.tokens[num_before:]
-        values = [max(value, -1e30) for value in completion.log_probs[num_before:]]
-        spelled = [tokenizer.token_bytes(token) for token in ids]
-        texts = [each.decode(errors="replace") for each in spelled]
+        ids, values = (
+            x[num_before:] for x in (piece.completion.tokens, piece.completion.log_probs)
+        )
+        told = [self._told(*each) for each in zip(ids, values, strict=True)]
+        likeliest = piece.completion.likeliest
+        if likeliest is not None:
+            likeliest = [[self._told(*each) for each in best] for best in likeliest[num_before:]]
         if self.chat:
-            found = zip(texts, values, spelled, strict=True)
-            return {
-                "content": [
-                    {"token": text, "logprob": value, "bytes": list(each), "top_logprobs": []}
-                    for text, value, each in found
-                ],
-                "refusal": None,
-            }
+            rest = likeliest or [[] for _ in told]
+            content = [own | {"top_logprobs": best} for own, best in zip(told, rest, strict=True)]
+            return {"content": content, "refusal": None}
+        texts = [each["token"] for each in told]
         offsets = [text_before]
         for text in texts[:-1]:
             offsets.append(offsets[-1] + len(text))
         return {
             "tokens": texts,
-            "token_logprobs": values,
-            "top_logprobs": None,
+            "token_logprobs": [each["logprob"] for each in told],
+            # The token itself is told, too, wherever it stands.
+            "top_logprobs": likeliest
+            and [
+                {each["token"]: each["logprob"] for each in (*best, own)}
+                for best, own in zip(likeliest, told, strict=True)
+            ],
             "text_offset": offsets[: len(texts)],
         }
 

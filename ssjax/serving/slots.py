@@ -5,20 +5,21 @@
     run      a few passes over the slots, by the program of a size
     drop     rows that nobody waits for are done
 
-Each is a program of fixed shapes: `Slots.start` runs all of them once, and nothing is compiled
-after it.
+Each is a program of fixed shapes: `Slots.start` and `start_special` run all of them once, and
+nothing is compiled after them.
 """
 
 import dataclasses
-import itertools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssjax.decoding.acceptance import Likeliest
+from ssjax.decoding.completion import Completion
 from ssjax.decoding.decoder import (
     Decoder,
     HostState,
@@ -28,14 +29,16 @@ from ssjax.decoding.decoder import (
 from ssjax.decoding.drafters import Drafter
 from ssjax.decoding.request import PromptBatch
 from ssjax.decoding.room import enough_memory
+from ssjax.decoding.row_penalties import penalties_of
 from ssjax.decoding.row_settings import settings_of
 from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
 from ssjax.decoding.tree import DraftTree
 from ssjax.parallel.partitioning import to_host
+from ssjax.serving.extras import Special
 from ssjax.serving.passes import by_axis, passes
 from ssjax.serving.sizes import Size
-from ssjax.serving.ticket import Asked
+from ssjax.serving.ticket import Asked, Ticket
 
 _REPEATS = 5  # of each measurement, the median of which counts
 
@@ -50,7 +53,7 @@ class Slots:
       num_slots: S.
       max_prompt_tokens, max_new_tokens: of a request; they fix the slots of the cache.
       num_eos_ids: ids that may end a request, at most.
-      num_words: W of the masks of allowed tokens, see constraints.py; 0: there are none.
+      special: what some requests may need.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Slots:
         max_prompt_tokens: int,
         max_new_tokens: int,
         num_eos_ids: int,
-        num_words: int = 0,
+        special: Special,
     ):
         self.decoder = decoder
         self.num_slots = num_slots
@@ -71,7 +74,9 @@ class Slots:
         lengths = range(1, max_prompt_tokens + 1)
         self._buckets = sorted({decoder.bucket(length) for length in lengths})
         self._num_eos_ids = num_eos_ids
-        self._num_words = num_words
+        self._special = special
+        if special.penalties:
+            sampling = dataclasses.replace(sampling, repetition_penalty=1.0, presence_penalty=0.0)
         self._sizes = tuple(sizes)
         way = max((size.way for size in sizes), key=lambda way: way.drafter.num_nodes)
         self._drafter_params = way.drafter_params
@@ -82,6 +87,7 @@ class Slots:
             sampling=sampling,
             deferred=way.deferred,
             log_probs=True,
+            num_likeliest=special.num_likeliest,
         )
         self._static = (decoder.model, decoder.params, way.drafter, spec)
         self._state: DecodeState | None = None
@@ -95,9 +101,6 @@ class Slots:
         with enough_memory(self.num_slots, self.capacity):
             asked = Asked((0,), 1, self._static[3].sampling, 0, 0, ())
             every = self._every_token(1, 1)
-            masks = [None]
-            if every is not None:
-                masks.append(self._every_token(self.num_slots, self.num_nodes))
             with jax.set_mesh(self.decoder.mesh):
                 row = self._prefill(asked, self._buckets[0], every)
                 self._state = _spread(row, self.num_slots)
@@ -105,10 +108,21 @@ class Slots:
                 # Twice: what one program returns is what the others must be compiled for.
                 for _ in range(2):
                     self._insert(self._prefill(asked, bucket, every), 0)
-                    for size, allowed in itertools.product(self._sizes, masks):
-                        self.run(1, size, [0], until_end=False, allowed=allowed)
+                    for size in self._sizes:
+                        self.run(1, size, [0], until_end=False)
                     self.drop([0])
             self.read()
+
+    def start_special(self, sizes: Iterable[Size]) -> None:
+        """Compiles the programs of some sizes for what `Special` says, if anything."""
+        if not self._special.any:
+            return
+        asked = Asked((0,), 1, self._static[3].sampling, 0, 0, ())
+        for size in sizes:
+            for _ in range(2):
+                self.admit(0, asked, self._every_token(1, 1))
+                self.run(1, size, [0], until_end=False, special=True)
+                self.drop([0])
 
     def measured(self, num_passes: int) -> list[Size]:
         """The sizes with the seconds of a pass, each with as many busy slots as it has rows.
@@ -146,7 +160,8 @@ class Slots:
 
     def _every_token(self, *shape: int) -> np.ndarray | None:
         """A mask that allows every token, [..., W] int32; None where there are no masks."""
-        return np.full((*shape, self._num_words), -1, np.int32) if self._num_words else None
+        words = self._special.num_words
+        return np.full((*shape, words), -1, np.int32) if words else None
 
     def admit(self, slot: int, asked: Asked, allowed: np.ndarray | None = None) -> None:
         """Puts a request into a slot, whatever was there; its first token is then known.
@@ -166,6 +181,7 @@ class Slots:
         busy: Sequence[int],
         *,
         until_end: bool,
+        special: bool = False,
         allowed: np.ndarray | None = None,
     ) -> None:
         """At most so many passes: fewer if all rows are done before.
@@ -175,6 +191,7 @@ class Slots:
           size: one of those that were given; of at least as many rows as slots are busy.
           busy: slots that hold a request; no other is run further.
           until_end: the pass in which a row ends is the last.
+          special: some request needs what `Special` says.
           allowed: [S, M, W] int32 for one pass, the tokens that may follow each node of the largest
             draft, see `passes`; None: any.
         """
@@ -182,6 +199,8 @@ class Slots:
         if size.rows < self.num_slots:
             idle = sorted(set(range(self.num_slots)) - set(busy))
             slots = np.array([*busy, *idle][: size.rows], np.int32)
+        if special and allowed is None:
+            allowed = self._every_token(self.num_slots, self.num_nodes)
         if allowed is not None:
             allowed = allowed[:, : drafter.num_nodes]
             allowed = allowed if slots is None else allowed[slots]
@@ -199,6 +218,7 @@ class Slots:
                 self._drafter_params,
                 np.bool_(until_end),
                 allowed,
+                special,
             )
 
     def drop(self, slots: Sequence[int]) -> None:
@@ -214,6 +234,10 @@ class Slots:
         """What completions are read from; waits for the device."""
         return HostState.of(self._state)
 
+    def read_likeliest(self) -> Likeliest:
+        """[S, capacity, K] of the tokens of all slots, as NumPy arrays; waits for the device."""
+        return to_host(self._state.likeliest)
+
     def read_draft(self) -> DraftTree:
         """The drafts of all slots, as NumPy arrays; waits for the device."""
         return to_host(self._state.draft)
@@ -227,7 +251,11 @@ class Slots:
             places=np.array([asked.place], np.int32),
             num_prompts=1,
         )
-        settings = settings_of(asked.sampling, asked.eos_ids, self._num_eos_ids)
+        sampling, penalties = asked.sampling, None
+        settings = settings_of(sampling, asked.eos_ids, self._num_eos_ids)
+        if self._special.penalties:
+            repetition, presence = sampling.repetition_penalty, sampling.presence_penalty
+            penalties = penalties_of(repetition, presence, asked.frequency_penalty)
         with jax.set_mesh(self.decoder.mesh):
             rows = Rows(
                 batch.padded(bucket, self.decoder.pad_id),
@@ -236,12 +264,28 @@ class Slots:
                 row_keys(batch.seeds, batch.places),
                 settings,
                 allowed,
+                penalties,
             )
             return prefill_program(*self._static, rows, self._drafter_params)
 
     def _insert(self, row: DecodeState, slot: int) -> None:
         with jax.set_mesh(self.decoder.mesh):
             self._state = _insert(self._state, row, np.int32(slot))
+
+
+def with_likeliest(
+    found: Completion, ticket: Ticket, likeliest: Likeliest, slot: int
+) -> Completion:
+    """A completion with the likeliest tokens that its request asks for."""
+    asked, before = ticket.asked, ticket.completion.likeliest or ()
+    start = len(asked.prompt)
+    new = slice(start + len(before), start + len(found.tokens))
+    tokens, log_probs = (
+        values[slot, new, : asked.num_likeliest].tolist()
+        for values in (likeliest.tokens, likeliest.log_probs)
+    )
+    pairs = [tuple(zip(*each, strict=True)) for each in zip(tokens, log_probs, strict=True)]
+    return dataclasses.replace(found, likeliest=(*before, *pairs))
 
 
 def _unpruned(drafter: Drafter) -> Drafter:

@@ -19,8 +19,8 @@ class Asked:
 
     prompt: tuple[int, ...]  # ids, at least one
     max_new_tokens: int
-    # Temperature, top_k, top_p and min_p are of this request; the other fields must be those that
-    # the engine was made with.
+    # Temperature, top_k, top_p, min_p and, if the engine lets requests choose them, penalties are
+    # of this request; the other fields must be those that the engine was made with.
     sampling: Sampling
     # With temperature above 0, sampled with the key (seed, place), as prompt `place` of
     # `Decoder.generate` with that seed is.
@@ -29,7 +29,16 @@ class Asked:
     eos_ids: tuple[int, ...]  # each of them ends the completion; none is allowed
     # What the output follows; eos_ids then hold those of the model, since it ends with one of them.
     grammar: Grammar | None = None
+    frequency_penalty: float = 0.0  # subtracted from a logit for each time it is in the output
+    num_likeliest: int = 0  # tokens that are told in the place of each of the output
     deadline: float | None = None  # on the clock of time.monotonic(), seconds; None: never
+
+    @property
+    def penalised(self) -> bool:
+        """It has a penalty."""
+        sampling = self.sampling
+        own = (sampling.repetition_penalty - 1, sampling.presence_penalty, self.frequency_penalty)
+        return any(own)
 
 
 @dataclasses.dataclass

@@ -13,6 +13,7 @@ from chat_run import open_chat_run
 from ssjax.decoding.sampling import make_sampling
 from ssjax.serving.app import AppLimits, make_app
 from ssjax.serving.engine import Engine, EngineLimits
+from ssjax.serving.extras import NO_EXTRAS
 from ssjax.serving.figures import Figures
 from ssjax.serving.service import Service
 
@@ -53,10 +54,10 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(run, api_key=None, request_seconds=0.0, started=True, grammars=None):
+def serving(run, api_key=None, request_seconds=0.0, started=True, extras=NO_EXTRAS):
     """A server in threads of this process, until the block ends; its engine started or not."""
     decode = run.config.decode
-    engine = Engine(run.decoder, run.way({}, 3), make_sampling(decode), LIMITS, grammars=grammars)
+    engine = Engine(run.decoder, run.way({}, 3), make_sampling(decode), LIMITS, extras=extras)
     service = Service(run, engine, "tiny", decode, raw=False, request_seconds=request_seconds)
     figures = Figures(engine, "tiny")
     engine.on_end = figures.observe

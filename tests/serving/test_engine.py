@@ -15,6 +15,7 @@ from ssjax.decoding.request import Request
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
 from ssjax.serving.engine import Engine, EngineLimits, Full, Stopped
+from ssjax.serving.extras import Extras
 from ssjax.serving.sizes import Size
 from ssjax.serving.slots import Slots
 from ssjax.serving.ticket import Asked
@@ -234,6 +235,7 @@ def test_what_cannot_work_is_refused(engine):
         ({"eos_ids": (1, 2, 3, 4, 5)}, "5 ids"),
         ({"seed": 2**31}, "seed"),
         ({"sampling": Sampling(repetition_penalty=2.0)}, "temperature"),
+        ({"frequency_penalty": 0.5}, "frequency"),
     ):
         with pytest.raises(UserError, match=message):
             engine.submit(dataclasses.replace(good, **change))
@@ -292,9 +294,9 @@ def test_a_model_that_is_not_finite_ends_requests_with_an_error(model):
     assert (ticket.completion.finish, ticket.completion.tokens) == ("error", ())
 
 
-def sizes_of(seconds):
+def sized(seconds, **extras):
     """One, two and three busy slots each have a size of their own that is the fastest."""
-    return [
+    sizes = [
         Size(rows, Way(drafter, deferred), 1.0, each)
         for (rows, drafter, deferred), each in zip(
             (
@@ -306,12 +308,13 @@ def sizes_of(seconds):
             strict=True,
         )
     ]
+    return Extras(tuple(sizes), **extras)
 
 
 @pytest.mark.stress
 def test_a_load_that_changes_changes_no_output(model, alone, compiled):
     """Rows and nodes of the passes change with it, and no request does: tokens as alone."""
-    engine = Engine(make_decoder(model), WAY, GREEDY, LIMITS, sizes_of((1.0, 1.5, 2.0)))
+    engine = Engine(make_decoder(model), WAY, GREEDY, LIMITS, extras=sized((1.0, 1.5, 2.0)))
     engine.start()
     rng, before, used, tickets = random.Random(3), len(compiled), set(), []
     while len(tickets) < 40 or engine.num_waiting or engine.num_running:
@@ -332,9 +335,76 @@ def test_a_load_that_changes_changes_no_output(model, alone, compiled):
 @pytest.mark.stress
 def test_sizes_are_measured_at_the_start(model, alone):
     """Where their seconds are not given; whatever they are, outputs are the same."""
-    engine = Engine(make_decoder(model), WAY, GREEDY, LIMITS, sizes_of((None, None, None)))
+    engine = Engine(make_decoder(model), WAY, GREEDY, LIMITS, extras=sized((None, None, None)))
     engine.start()
     asked = [Asked((i, 2), 9, GREEDY, 0, 0, EOS) for i in range(5)]
     tickets = [engine.submit(each) for each in asked]
     run_until_idle(engine)
     assert [t.completion.tokens for t in tickets] == [alone(each).tokens for each in asked]
+
+
+@pytest.mark.stress
+def test_penalties_and_likeliest_tokens_are_those_of_each_request(model, compiled):
+    """By the plain loop, beside requests without; while nobody asks, tokens are not counted."""
+    extras = Extras(penalties=True, num_likeliest=4)
+    engine = Engine(make_decoder(model), WAY, GREEDY, LIMITS, extras=extras)
+    engine.start()
+    settings = (
+        GREEDY,
+        SAMPLED,
+        Sampling(repetition_penalty=1.7),
+        Sampling(presence_penalty=2.5),
+        Sampling(0.8, top_k=7, repetition_penalty=0.6, presence_penalty=-1.0),
+    )
+    rng, before, tickets = random.Random(5), len(compiled), []
+    while len(tickets) < 20 or engine.num_waiting or engine.num_running:
+        for _ in range(rng.choice((0, 0, 0, 1, 3)) if len(tickets) < 20 else 0):
+            asked = random_request(rng, settings)
+            if asked.sampling.repetition_penalty == 1 and rng.random() < 0.4:
+                asked = dataclasses.replace(asked, frequency_penalty=rng.choice((1.5, -0.7)))
+            likeliest = rng.choice((0, 0, 1, 3, 4))
+            tickets.append(engine.submit(dataclasses.replace(asked, num_likeliest=likeliest)))
+        engine.round()
+    assert len(compiled) == before
+    different = 0
+    for ticket in tickets:
+        asked, found = ticket.asked, ticket.completion
+        assert found.tokens == by_the_plain_loop(model, asked)
+        check_likeliest(model, asked, found)
+        free = dataclasses.replace(asked.sampling, repetition_penalty=1.0, presence_penalty=0.0)
+        free = dataclasses.replace(asked, sampling=free, frequency_penalty=0.0)
+        different += asked.penalised and found.tokens != by_the_plain_loop(model, free)
+    assert different > 4
+
+
+def check_likeliest(model, asked, found):
+    """Against NumPy, which sorts whole rows."""
+    if not asked.num_likeliest:
+        assert found.likeliest is None
+        return
+    net, params = model
+    assert len(found.likeliest or ()) == len(found.tokens)
+    logits = oracles.forward(params, net.config, [*asked.prompt, *found.tokens])[0]
+    expected = oracles.log_softmax(logits[len(asked.prompt) - 1 : -1])
+    for best, row in zip(found.likeliest or (), expected, strict=True):
+        values = np.sort(row)[::-1][: asked.num_likeliest]
+        np.testing.assert_allclose([value for _, value in best], values, atol=1e-4)
+        np.testing.assert_allclose([row[token] for token, _ in best], values, atol=1e-4)
+
+
+def by_the_plain_loop(model, asked):
+    """Whole NumPy forward passes, from whose logits the frequency penalty has been taken.
+
+    The penalties come in an order only where there is one of repetition.
+    """
+    net, params = model
+
+    def logits_after(tokens):
+        logits = oracles.forward(params, net.config, tokens)[0][-1].copy()
+        for token in tokens[len(asked.prompt) :]:
+            logits[token] -= asked.frequency_penalty
+        return logits
+
+    key = jax.random.fold_in(jax.random.key(asked.seed), asked.place)
+    limit = asked.max_new_tokens
+    return oracles.continued(logits_after, asked.prompt, limit, EOS, asked.sampling, key)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import types
 
 import jax
 import numpy as np
@@ -16,9 +17,12 @@ from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, PromptLookup, Way
 from ssjax.decoding.sampling import Sampling
 from ssjax.serving.engine import Engine, EngineLimits
+from ssjax.serving.extras import Extras
 from ssjax.serving.grammar import Grammar, Grammars, json_schema
 from ssjax.serving.sizes import Size
 from ssjax.serving.ticket import Asked
+
+EMPTY = types.SimpleNamespace(content=())
 
 pytestmark = pytest.mark.stress  # an engine with two programs of every size, and a server
 
@@ -47,11 +51,11 @@ GRAMMARS = (
 )
 SETTINGS = (Sampling(), Sampling(1.3, top_k=3), Sampling(0.8, top_p=0.7, min_p=0.1))
 # What is drafted comes from the model, from the prompt, or from nowhere.
-SIZES = [
+SIZES = (
     Size(1, Way(PromptLookup(5, 1), True), 1.0, 1.0),
     Size(2, Way(BestFirstDrafter(4, 3), False), 1.0, 1.5),
     Size(3, Way(PlainDrafter(), True), 1.0, 2.0),
-]
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +96,7 @@ def test_outputs_are_those_of_the_plain_loop(world):
     tokenizer, model, params = world
     decoder = Decoder(model, params, eos_ids=tokenizer.eos_ids, pad_id=0, prompt_buckets=(32,))
     grammars = Grammars(tokenizer, tokenizer.vocab_size)
-    engine = Engine(decoder, SIZES[0].way, Sampling(), LIMITS, SIZES, grammars)
+    engine = Engine(decoder, SIZES[0].way, Sampling(), LIMITS, extras=Extras(SIZES, grammars))
     engine.start()
     rng, tickets, compiled = random.Random(0), [], []
     jax.monitoring.register_event_duration_secs_listener(
@@ -128,10 +132,10 @@ def test_outputs_are_those_of_the_plain_loop(world):
     assert len(ended) > 2
 
 
-def test_a_client_of_openai_gets_valid_json(run, serve):
-    vocab_size = run.decoder.model.config.vocab_size
+def test_a_client_of_openai_gets_valid_json_and_likeliest_tokens(run, serve):
+    grammars = Grammars(run.tokenizer, run.decoder.model.config.vocab_size)
     with (
-        serve(grammars=Grammars(run.tokenizer, vocab_size)) as served,
+        serve(extras=Extras(grammars=grammars, num_likeliest=4)) as served,
         openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client,
     ):
         chat = {"model": "tiny", "messages": [{"role": "user", "content": "Who?"}]}
@@ -164,14 +168,36 @@ def test_a_client_of_openai_gets_valid_json(run, serve):
             with pytest.raises(openai.BadRequestError) as caught:
                 client.chat.completions.create(**chat, extra_body=wrong)
             assert "\n" not in caught.value.body["message"]
+        check_likeliest(client, chat)
         served.wait_idle()
+
+
+def check_likeliest(client, chat):
+    """As OpenAI has them, whole and as a stream; greedy tokens are the likeliest."""
+    asked = chat | {"max_tokens": 9, "logprobs": True, "top_logprobs": 3}
+    whole = client.chat.completions.create(**asked).choices[0].logprobs.content
+    chunks = [c for c in client.chat.completions.create(**asked, stream=True) if c.choices]
+    streamed = [each for c in chunks for each in (c.choices[0].logprobs or EMPTY).content]
+    assert [each.top_logprobs for each in streamed] == [each.top_logprobs for each in whole]
+    assert len(whole) == 9
+    for each in whole:
+        assert len(each.top_logprobs) == 3 and each.top_logprobs[0].token == each.token
+        values = [best.logprob for best in each.top_logprobs]
+        assert values == sorted(values, reverse=True) and values[0] == each.logprob
+    found = client.completions.create(model="tiny", prompt="Well?", max_tokens=5, logprobs=2)
+    told = found.choices[0].logprobs
+    for token, value, best in zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True):
+        assert best[token] == value == max(best.values()) and 1 <= len(best) <= 3
+    for wrong in ({"top_logprobs": 2}, {"logprobs": True, "top_logprobs": 5}):
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(**chat, **wrong)
 
 
 def test_a_grammar_that_becomes_too_complex_ends_its_request_alone(world, monkeypatch):
     tokenizer, model, params = world
     decoder = Decoder(model, params, eos_ids=tokenizer.eos_ids, pad_id=0, prompt_buckets=(32,))
     grammars = Grammars(tokenizer, tokenizer.vocab_size)
-    engine = Engine(decoder, SIZES[0].way, Sampling(), LIMITS, SIZES, grammars)
+    engine = Engine(decoder, SIZES[0].way, Sampling(), LIMITS, extras=Extras(SIZES, grammars))
     engine.start()
     plain = Asked((1, 2), 9, Sampling(), 0, 0, tokenizer.eos_ids)
     tickets = [
