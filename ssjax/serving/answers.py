@@ -103,6 +103,34 @@ def run_pieces(run: Run, before: str, piece: Piece, first_run: int) -> Iterator[
         shown = reach
 
 
+def draft_pieces(run: Run, piece: Piece, after: int) -> Iterator[dict]:
+    """What was drafted for the passes of a text, as far as it was kept; see `Ticket.drafts`.
+
+    Args:
+      run: the model.
+      piece: with the passes until now.
+      after: the last pass that is known already.
+
+    Yields:
+      Number of the run, and of each node, the root first, its text, its parent (-1: none) and
+      whether it was kept.
+    """
+    completion, tokenizer = piece.completion, run.tokenizer
+    for number in range(after + 1, completion.calls + 1):
+        draft = piece.ticket.drafts.get(number)
+        if draft is None:
+            continue
+        began = sum(completion.runs[:number])
+        kept = completion.tokens[began : began + completion.kept[number - 1]]
+        texts = [tokenizer.token_bytes(token).decode(errors="replace") for token in draft.tokens]
+        yield {
+            "run": number,
+            "texts": texts,
+            "parents": list(draft.parents),
+            "kept": draft.kept(kept),
+        }
+
+
 def _tell(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
         loop.call_soon_threadsafe(event.set)

@@ -42,6 +42,7 @@ class StreamOptions(pydantic.BaseModel):
     include_usage: bool = False
     continuous_usage_stats: bool = False
     include_runs: bool = False  # ours: which pass each piece of text came from
+    include_drafts: bool = False  # ours: what was drafted for it
 
 
 class Asking(pydantic.BaseModel):

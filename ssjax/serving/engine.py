@@ -23,6 +23,7 @@ from ssjax.decoding.room import check_positions
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
 from ssjax.serving.constraints import Constraints
+from ssjax.serving.drafts import Draft
 from ssjax.serving.extras import NO_EXTRAS, Extras
 from ssjax.serving.sizes import Size, plan
 from ssjax.serving.slots import Slots, with_likeliest
@@ -258,16 +259,35 @@ class Engine:
         if self.num_running:
             busy = [slot for slot, ticket in enumerate(self._running) if ticket is not None]
             self.size = self._plan[len(busy) - 1]
+            watched = self._watch()
             if self._constraints.active:
                 how = {"until_end": False, "special": True, "allowed": self._constraints.masks}
                 self._slots.run(1, self.size, busy, **how)
             else:
+                # Who watches alone sees every pass; nobody else waits for that.
+                alone = watched and len(busy) == 1
+                num_passes = 1 if alone else self.limits.passes_per_round
                 # A slot that somebody waits for is not left empty.
                 special = any(self._is_special(self._running[slot].asked) for slot in busy)
                 how = {"until_end": self.num_waiting > 0, "special": special}
-                self._slots.run(self.limits.passes_per_round, self.size, busy, **how)
+                self._slots.run(num_passes, self.size, busy, **how)
             self._harvest()
         return bool(self.num_running or self.num_waiting)
+
+    def _watch(self) -> bool:
+        """Keeps the drafts of the next pass for those who watch. Returns whether anyone does."""
+        watched = [
+            (slot, ticket)
+            for slot, ticket in enumerate(self._running)
+            if ticket is not None and ticket.asked.watched
+        ]
+        if watched:
+            drafts = self._slots.read_draft()
+            nodes = slice(0, 1 + self.size.num_draft_nodes)  # those that the pass will run
+            for slot, ticket in watched:
+                draft = Draft.of_row(drafts.tokens[slot, nodes], drafts.parent[slot, nodes])
+                ticket.drafts[ticket.completion.calls + 1] = draft
+        return bool(watched)
 
     def _is_special(self, asked: Asked) -> bool:
         """Its passes need what others do not."""

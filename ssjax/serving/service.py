@@ -11,7 +11,7 @@ from ssjax.config import DecodeConfig
 from ssjax.data.prompts import check_filled, check_text, read_chat
 from ssjax.decoding.sampling import make_sampling
 from ssjax.run import Run
-from ssjax.serving.answers import Piece, answer, run_pieces
+from ssjax.serving.answers import Piece, answer, draft_pieces, run_pieces
 from ssjax.serving.bodies import Asking, ChatBody, CompletionBody, StreamOptions
 from ssjax.serving.engine import Engine
 from ssjax.serving.figures import FINISH_REASONS, response_metrics
@@ -90,6 +90,7 @@ class Service:
         eos_ids = () if body.ignore_eos else self.run.decoder.eos_ids
         grammar = grammar_of(body.response_format, body.structured_outputs)
         deadline = time.monotonic() + self.request_seconds if self.request_seconds else None
+        watched = body.stream and (body.stream_options or StreamOptions()).include_drafts
         return [
             Asked(
                 prompt=tuple(prompt),
@@ -102,6 +103,7 @@ class Service:
                 frequency_penalty=body.frequency_penalty or 0.0,
                 num_likeliest=body.num_likeliest,
                 deadline=deadline,
+                watched=watched,
             )
             for place, prompt in enumerate(each for each in prompts for _ in range(body.n))
         ]
@@ -159,6 +161,9 @@ class Response:
                 completion = piece.completion
                 tokens, calls = len(completion.tokens), completion.calls
                 choice["choices"][0] |= {"runs": runs, "tokens": tokens, "calls": calls}
+            if self.options.include_drafts:
+                after = before.completion.calls if before else 0
+                choice["choices"][0]["drafts"] = list(draft_pieces(self.service.run, piece, after))
             if usage:
                 known = [piece for piece in latest if piece]
                 choice["usage"] = (

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from ssjax.decoding.completion import Completion
 from ssjax.decoding.sampling import Sampling
+from ssjax.serving.drafts import Draft
 from ssjax.serving.grammar import Grammar
 
 # How a completion ends that no token ended, besides those of `Completion.finish`.
@@ -32,6 +33,7 @@ class Asked:
     frequency_penalty: float = 0.0  # subtracted from a logit for each time it is in the output
     num_likeliest: int = 0  # tokens that are told in the place of each of the output
     deadline: float | None = None  # on the clock of time.monotonic(), seconds; None: never
+    watched: bool = False  # its drafts are kept, see `Ticket.drafts`
 
     @property
     def penalised(self) -> bool:
@@ -59,6 +61,8 @@ class Ticket:
       completion: the latest; its finish is "unfinished" until the last one.
       times: of what has happened.
       drafted: nodes that each of its passes had room for.
+      drafts: by the number of the pass, from 1, what was proposed to it; of a watched request, and
+        only of the first pass after each look, which is every pass while it runs alone.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Ticket:
     ):
         self.asked, self.completion, self.times = asked, empty, times
         self.drafted: list[int] = []
+        self.drafts: dict[int, Draft] = {}
         self.cancelled = ""  # as what it is to end; empty: it goes on
         self._notify, self._on_end = notify, on_end
 

@@ -169,6 +169,48 @@ def test_greedy_requests_are_plain_decoding(engine, alone):
     assert ticket.completion.calls < plain.calls
 
 
+def longest_match(draft, following):
+    """How many of the tokens that follow the root some path of a draft spells; by trying all."""
+    paths = {0: ()}
+    for node in range(1, len(draft.tokens)):
+        paths[node] = (*paths[draft.parents[node]], draft.tokens[node])
+    return max(len(path) for path in paths.values() if path == following[: len(path)])
+
+
+def test_who_watches_alone_sees_the_draft_of_every_pass(engine):
+    """What was kept is the longest path that the text itself follows."""
+    asked = Asked((5, 2, 8), 20, GREEDY, 0, 0, (), watched=True)
+    ticket = engine.submit(asked)
+    run_until_idle(engine)
+    found = ticket.completion
+    assert sorted(ticket.drafts) == list(range(1, found.calls + 1)) and sum(found.kept) > 0
+    for number, draft in ticket.drafts.items():
+        began = sum(found.runs[:number])
+        assert draft.tokens[0] == found.tokens[began - 1] and len(draft.tokens) <= 6
+        kept = found.kept[number - 1]
+        assert kept == longest_match(draft, found.tokens[began:])
+        path = draft.kept(found.tokens[began : began + kept])
+        nodes = [node for node, on_path in enumerate(path) if on_path]
+        assert [draft.tokens[node] for node in nodes[1:]] == list(found.tokens[began:][:kept])
+        assert [draft.parents[node] for node in nodes] == [-1, *nodes[:-1]]
+
+
+def test_who_watches_beside_others_changes_nothing_for_them(engine, monkeypatch):
+    """As many passes between two looks as ever; nothing is read where nobody watches."""
+    passes = []
+    run = engine._slots.run
+    monkeypatch.setattr(engine._slots, "run", lambda n, **how: passes.append(n) or run(n, **how))
+    quiet = Asked((5, 2, 8), 20, GREEDY, 0, 0, ())
+    tickets = [engine.submit(quiet), engine.submit(dataclasses.replace(quiet, watched=True))]
+    run_until_idle(engine)
+    assert set(passes) == {LIMITS.passes_per_round}
+    assert tickets[0].drafts == {} and tickets[1].drafts
+    assert tickets[0].completion == tickets[1].completion
+    monkeypatch.setattr(engine._slots, "read_draft", None)
+    engine.submit(quiet)
+    run_until_idle(engine)
+
+
 def test_slots_are_given_in_order_of_arrival(engine):
     asked = Asked((1, 2), 20, GREEDY, 0, 0, ())
     tickets = [engine.submit(asked) for _ in range(7)]

@@ -107,6 +107,31 @@ def test_a_stream_joins_to_the_whole(run, client):
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+def test_a_stream_tells_what_was_drafted(client, served):
+    """Each pass once; the texts of what was kept are those that its run begins with."""
+    options = {"include_runs": True, "include_drafts": True}
+    asked = {"model": "tiny", "prompt": ASKED, "max_tokens": 40, "stream": True}
+    drafts, texts, kept = [], {}, {}
+    for chunk in client.completions.create(**asked, stream_options=options):
+        [choice] = chunk.choices
+        drafts += choice.model_extra["drafts"]
+        for each in choice.model_extra["runs"]:
+            texts[each["run"]] = texts.get(each["run"], "") + each["text"]
+            kept[each["run"]] = each["kept"]
+        calls = choice.model_extra["calls"]
+    assert [draft["run"] for draft in drafts] == list(range(1, calls + 1)) and any(kept.values())
+    for draft in drafts:
+        assert len(draft["texts"]) == len(draft["parents"]) == len(draft["kept"]) > 1
+        path = [text for text, on in zip(draft["texts"], draft["kept"], strict=True) if on]
+        run = draft["run"]
+        if run in kept and "\ufffd" not in "".join(path):
+            assert len(path) - 1 == kept[run]
+            assert texts[run].startswith("".join(path[1:]))
+    for chunk in client.completions.create(**asked):
+        assert "drafts" not in chunk.choices[0].model_extra
+    served.wait_idle()
+
+
 def test_a_chat_streams(run, client):
     options = {"include_usage": True}
     chunks = list(
