@@ -176,7 +176,7 @@ class Forward:
           state: after the pass.
           stream_hidden: [B, J, D] there, from `streams_at`.
           hidden: [B, D] main hidden state there.
-          broken: [B] bool, rows that get no draft.
+          broken: [B] bool, rows that get no draft, besides those whose settings say so.
         """
         root = state.last_tokens
         drafter, candidates = self.drafter, None
@@ -191,6 +191,8 @@ class Forward:
             state.tokens, state.length, root, candidates, self.drafter_params, state.memory
         )
         draft, memory = self.drafter.propose(context)
+        if state.settings is not None:
+            broken |= ~state.settings.drafting
         return state.replace(draft=without_drafts(draft, broken), memory=memory)
 
     def _speculate(self, anchors, block, block_positions, cache, length) -> jax.Array:

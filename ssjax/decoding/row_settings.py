@@ -36,15 +36,19 @@ class RowSettings:
     top_p: jax.Array  # [B] float32; 1: all
     log_min_p: jax.Array  # [B] float32; -inf: all
     eos_ids: jax.Array  # [B, E] int32; ids that no model has where a row has fewer than E
+    drafting: jax.Array  # [B] bool; false: the row gets no drafts
 
 
-def settings_of(sampling: Sampling, eos_ids: Sequence[int], num_eos_ids: int) -> RowSettings:
+def settings_of(
+    sampling: Sampling, eos_ids: Sequence[int], num_eos_ids: int, *, drafting: bool
+) -> RowSettings:
     """The settings of one row, as NumPy arrays with B = 1.
 
     Args:
       sampling: its penalties, bans and fewest tokens are not looked at: those stay with the spec.
       eos_ids: ids that end the row; none is allowed.
       num_eos_ids: E, at least len(eos_ids).
+      drafting: the row is drafted for.
     """
     ids = [*eos_ids, *[_NO_ID] * (num_eos_ids - len(eos_ids))]
     return RowSettings(
@@ -53,6 +57,7 @@ def settings_of(sampling: Sampling, eos_ids: Sequence[int], num_eos_ids: int) ->
         top_p=np.array([sampling.top_p], np.float32),
         log_min_p=np.array([math.log(sampling.min_p) if sampling.min_p else -np.inf], np.float32),
         eos_ids=np.array([ids], np.int32),
+        drafting=np.array([drafting]),
     )
 
 

@@ -192,7 +192,7 @@ def _rows(mesh, batch_size, prompt_length) -> Rows:
 
 def _settings(mesh, batch_size, sampling) -> RowSettings:
     """Shapes of the settings of rows that are drawn in their own ways."""
-    row = settings_of(sampling, (0,), num_eos_ids=SERVED_EOS_IDS)
+    row = settings_of(sampling, (0,), SERVED_EOS_IDS, drafting=True)
     sharding = partitioning.batch_sharding(mesh, batch_size)
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype, sharding=sharding), row

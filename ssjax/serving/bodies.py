@@ -65,6 +65,7 @@ class Asking(pydantic.BaseModel):
     ignore_eos: bool = False
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    drafting: bool = True  # ours: false decodes plainly
     stream: bool = False
     stream_options: StreamOptions | None = None
 

@@ -59,7 +59,7 @@ class Totals:
 
     prompt_tokens: int = 0  # of requests that got a slot
     new_tokens: int = 0
-    passes: int = 0  # of rows: two requests in one pass are two
+    passes: int = 0  # that had drafts, of rows: two requests in one pass are two
     draft_nodes: int = 0  # that those passes had room for
     kept_by_depth: list[int] = dataclasses.field(default_factory=list)  # passes that kept so deep
     finished: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -370,10 +370,13 @@ class Engine:
     def _count(self, ticket: Ticket, after: Completion) -> None:
         totals, before = self.totals, ticket.completion
         totals.new_tokens += len(after.tokens) - len(before.tokens)
-        calls, drafted = after.calls - before.calls, self.size.num_draft_nodes
+        calls = after.calls - before.calls
+        drafted = self.size.num_draft_nodes if ticket.asked.drafting else 0
+        ticket.drafted += [drafted] * calls
+        if not drafted:
+            return
         totals.passes += calls
         totals.draft_nodes += calls * drafted
-        ticket.drafted += [drafted] * calls
         for kept in after.kept[before.calls :]:
             for depth in range(kept):
                 totals.kept_by_depth[depth] += 1

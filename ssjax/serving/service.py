@@ -103,6 +103,7 @@ class Service:
                 frequency_penalty=body.frequency_penalty or 0.0,
                 num_likeliest=body.num_likeliest,
                 deadline=deadline,
+                drafting=body.drafting,
                 watched=watched,
             )
             for place, prompt in enumerate(each for each in prompts for _ in range(body.n))

@@ -252,7 +252,8 @@ class Slots:
             num_prompts=1,
         )
         sampling, penalties = asked.sampling, None
-        settings = settings_of(sampling, asked.eos_ids, self._num_eos_ids)
+        own = (sampling, asked.eos_ids, self._num_eos_ids)
+        settings = settings_of(*own, drafting=asked.drafting)
         if self._special.penalties:
             repetition, presence = sampling.repetition_penalty, sampling.presence_penalty
             penalties = penalties_of(repetition, presence, asked.frequency_penalty)

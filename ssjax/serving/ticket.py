@@ -33,6 +33,7 @@ class Asked:
     frequency_penalty: float = 0.0  # subtracted from a logit for each time it is in the output
     num_likeliest: int = 0  # tokens that are told in the place of each of the output
     deadline: float | None = None  # on the clock of time.monotonic(), seconds; None: never
+    drafting: bool = True  # false: decoded plainly, a token a pass
     watched: bool = False  # its drafts are kept, see `Ticket.drafts`
 
     @property

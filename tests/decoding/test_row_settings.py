@@ -22,7 +22,7 @@ ROWS = (
 
 
 def by_row(samplings):
-    rows = [settings_of(sampling, (1, 2), 3) for sampling in samplings]
+    rows = [settings_of(sampling, (1, 2), 3, drafting=True) for sampling in samplings]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
 
 
@@ -79,7 +79,7 @@ def test_draws_are_those_of_one_setting_for_all():
 
 
 def test_unused_end_ids_are_never_drawn():
-    settings = settings_of(Sampling(), (7,), 4)
+    settings = settings_of(Sampling(), (7,), 4, drafting=True)
     assert settings.eos_ids.tolist() == [[7, -2, -2, -2]]
     shapes = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     assert all(len(value) == 1 for value in shapes.values())

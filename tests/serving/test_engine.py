@@ -169,6 +169,25 @@ def test_greedy_requests_are_plain_decoding(engine, alone):
     assert ticket.completion.calls < plain.calls
 
 
+def test_who_wants_no_drafts_is_decoded_plainly(engine, alone, compiled):
+    """A token a pass, the same tokens, greedy or sampled, beside one that is drafted for."""
+    before, counted = len(compiled), engine.totals.passes
+    drafted = engine.submit(Asked((5, 2, 8), 20, GREEDY, 0, 0, ()))
+    tickets = []
+    for sampling in (GREEDY, SAMPLED):
+        asked = Asked((5, 2, 8), 20, sampling, 7, 0, (), drafting=False, watched=True)
+        tickets.append(engine.submit(asked))
+        run_until_idle(engine)
+    assert len(compiled) == before
+    for ticket in tickets:
+        plain = alone(ticket.asked, Way(PlainDrafter(), deferred=True))
+        found = ticket.completion
+        assert (found.tokens, found.runs) == (plain.tokens, plain.runs) == (plain.tokens, (1,) * 20)
+        assert all(len(draft.tokens) == 1 for draft in ticket.drafts.values())
+    assert sum(drafted.completion.kept) > 0
+    assert engine.totals.passes - counted == drafted.completion.calls
+
+
 def longest_match(draft, following):
     """How many of the tokens that follow the root some path of a draft spells; by trying all."""
     paths = {0: ()}

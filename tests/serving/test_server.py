@@ -132,6 +132,14 @@ def test_a_stream_tells_what_was_drafted(client, served):
     served.wait_idle()
 
 
+def test_who_wants_no_drafts_gets_the_same_text(run, client):
+    found = client.completions.create(
+        model="tiny", prompt=ASKED, max_tokens=12, extra_body={"drafting": False}
+    )
+    assert found.choices[0].text == run.generate(ASKED, max_new_tokens=12)[0].text
+    assert found.model_extra["metrics"]["speculative_decoding"] is None
+
+
 def test_a_chat_streams(run, client):
     options = {"include_usage": True}
     chunks = list(
