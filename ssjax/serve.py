@@ -45,6 +45,16 @@ _OUTPUT = options.define_count(
     "max_output_tokens", None, "Longest output, tokens; default: max_new_tokens."
 )
 _BODY = options.define_count("max_body_bytes", 2**20, "Largest body of a request.")
+_HEAD = options.define_count("max_head_bytes", 2**14, "Largest head of a request, its headers.")
+_RECEIVE_SECONDS = options.define_count(
+    "receive_seconds", 30, "That a request may take to come, head and body."
+)
+_HOSTS = flags.DEFINE_list(
+    "allowed_hosts",
+    None,
+    "Names by which clients may call the server, as in the Host header, without ports; default: "
+    "those of this machine if --host is one of them, or else any.",
+)
 _REQUEST_SECONDS = options.define_count(
     "request_seconds", 0, "That a request may take, waiting included; 0: any.", least=0
 )
@@ -89,6 +99,7 @@ def main() -> int:
         from ssjax.serving import server
         from ssjax.serving.app import AppLimits, make_app
         from ssjax.serving.figures import Figures
+        from ssjax.serving.guard import allowed_hosts
         from ssjax.serving.service import Service
     except ModuleNotFoundError as error:
         raise UserError(
@@ -108,11 +119,13 @@ def main() -> int:
     figures = Figures(engine, name)
     engine.on_end = figures.observe
     limits = AppLimits(_BODY.value, _WAITING.value)
-    app = make_app(service, figures, limits, api_key=key)
+    hosts = allowed_hosts(_HOST.value, _HOSTS.value)
+    app = make_app(service, figures, limits, api_key=key, hosts=hosts)
     server.serve(
         app,
         engine,
         server.Address(_HOST.value, _PORT.value),
+        server.Patience(_HEAD.value, _RECEIVE_SECONDS.value),
         drain_seconds=_DRAIN.value,
         on_listening=_tell,
     )

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
@@ -20,7 +20,7 @@ from ssjax.serving.bodies import (
     read_body,
 )
 from ssjax.serving.figures import Figures
-from ssjax.serving.guard import KeyGuard, read_json
+from ssjax.serving.guard import HostGuard, KeyGuard, read_json
 from ssjax.serving.page import add_page
 from ssjax.serving.problems import Problem, problem_of
 from ssjax.serving.service import Response as Answers
@@ -36,7 +36,12 @@ class AppLimits:
 
 
 def make_app(
-    service: Service, figures: Figures, limits: AppLimits, *, api_key: str | None = None
+    service: Service,
+    figures: Figures,
+    limits: AppLimits,
+    *,
+    api_key: str | None = None,
+    hosts: Collection[str] | None = None,
 ) -> FastAPI:
     """The ASGI application.
 
@@ -45,6 +50,7 @@ def make_app(
       figures: of that engine.
       limits: of bodies.
       api_key: needed on every path but /health; None: nobody is asked.
+      hosts: that are answered for, see `HostGuard`; None: any.
     """
     # Its pages of documentation load scripts from elsewhere.
     app = FastAPI(title="ssjax", docs_url=None, redoc_url=None, openapi_url=None)
@@ -55,6 +61,8 @@ def make_app(
     add_page(app)
     if api_key is not None:
         app.add_middleware(KeyGuard, key=api_key)
+    if hosts is not None:
+        app.add_middleware(HostGuard, hosts=hosts)
     return app
 
 

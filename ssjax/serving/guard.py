@@ -1,16 +1,19 @@
-"""What stands before every path: the key, the kind and the size of bodies."""
+"""What stands before every path: the host, the key, the kind and the size of bodies."""
 
 import base64
 import binascii
 import json
+import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from ssjax.serving.problems import Problem
 
+_PORT = re.compile(r":\d+$")
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _OPEN = ("/health",)  # for those who only look whether the process lives
 
 
@@ -31,6 +34,62 @@ class KeyGuard:
                 problem = Problem("a valid API key is needed", 401, code="invalid_api_key")
                 answer = JSONResponse(problem.body(), 401, headers=problem.headers)
                 await answer(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def allowed_hosts(address: str, names: Collection[str] | None) -> frozenset[str] | None:
+    """The hosts that are answered for; None: any.
+
+    Args:
+      address: listened on.
+      names: that are given; None: none are.
+    """
+    if names is None and address not in _LOOPBACK:
+        return None
+    return _LOOPBACK | {"[::1]"} | {name.strip().lower() for name in names or ()}
+
+
+class HeadGuard:
+    """ASGI middleware that refuses large heads: what came in one piece, uvicorn reads."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], max_bytes: int):
+        self._app, self._max_bytes = app, max_bytes
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "http":
+            fields = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+            if fields + len(scope["raw_path"]) + len(scope["query_string"]) > self._max_bytes:
+                problem = Problem(
+                    f"the head has more than {self._max_bytes} bytes; send fewer headers", 431
+                )
+                await JSONResponse(problem.body(), 431)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class HostGuard:
+    """ASGI middleware that answers only requests for hosts of some names.
+
+    A page of another site may be found at its own name by a browser on this machine first, and at
+    ours later; it then seems to be our page to the browser, but still asks for its own name.
+
+    Args:
+      app: behind it.
+      hosts: lower case, without ports.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], hosts: Collection[str]):
+        self._app, self._hosts = app, frozenset(hosts)
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] in ("http", "websocket"):
+            given = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+            if _PORT.sub("", given) not in self._hosts:
+                problem = Problem(
+                    "this server does not answer for that host; name it with --allowed_hosts", 421
+                )
+                await JSONResponse(problem.body(), 421)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -1,6 +1,7 @@
 """The server as a process: its threads, its signals, its end."""
 
 import dataclasses
+import functools
 import signal
 import socket
 import threading
@@ -11,7 +12,9 @@ from fastapi import FastAPI
 
 from ssjax.errors import UserError
 from ssjax.messages import say
+from ssjax.serving.connection import Connection
 from ssjax.serving.engine import Engine
+from ssjax.serving.guard import HeadGuard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +25,19 @@ class Address:
     port: int  # 0: a free one
 
 
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """With clients that say much or slowly."""
+
+    max_head_bytes: int  # of a request: its line and its headers
+    receive_seconds: float  # for a request to come, head and body
+
+
 def serve(
     app: FastAPI,
     engine: Engine,
     address: Address,
+    patience: Patience,
     *,
     drain_seconds: int,
     on_listening: Callable[[str], None],
@@ -39,6 +51,7 @@ def serve(
       app: of `make_app`.
       engine: of its service, not started.
       address: where to listen.
+      patience: with clients.
       drain_seconds: after a signal, until answers that are not finished are cut.
       on_listening: called with the URL as soon as the address is taken.
 
@@ -46,15 +59,7 @@ def serve(
       UserError: the engine cannot start, or the address cannot be listened on.
     """
     listening = _listen(address)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-        timeout_graceful_shutdown=drain_seconds,
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(make_config(app, patience, drain_seconds))
 
     def run_engine() -> None:
         try:
@@ -83,6 +88,21 @@ def serve(
             signal.signal(each, handler)
     if engine.problem is not None:
         raise engine.problem
+
+
+def make_config(app: FastAPI, patience: Patience, drain_seconds: int) -> uvicorn.Config:
+    """What uvicorn is told; arguments as of `serve`."""
+    return uvicorn.Config(
+        HeadGuard(app, patience.max_head_bytes),
+        http=functools.partial(Connection, receive_seconds=patience.receive_seconds),
+        ws="none",
+        h11_max_incomplete_event_size=patience.max_head_bytes,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=drain_seconds,
+    )
 
 
 def _listen(address: Address) -> socket.socket:
