@@ -1,4 +1,4 @@
-"""The page for people: one file, which asks no other host for anything."""
+"""The page for people: one document, which asks no other host for anything."""
 
 import base64
 import hashlib
@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse, Response
 
 def add_page(app: FastAPI) -> None:
     """Adds the page at "/"."""
-    html = resources.files("ssjax.serving").joinpath("page.html").read_text(encoding="utf-8")
+    html = page()
     headers = {
         "Content-Security-Policy": content_policy(html),
         "X-Content-Type-Options": "nosniff",
@@ -21,6 +21,18 @@ def add_page(app: FastAPI) -> None:
     @app.get("/")
     async def _() -> Response:
         return HTMLResponse(html, headers=headers)
+
+
+def page() -> str:
+    """The document, with its style and its script inside."""
+
+    def read(name: str) -> str:
+        return resources.files("ssjax.serving").joinpath(name).read_text(encoding="utf-8")
+
+    html = read("page.html")
+    for name in ("page.css", "page.js"):
+        html = html.replace(f"{{{name}}}", f"\n{read(name)}")
+    return html
 
 
 def content_policy(html: str) -> str:
