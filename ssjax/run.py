@@ -377,7 +377,9 @@ def load(
     return open_run(trained, mesh, int8)
 
 
-def open_run(trained: Trained, mesh: Mesh | None = None, int8: bool = False) -> Run:
+def open_run(
+    trained: Trained, mesh: Mesh | None = None, int8: bool = False, *, folded: bool = True
+) -> Run:
     """A `Run` from weights that are in memory, on the first device or divided over a mesh.
 
     Adapters of main rows are folded into the weights: decoding costs no more than the base model.
@@ -387,6 +389,7 @@ def open_run(trained: Trained, mesh: Mesh | None = None, int8: bool = False) -> 
       mesh: that the run decodes on, of the devices that hold the weights, which move there; None:
         the first device, where they are.
       int8: hold the large matrices in eight bits.
+      folded: as said; otherwise they stay apart, and logits are the same up to rounding.
 
     Raises:
       UserError: the mesh cannot divide the model.
@@ -397,9 +400,10 @@ def open_run(trained: Trained, mesh: Mesh | None = None, int8: bool = False) -> 
     if mesh is not None:
         partitioning.check_model(config.model, mesh)
         params = moved(params, config.model, mesh)
-    params = merge_lora(params, config.adaptation)
     model = make_model(config, tokenizer)
-    model = model.clone(adaptation=merged_adaptation(config.adaptation))
+    if folded:
+        params = merge_lora(params, config.adaptation)
+        model = model.clone(adaptation=merged_adaptation(config.adaptation))
     decoder = Decoder(
         model,
         params,

@@ -2,14 +2,18 @@
 
     python -m ssjax.serve --workdir RUN
     python -m ssjax.serve --workdir RUN --slots 32 --host 0.0.0.0 --port 8080 --api_key_file FILE
+    python -m ssjax.serve --workdir BASE --adapter sums=DIR --adapter sql=DIR --adapter_root DIR
 
-Paths: / (a page), /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /detokenize,
-/health, /ready, /metrics. What a request does not say is as in `ssjax.generate` with the same
-flags, except that samples differ from request to request unless it has a seed. Needs the extra
-"serve".
+Paths: / (a page), /v1/completions, /v1/chat/completions, /v1/models, /v1/load_lora_adapter,
+/v1/unload_lora_adapter, /tokenize, /detokenize, /health, /ready, /metrics. What a request does not
+say is as in `ssjax.generate` with the same flags, except that samples differ from request to
+request unless it has a seed. Needs the extra "serve".
 
 SIGTERM and Ctrl-C end it once what was accepted is answered, at the latest after --drain_seconds.
 """
+
+from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -19,12 +23,23 @@ from ssjax.errors import UserError
 from ssjax.files.reading import read_bytes
 from ssjax.messages import say
 from ssjax.run import Run
+from ssjax.serving.adapters import Adapters, check_name, open_adapters
 from ssjax.serving.engine import Engine, EngineLimits
 from ssjax.serving.extras import Extras
 from ssjax.serving.grammar import Grammars
 from ssjax.serving.sizes import make_sizes, row_counts
 
-_MODEL = model_flags.define_model_flags(distributed=False)
+_MODEL = model_flags.define_model_flags(adapter=False, distributed=False)
+_ADAPTERS = flags.DEFINE_multi_string(
+    "adapter",
+    [],
+    "NAME=DIR: an adapter of ssjax.export --format adapter that requests may name as their model; "
+    "may be given again.",
+)
+_ADAPTER_ROOT = flags.DEFINE_string(
+    "adapter_root", None, "Directory with adapters that clients may load and unload."
+)
+_MAX_ADAPTERS = options.define_count("max_adapters", 8, "Adapters that are held at once.")
 _SLOTS = options.define_count("slots", 16, "Requests that are answered at once.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; default: this machine.")
 _PORT = flags.DEFINE_integer(
@@ -107,14 +122,20 @@ def main() -> int:
         ) from None
     key = _read_key(_KEY_FILE.value) if _KEY_FILE.value else None
     changes = options.given(_CHANGES)
-    run = _MODEL.open()
+    adapters, given = None, _given_adapters(_ADAPTERS.value)
+    if given or _ADAPTER_ROOT.value is not None:
+        adapters = _open_adapters(given, changes)
+    run = _MODEL.open() if adapters is None else adapters.run
     decode = run.decode_config(**changes)
     if decode.accept != "exact":
         raise UserError(
             "accept is typical, but only exact acceptance is served; set --accept=exact"
         )
-    engine = _engine(run, decode, changes)
+    engine = _engine(run, decode, changes, adapters)
     name = _NAME.value or run.workdir.resolve().name
+    for adapter, directory in given.items():
+        check_name(adapter, name)
+        adapters.add(adapters.open(adapter, directory, engine.sampling))
     service = Service(run, engine, name, decode, _RAW.value, _REQUEST_SECONDS.value)
     figures = Figures(engine, name)
     engine.on_end = figures.observe
@@ -137,7 +158,34 @@ def _tell(url: str) -> None:
     options.write_json(_JSON.value, {"url": url})
 
 
-def _engine(run: Run, decode, changes) -> Engine:
+def _given_adapters(values: Sequence[str]) -> dict[str, Path]:
+    """Directories by name. Raises: UserError: a value that is not NAME=DIR, or a name twice."""
+    found = {}
+    for value in values:
+        name, _, directory = value.partition("=")
+        if not name or not directory or name in found:
+            raise UserError(f"--adapter={value} must be NAME=DIR, with another name each time")
+        found[name] = Path(directory)
+    return found
+
+
+def _open_adapters(given: dict[str, Path], changes) -> Adapters:
+    if _MODEL.mesh is not None and _MODEL.mesh.size > 1:
+        raise UserError("adapters are served on one device; leave --mesh out")
+    root = None if _ADAPTER_ROOT.value is None else Path(_ADAPTER_ROOT.value)
+    if root is not None and not root.is_dir():
+        raise UserError(f"--adapter_root={root} is no directory")
+    return open_adapters(
+        _MODEL.read(),
+        given,
+        root=root,
+        max_adapters=_MAX_ADAPTERS.value,
+        changes=changes,
+        int8=_MODEL.int8,
+    )
+
+
+def _engine(run: Run, decode, changes, adapters: Adapters | None) -> Engine:
     longest_prompt = _PROMPT.value or max(decode.prompt_buckets)
     limits = EngineLimits(
         num_slots=_SLOTS.value,
@@ -159,7 +207,7 @@ def _engine(run: Run, decode, changes) -> Engine:
         grammars = Grammars(run.tokenizer, run.decoder.model.config.vocab_size)
     most = min(_LIKELIEST.value, run.decoder.model.config.vocab_size)
     extras = Extras(tuple(sizes), grammars, _PENALTIES.value, most)
-    return Engine(run.decoder, way, make_sampling(decode), limits, extras=extras)
+    return Engine(run.decoder, way, make_sampling(decode), limits, extras, adapters)
 
 
 def _read_key(path: str) -> str:

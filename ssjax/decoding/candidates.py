@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ssjax.decoding.adapters import AnyParams, shared_params, with_params
 from ssjax.models.head import head_logits, make_draft_head, make_medusa_head
-from ssjax.models.parameters import Params
 from ssjax.models.parent import candidate_logits, make_correction
 from ssjax.models.transformer import Transformer
 from ssjax.parallel.partitioning import constrain, top_k
@@ -75,7 +75,7 @@ def independent(log_probs: jax.Array, width: int) -> Candidates:
 
 def find_candidates(
     model: Transformer,
-    params: Params,
+    params: AnyParams,
     hidden: jax.Array,
     root: jax.Array,
     width: int,
@@ -94,9 +94,9 @@ def find_candidates(
     streams = model.streams
     # With a draft vocabulary, rows of the head and candidates are numbered within it until the end.
     few = () if of_heads else streams.draft_tokens
-    head = make_draft_head(params, model.config, streams)
+    head = make_draft_head(shared_params(params), model.config, streams)
     if of_heads:
-        head = make_medusa_head(params)
+        head = make_medusa_head(shared_params(params))
     ids = jnp.array(few) if few else None
     logits = head_logits(hidden, head, model.execution)
     logits = constrain(logits, "batch", "length", "vocab")
@@ -113,8 +113,11 @@ def find_candidates(
     tokens = rows if ids is None else ids[rows]
     first = jnp.broadcast_to(root[:, None, None], tokens[:, :1].shape)
     parents = jnp.concatenate([first, tokens[:, :-1]], axis=1)
-    correction = make_correction(params)
-    after = candidate_logits(correction, head, hidden, parents, rows)  # [B, J, P, W]
+
+    def corrected(params, hidden, parents, rows):
+        return candidate_logits(make_correction(params), head, hidden, parents, rows)
+
+    after = with_params(params, corrected, hidden, parents, rows)  # [B, J, P, W]
     norm = jnp.logaddexp(jax.nn.logsumexp(after, axis=-1), outside[:, :, None])
     scores = after - norm[..., None]
     scores = jnp.where(jnp.isnan(scores), -jnp.inf, jnp.minimum(scores, 0.0))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ssjax.decoding.acceptance import Acceptance
+from ssjax.decoding.adapters import AnyParams, RowParams, with_params
 from ssjax.decoding.candidates import find_candidates
 from ssjax.decoding.drafters import Context, Drafter
 from ssjax.decoding.pruning import joint_log_probs, prune
@@ -35,14 +36,18 @@ class Forward:
     """All that a pass computes with and none changes."""
 
     model: Transformer  # scanned or unrolled
-    params: Params  # in the same form
+    params: AnyParams  # in the same form; where rows have adapters, `RowParams`
     drafter: Drafter
     spec: DecodeSpec
     drafter_params: Params | None = None  # the drafter's own, if it has any
 
     def apply(self, *args, **kwargs) -> Any:
         """The model, with its parameters."""
-        return self.model.apply({"params": self.params}, *args, **kwargs)
+
+        def apply(params, *args, **kwargs):
+            return self.model.apply({"params": params}, *args, **kwargs)
+
+        return with_params(self.params, apply, *args, **kwargs)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Main logits [..., V] float32 of hidden states [..., D]."""
@@ -193,6 +198,8 @@ class Forward:
         draft, memory = self.drafter.propose(context)
         if state.settings is not None:
             broken |= ~state.settings.drafting
+        if isinstance(self.params, RowParams) and drafter.num_streams:
+            broken |= ~self.params.has_streams
         return state.replace(draft=without_drafts(draft, broken), memory=memory)
 
     def _speculate(self, anchors, block, block_positions, cache, length) -> jax.Array:

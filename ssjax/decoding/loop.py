@@ -27,6 +27,7 @@ from ssjax.decoding.acceptance import (
     emit,
     with_log_probs,
 )
+from ssjax.decoding.adapters import AnyParams, of_rows
 from ssjax.decoding.chances import rows_needed
 from ssjax.decoding.drafters import Drafter
 from ssjax.decoding.forward import DraftOutput, Forward
@@ -42,7 +43,7 @@ from ssjax.models.transformer import Transformer
 
 def prefill(
     model: Transformer,
-    params: Params,
+    params: AnyParams,
     drafter: Drafter,
     spec: DecodeSpec,
     rows: Rows,
@@ -51,12 +52,12 @@ def prefill(
     """Reads the prompts, emits the first token and writes the first draft.
 
     Args:
-      model, params: in the same form, scanned or unrolled.
+      model, params: in the same form, scanned or unrolled; with adapters a stack or its rows.
       drafter, spec: static.
       rows: the prompts; what pads them does not matter.
       drafter_params: the drafter's own, if it has any.
     """
-    forward = Forward(model, params, drafter, spec, drafter_params)
+    forward = Forward(model, of_rows(params, rows.adapter), drafter, spec, drafter_params)
     last = rows.prompt_length[:, None] - 1
     inside = jnp.arange(rows.prompts.shape[1]) < rows.prompt_length[:, None]
     root = jnp.take_along_axis(rows.prompts, last, axis=1)
@@ -117,6 +118,7 @@ def _start(
         allowed=rows.allowed,
         penalties=penalties,
         likeliest=_no_likeliest(*per_token, spec.num_likeliest) if spec.num_likeliest else None,
+        adapter=rows.adapter,
     )
 
 
@@ -165,13 +167,14 @@ def grow(state: DecodeState, rows: Rows, capacity: int, pad_id: int) -> DecodeSt
 
 def decode(
     model: Transformer,
-    params: Params,
+    params: AnyParams,
     drafter: Drafter,
     spec: DecodeSpec,
     state: DecodeState,
     drafter_params: Params | None = None,
 ) -> DecodeState:
     """Runs passes until every row is done. One `lax.while_loop`; state may be donated."""
+    params = of_rows(params, state.adapter)
 
     def step(state):
         return decode_step(model, params, drafter, spec, state, drafter_params)
@@ -181,7 +184,7 @@ def decode(
 
 def decode_passes(
     model: Transformer,
-    params: Params,
+    params: AnyParams,
     drafter: Drafter,
     spec: DecodeSpec,
     state: DecodeState,
@@ -196,6 +199,7 @@ def decode_passes(
     the last, so that another may take its place at once.
     """
     running = (~state.done).sum()
+    params = of_rows(params, state.adapter)  # once for all passes
 
     def more(carry):
         done_passes, state = carry
@@ -218,7 +222,7 @@ def keep_going(state: DecodeState) -> jax.Array:
 
 def decode_step(
     model: Transformer,
-    params: Params,
+    params: AnyParams,
     drafter: Drafter,
     spec: DecodeSpec,
     state: DecodeState,
@@ -227,13 +231,13 @@ def decode_step(
     """One pass: verify the draft, emit, write the cache, write the next draft.
 
     Args:
-      model, params: in the same form, scanned or unrolled.
+      model, params: in the same form, scanned or unrolled; with adapters a stack or its rows.
       drafter: the one that wrote state.draft.
       spec: the one that the state was made with.
       state: see the invariants of `DecodeState`.
       drafter_params: the drafter's own, if it has any.
     """
-    forward = Forward(model, params, drafter, spec, drafter_params)
+    forward = Forward(model, of_rows(params, state.adapter), drafter, spec, drafter_params)
     undrafted = (state.draft.parent == NO_PARENT).all(axis=1)
     found = _run_pass(forward, state)
     emission, accepted = found.emission, found.acceptance

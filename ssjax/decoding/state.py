@@ -40,6 +40,7 @@ class Rows:
     settings: RowSettings | None = None  # where rows are drawn or end differently
     allowed: jax.Array | None = None  # [B, 1, ceil(V / 32)] int32, see `DecodeState`
     penalties: RowPenalties | None = None  # where rows are penalised differently
+    adapter: jax.Array | None = None  # [B] int32, where there are adapters; see `adapters`
 
 
 @struct.dataclass
@@ -71,6 +72,7 @@ class DecodeState:
     allowed: jax.Array | None = None
     penalties: RowPenalties | None = None  # of each row, besides those of the spec
     likeliest: Likeliest | None = None  # [B, capacity, K], in the places of output tokens
+    adapter: jax.Array | None = None  # [B] int32, place of each row's adapter; None: no adapters
 
     @property
     def last_tokens(self) -> jax.Array:

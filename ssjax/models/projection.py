@@ -109,6 +109,7 @@ def project(x: jax.Array, weight: Weight, dtype, execution: Execution, result=No
 
     Args:
       x, weight: multiplied in `dtype`; scales of a weight in eight bits come after, in float32.
+        Under `jax.vmap` a weight that all share is still multiplied once, with the rows of all.
       dtype: of the product, float32 or bfloat16.
       execution: see above.
       result: dtype that is returned; None: `dtype`.
@@ -117,10 +118,41 @@ def project(x: jax.Array, weight: Weight, dtype, execution: Execution, result=No
         y = project(x, weight.values, dtype, execution, result=jnp.float32) * weight.scale
         return y.astype(dtype if result is None else result)
     x, weight = x.astype(dtype), weight.astype(dtype)
+    if execution.few_rows_as_columns or execution.few_rows_padded:
+        return _product_of_few(execution, result)(x, weight)
+    return _product(x, weight, execution, result)
+
+
+def _product_of_few(execution: Execution, result):
+    """`_product`, which counts its rows after `jax.vmap` has added to them. Not differentiable."""
+
+    @jax.custom_batching.custom_vmap
+    def product(x, weight):
+        return _product(x, weight, execution, result)
+
+    @product.def_vmap
+    def _(size, is_mapped, x, weight):
+        if not is_mapped[1]:
+            return product(x, weight), True
+        x = x if is_mapped[0] else jnp.broadcast_to(x, (size, *x.shape))
+        contracted, batch = ((x.ndim - 1,), (2,)), ((0,), (0,))
+        y = jax.lax.dot_general(
+            x,
+            weight,
+            (contracted, batch),
+            precision=matmul_precision(x.dtype),
+            preferred_element_type=result,
+        )
+        return y, True
+
+    return product
+
+
+def _product(x, weight, execution, result):
     *shape, width = x.shape
     num_rows = math.prod(shape)
     product = functools.partial(
-        jax.lax.dot_general, precision=matmul_precision(dtype), preferred_element_type=result
+        jax.lax.dot_general, precision=matmul_precision(x.dtype), preferred_element_type=result
     )
     # The barriers keep XLA from turning either into the plain product. What is rounded in a result
     # is then rounded there, whatever reads it; a wider result need not be written to be read.

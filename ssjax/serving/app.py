@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from ssjax.data.prompts import check_text, read_chat
 from ssjax.errors import UserError
+from ssjax.serving.adapter_paths import add_adapter_paths
 from ssjax.serving.bodies import (
     ChatBody,
     CompletionBody,
@@ -58,6 +59,7 @@ def make_app(
     _add_completions(app, service, limits)
     _add_texts(app, service, limits)
     _add_state(app, service, figures)
+    add_adapter_paths(app, service.engine, service.name, limits.max_body_bytes)
     add_page(app)
     if api_key is not None:
         app.add_middleware(KeyGuard, key=api_key)
@@ -143,16 +145,22 @@ def _add_state(app: FastAPI, service: Service, figures: Figures) -> None:
 
     @app.get("/v1/models")
     async def _() -> Response:
-        model = {
-            "id": service.name,
-            "object": "model",
-            "created": started,
-            "owned_by": "ssjax",
-            "root": service.name,
-            "parent": None,
-            "max_model_len": _longest(service),
-        }
-        return _json({"object": "list", "data": [model]})
+        def model(name: str, root: str, parent: str | None) -> dict:
+            return {
+                "id": name,
+                "object": "model",
+                "created": started,
+                "owned_by": "ssjax",
+                "root": root,
+                "parent": parent,
+                "max_model_len": _longest(service),
+            }
+
+        models = [model(service.name, service.name, None)]
+        models += [
+            model(adapter.name, adapter.root, service.name) for adapter in service.adapters.values()
+        ]
+        return _json({"object": "list", "data": models})
 
     @app.get("/health")
     async def _() -> Response:

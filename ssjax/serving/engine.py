@@ -11,6 +11,7 @@ What a request becomes is what `Decoder.generate` makes of it alone, whatever ru
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import threading
 import time
@@ -22,6 +23,7 @@ from ssjax.decoding.drafters import Way
 from ssjax.decoding.room import check_positions
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
+from ssjax.serving.adapters import Adapter, AdapterInUse, Adapters, Opened, UnknownAdapter
 from ssjax.serving.constraints import Constraints
 from ssjax.serving.drafts import Draft
 from ssjax.serving.extras import NO_EXTRAS, Extras
@@ -75,6 +77,7 @@ class Engine:
         for by each.
       limits: sizes.
       extras: what there are more programs for.
+      adapters: of the decoder, which its requests may name; None: there are none.
 
     Attributes:
       on_end: told of every ticket that ends and of its last completion, from the engine's thread;
@@ -92,9 +95,10 @@ class Engine:
         sampling: Sampling,
         limits: EngineLimits,
         extras: Extras = NO_EXTRAS,
+        adapters: Adapters | None = None,
     ):
         self.decoder, self.limits = decoder, limits
-        self.sampling = sampling
+        self.sampling, self.adapters = sampling, adapters
         self._sizes = extras.sizes or (Size(limits.num_slots, way, tokens_per_call=1.0),)
         self.size = self._sizes[-1]
         self.max_depth = max(size.way.drafter.max_depth for size in self._sizes)
@@ -110,11 +114,15 @@ class Engine:
             max_new_tokens=limits.max_new_tokens,
             num_eos_ids=limits.max_eos_ids,
             special=extras.special,
+            adapters=adapters,
         )
         self._extras = extras
         self._constraints = Constraints(extras.grammars, limits.num_slots, self._slots.num_nodes)
         self._running: list[Ticket | None] = [None] * limits.num_slots
         self._waiting: collections.deque[Ticket] = collections.deque()
+        self._actions: collections.deque[tuple[Callable, concurrent.futures.Future]] = (
+            collections.deque()
+        )
         self._changed = threading.Condition()
         self._ready = self._stopping = False
 
@@ -155,6 +163,7 @@ class Engine:
           UserError: what is asked for is beyond the limits or cannot work.
           Full: too many wait.
           Stopped: no requests are taken any more.
+          UnknownAdapter: it is not there any more.
         """
         self.check(asked)
         with self._changed:
@@ -162,6 +171,8 @@ class Engine:
                 raise Stopped("the server is stopping; try another one")
             if len(self._waiting) >= self.limits.max_waiting:
                 raise Full(f"{len(self._waiting)} requests are waiting already; try again later")
+            if asked.adapter is not None and not self._has(asked.adapter):
+                raise UnknownAdapter(f"adapter {asked.adapter.name!r} has been unloaded")
             empty = Completion((), "unfinished", (0,), (), self.max_depth)
             ticket = Ticket(asked, empty, Times(time.monotonic()), notify, self._count_end)
             self._waiting.append(ticket)
@@ -228,6 +239,69 @@ class Engine:
             ticket.cancelled = ticket.cancelled or finish
             self._changed.notify()
 
+    def drafts(self, asked: Asked) -> bool:
+        """Whether there are drafts for a request: a base or an adapter may have no streams."""
+        if not asked.drafting:
+            return False
+        if self.adapters is None or not any(size.way.drafter.num_streams for size in self._sizes):
+            return True
+        adapter = asked.adapter
+        return self.adapters.base_has_streams if adapter is None else adapter.has_streams
+
+    def load_adapter(self, opened: Opened) -> concurrent.futures.Future:
+        """Gives an adapter a place between two rounds; the result is an `Adapter`.
+
+        Raises, in the future:
+          UserError: its name is taken, or all places are.
+          Stopped: no round comes any more.
+        """
+        return self._between_rounds(lambda: self.adapters.add(opened))
+
+    def unload_adapter(self, name: str) -> concurrent.futures.Future:
+        """Takes an adapter away between two rounds, if no request uses it.
+
+        Raises, in the future:
+          UnknownAdapter: there is none of that name.
+          AdapterInUse: a request that runs or waits names it.
+          Stopped: no round comes any more.
+        """
+
+        def unload() -> None:
+            with self._changed:
+                adapter = self.adapters.named.get(name)
+                if adapter is None:
+                    raise UnknownAdapter(f"the adapter {name!r} cannot be found")
+                tickets = [*filter(None, self._running), *self._waiting]
+                used = sum(ticket.asked.adapter is adapter for ticket in tickets)
+                if used:
+                    raise AdapterInUse(f"{used} requests use {name!r}; unload it when they end")
+                self.adapters.remove(adapter)
+
+        return self._between_rounds(unload)
+
+    def _between_rounds(self, action: Callable) -> concurrent.futures.Future:
+        """What an action returns that the engine's thread calls before its next round."""
+        future = concurrent.futures.Future()
+        with self._changed:
+            if self._stopping or self.problem is not None:
+                raise Stopped("the server is stopping; try another one")
+            self._actions.append((action, future))
+            self._changed.notify()
+        return future
+
+    def _act(self) -> None:
+        with self._changed:
+            actions = list(self._actions)
+            self._actions.clear()
+        for action, future in actions:
+            try:
+                future.set_result(action())
+            except Exception as error:
+                future.set_exception(error)
+
+    def _has(self, adapter: Adapter) -> bool:
+        return self.adapters is not None and self.adapters.holds(adapter)
+
     def stop(self) -> None:
         """`run` returns after its round, and whatever is left is cancelled."""
         with self._changed:
@@ -252,6 +326,7 @@ class Engine:
 
     def round(self) -> bool:
         """One round. Returns whether a request is left."""
+        self._act()
         self._drop()
         self._admit()
         if self._constraints.active:
@@ -314,7 +389,7 @@ class Engine:
         return ticket
 
     def _something_to_do(self) -> bool:
-        return self._stopping or bool(self._waiting)
+        return self._stopping or bool(self._waiting or self._actions)
 
     def _drop(self) -> None:
         now = time.monotonic()
@@ -371,7 +446,7 @@ class Engine:
         totals, before = self.totals, ticket.completion
         totals.new_tokens += len(after.tokens) - len(before.tokens)
         calls = after.calls - before.calls
-        drafted = self.size.num_draft_nodes if ticket.asked.drafting else 0
+        drafted = self.size.num_draft_nodes if self.drafts(ticket.asked) else 0
         ticket.drafted += [drafted] * calls
         if not drafted:
             return
@@ -391,6 +466,10 @@ class Engine:
             left = [*filter(None, self._running), *self._waiting]
             self._running = [None] * self.limits.num_slots
             self._waiting.clear()
+            actions = list(self._actions)
+            self._actions.clear()
+        for _, future in actions:
+            future.set_exception(Stopped("the server is stopping; try another one"))
         for ticket in left:
             ticket.end(CANCELLED, now)
 

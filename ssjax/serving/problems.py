@@ -3,6 +3,7 @@
 import re
 
 from ssjax.errors import UserError
+from ssjax.serving.adapters import UnknownAdapter
 from ssjax.serving.engine import Full, Stopped
 
 # Words with a slash inside, such as the directory of a tokenizer.
@@ -18,18 +19,27 @@ class Problem(Exception):
       message: what is wrong and how to mend it; goes to the client.
       status: of HTTP.
       param: the field of the body that is wrong.
-      code: a word for programs.
+      code: a word or a number for programs.
+      kind: its type, as the body calls it; empty: by the status.
     """
 
     def __init__(
-        self, message: str, status: int = 400, *, param: str | None = None, code: str | None = None
+        self,
+        message: str,
+        status: int = 400,
+        *,
+        param: str | None = None,
+        code: str | int | None = None,
+        kind: str = "",
     ):
         super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+        self.status, self.param, self.code, self.kind = status, param, code, kind
 
     def body(self) -> dict:
         """The error as JSON."""
-        if self.status in (401, 403):
+        if self.kind:
+            kind = self.kind
+        elif self.status in (401, 403):
             kind = "authentication_error"
         elif self.status == 429:
             kind = "rate_limit_error"
@@ -60,4 +70,6 @@ def problem_of(error: UserError, workdir: str) -> Problem:
         return Problem(message, 429, code="queue_full")
     if isinstance(error, Stopped):
         return Problem(message, 503, code="stopping")
+    if isinstance(error, UnknownAdapter):
+        return Problem(message, 404, param="model", code="model_not_found")
     return Problem(message)

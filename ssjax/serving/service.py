@@ -11,6 +11,7 @@ from ssjax.config import DecodeConfig
 from ssjax.data.prompts import check_filled, check_text, read_chat
 from ssjax.decoding.sampling import make_sampling
 from ssjax.run import Run
+from ssjax.serving.adapters import Adapter
 from ssjax.serving.answers import Piece, answer, draft_pieces, run_pieces
 from ssjax.serving.bodies import Asking, ChatBody, CompletionBody, StreamOptions
 from ssjax.serving.engine import Engine
@@ -51,42 +52,69 @@ class Service:
             if isinstance(prompt, str):
                 check_text(prompt, "prompt")
         check_filled(prompts)
-        encoded = [self.run.encode_prompt(prompt, raw=raw) for prompt in prompts]
-        return self._response(body, encoded, body.logprobs is not None, chat=False)
+        adapter = self._adapter(body.model)
+        run = adapter.run if adapter else self.run
+        encoded = [run.encode_prompt(prompt, raw=raw) for prompt in prompts]
+        return self._response(body, adapter, encoded, body.logprobs is not None, chat=False)
 
     def of_chat(self, body: ChatBody) -> "Response":
         """Raises: UserError or Problem: it cannot be answered."""
         if body.top_logprobs and not body.logprobs:
             raise Problem("top_logprobs needs logprobs to be true", param="top_logprobs")
         chat = read_chat(body.chat, "messages")
-        encoded = [self.run.encode_prompt(chat, raw=False)]
-        return self._response(body, encoded, body.logprobs, chat=True)
+        adapter = self._adapter(body.model)
+        run = adapter.run if adapter else self.run
+        encoded = [run.encode_prompt(chat, raw=False)]
+        return self._response(body, adapter, encoded, body.logprobs, chat=True)
 
-    def _response(self, body: Asking, prompts, log_probs: bool, chat: bool) -> "Response":
-        if body.model not in (None, self.name):
+    @property
+    def adapters(self) -> dict[str, Adapter]:
+        """Those that are there, by name."""
+        return dict(self.engine.adapters.named) if self.engine.adapters else {}
+
+    def _adapter(self, model: str | None) -> Adapter | None:
+        """The adapter that a body names; None: the base. Raises: Problem: there is no such."""
+        if model in (None, self.name):
+            return None
+        found = self.adapters.get(model)
+        if found is None:
             raise Problem(
-                f"there is no model {body.model[:80]!r} here; /v1/models lists what there is",
+                f"there is no model {model[:80]!r} here; /v1/models lists what there is",
                 404,
                 param="model",
                 code="model_not_found",
             )
+        return found
+
+    def _response(
+        self, body: Asking, adapter: Adapter | None, prompts, log_probs: bool, chat: bool
+    ) -> "Response":
+        decode = adapter.decode if adapter else self.decode
         return Response(
             service=self,
-            asked=self._asked(body, prompts),
-            stops=self.decode.stop if body.stops is None else body.stops,
+            asked=self._asked(body, adapter, decode, prompts),
+            stops=decode.stop if body.stops is None else body.stops,
             log_probs=log_probs,
             chat=chat,
             num_prompts=len(prompts),
             options=body.stream_options or StreamOptions(),
         )
 
-    def _asked(self, body: Asking, prompts: Sequence[Sequence[int]]) -> list[Asked]:
+    def _asked(
+        self,
+        body: Asking,
+        adapter: Adapter | None,
+        decode: DecodeConfig,
+        prompts: Sequence[Sequence[int]],
+    ) -> list[Asked]:
         """What `run.generate` would be asked for with every prompt n times, and that seed."""
-        own = make_sampling(self.decode)
+        own = make_sampling(decode)
         given = {name: getattr(body, name) for name in _SAMPLING if getattr(body, name) is not None}
         if given.get("top_k") == -1:
             given["top_k"] = 0
-        limit = self.decode.max_new_tokens if body.limit is None else body.limit
+        limit = body.limit
+        if limit is None:  # an adapter's settings may ask for more than there is room for
+            limit = min(decode.max_new_tokens, self.engine.limits.max_new_tokens)
         eos_ids = () if body.ignore_eos else self.run.decoder.eos_ids
         grammar = grammar_of(body.response_format, body.structured_outputs)
         deadline = time.monotonic() + self.request_seconds if self.request_seconds else None
@@ -105,6 +133,7 @@ class Service:
                 deadline=deadline,
                 drafting=body.drafting,
                 watched=watched,
+                adapter=adapter,
             )
             for place, prompt in enumerate(each for each in prompts for _ in range(body.n))
         ]
@@ -121,6 +150,12 @@ class Response:
     chat: bool
     num_prompts: int
     options: StreamOptions
+
+    @property
+    def model_name(self) -> str:
+        """Of who answers."""
+        adapter = self.asked[0].adapter
+        return adapter.name if adapter else self.service.name
 
     async def whole(self) -> dict:
         """The response as one object. Raises: UserError or Problem."""
@@ -185,7 +220,7 @@ class Response:
             "id": f"{kind}-{uuid.uuid4().hex}",
             "object": object_name,
             "created": int(time.time()),
-            "model": self.service.name,
+            "model": self.model_name,
         }
 
     def _chunk(self, index: int, content: str | dict) -> dict:

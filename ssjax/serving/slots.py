@@ -35,6 +35,7 @@ from ssjax.decoding.sampling import Sampling
 from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
 from ssjax.decoding.tree import DraftTree
 from ssjax.parallel.partitioning import to_host
+from ssjax.serving.adapters import Adapters
 from ssjax.serving.extras import Special
 from ssjax.serving.passes import by_axis, passes
 from ssjax.serving.sizes import Size
@@ -54,6 +55,7 @@ class Slots:
       max_prompt_tokens, max_new_tokens: of a request; they fix the slots of the cache.
       num_eos_ids: ids that may end a request, at most.
       special: what some requests may need.
+      adapters: of the decoder; None: it has none.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Slots:
         max_new_tokens: int,
         num_eos_ids: int,
         special: Special,
+        adapters: Adapters | None = None,
     ):
         self.decoder = decoder
         self.num_slots = num_slots
@@ -89,8 +92,14 @@ class Slots:
             log_probs=True,
             num_likeliest=special.num_likeliest,
         )
-        self._static = (decoder.model, decoder.params, way.drafter, spec)
+        self._drafter, self._spec, self._adapters = way.drafter, spec, adapters
         self._state: DecodeState | None = None
+
+    @property
+    def _static(self) -> tuple:
+        """What the programs take first; the leaves of adapters change, their shapes do not."""
+        params = self.decoder.params if self._adapters is None else self._adapters.params
+        return self.decoder.model, params, self._drafter, self._spec
 
     def start(self) -> None:
         """Empties the slots; compiles every program, if it is the first time.
@@ -99,7 +108,7 @@ class Slots:
           UserError: the device has no memory for so many slots.
         """
         with enough_memory(self.num_slots, self.capacity):
-            asked = Asked((0,), 1, self._static[3].sampling, 0, 0, ())
+            asked = Asked((0,), 1, self._spec.sampling, 0, 0, ())
             every = self._every_token(1, 1)
             with jax.set_mesh(self.decoder.mesh):
                 row = self._prefill(asked, self._buckets[0], every)
@@ -266,8 +275,15 @@ class Slots:
                 settings,
                 allowed,
                 penalties,
+                self._place(asked),
             )
             return prefill_program(*self._static, rows, self._drafter_params)
+
+    def _place(self, asked: Asked) -> np.ndarray | None:
+        """[1] int32, of its adapter in the stack; None without adapters."""
+        if self._adapters is None:
+            return None
+        return np.array([asked.adapter.place if asked.adapter else 0], np.int32)
 
     def _insert(self, row: DecodeState, slot: int) -> None:
         with jax.set_mesh(self.decoder.mesh):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from ssjax.decoding.completion import Completion
 from ssjax.decoding.sampling import Sampling
+from ssjax.serving.adapters import Adapter
 from ssjax.serving.drafts import Draft
 from ssjax.serving.grammar import Grammar
 
@@ -35,6 +36,7 @@ class Asked:
     deadline: float | None = None  # on the clock of time.monotonic(), seconds; None: never
     drafting: bool = True  # false: decoded plainly, a token a pass
     watched: bool = False  # its drafts are kept, see `Ticket.drafts`
+    adapter: Adapter | None = None  # one that is loaded; None: the base
 
     @property
     def penalised(self) -> bool:

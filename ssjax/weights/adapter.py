@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 from safetensors.numpy import load_file
@@ -100,7 +99,7 @@ def read_config(directory: Path) -> Config:
 
 
 def read_addition(directory: Path, family: Family | None) -> Addition:
-    """The inverse of `write_addition`.
+    """The inverse of `write_addition`; its leaves are NumPy arrays.
 
     Raises:
       UserError: not such a directory, or a damaged one.
@@ -124,8 +123,7 @@ def read_addition(directory: Path, family: Family | None) -> Addition:
         raise UserError(f"{place}: {error.strerror or error}; {_HINT}") from None
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise UserError(f"{directory}: a damaged adapter ({error}); export it again") from None
-    params = unflatten({name: jnp.asarray(leaf) for name, leaf in leaves.items()})
-    return Addition(config, params, base)
+    return Addition(config, unflatten(leaves), base)
 
 
 def _read_values(directory: Path) -> Fields:
