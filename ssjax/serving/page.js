@@ -169,7 +169,11 @@ function treeOf({texts, parents, kept}, own) {
     if (item.lastElementChild.tagName !== "UL") item.append(made("ul"));
     return item.lastElementChild;
   };
-  for (let node = 1; node < items.length; node++) under(items[parents[node]]).append(items[node]);
+  for (let node = 1; node < items.length; node++) {
+    const siblings = under(items[parents[node]]);
+    if (kept[node]) siblings.prepend(items[node]);
+    else siblings.append(items[node]);
+  }
   if (own) {
     const item = made("li"), label = made("span", "node own", visible(own));
     label.title = "The model's own token after what was kept";
@@ -301,7 +305,7 @@ function verdict() {
   const lines = [];
   if (drafted.text !== plain.text) lines.push("The two texts differ where rounding decided.");
   else if (one.calls) lines.push(`The same text in ${one.calls} calls instead of ${two.calls}: ${(two.calls / one.calls).toFixed(2)} times fewer.`);
-  lines.push(`${one.speed.toFixed(1)} tokens per second with drafts, ${two.speed.toFixed(1)} without, each alone.`);
+  lines.push(`${one.speed.toFixed(1)} tokens per second with drafts, ${two.speed.toFixed(1)} without, one after the other.`);
   lines.push("A server that never drafts may be faster than this one without drafts: its passes have room for a tree.");
   at("verdict").textContent = lines.join(" ");
   at("verdict").hidden = false;
@@ -328,8 +332,8 @@ async function send(request) {
     if (request.compare) {
       say("Waiting for the first token without drafts");
       plain.stale = true;
-      const options = {...request.asked.stream_options, include_drafts: false};
-      await answer(plain, {...request, asked: {...request.asked, drafting: false, stream_options: options}});
+      // Watched as the other is, so that both wait as often for a look.
+      await answer(plain, {...request, asked: {...request.asked, drafting: false}});
       verdict();
     }
     if (request.chat) {
