@@ -48,10 +48,10 @@ def _speculation(completion: Completion, drafted: Sequence[int]) -> dict | None:
       drafted: that its passes had room for, and perhaps others after them.
     """
     depth = completion.max_depth
-    if not depth:
-        return None
     steps, accepted = completion.calls, sum(completion.kept)
     offered = sum(drafted[:steps])
+    if not depth or (steps and not offered):
+        return None
     return {
         "mean_acceptance_length": 1 + accepted / steps if steps else None,
         "draft_acceptance_rate": accepted / offered if offered else None,

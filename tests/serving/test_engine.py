@@ -218,7 +218,8 @@ def test_who_watches_beside_others_changes_nothing_for_them(engine, monkeypatch)
     """As many passes between two looks as ever; nothing is read where nobody watches."""
     passes = []
     run = engine._slots.run
-    monkeypatch.setattr(engine._slots, "run", lambda n, **how: passes.append(n) or run(n, **how))
+    kept = lambda n, *size, **how: passes.append(n) or run(n, *size, **how)  # noqa: E731
+    monkeypatch.setattr(engine._slots, "run", kept)
     quiet = Asked((5, 2, 8), 20, GREEDY, 0, 0, ())
     tickets = [engine.submit(quiet), engine.submit(dataclasses.replace(quiet, watched=True))]
     run_until_idle(engine)
