@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+from http import HTTPStatus
 
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
@@ -35,6 +36,44 @@ def memory_bucket():
         places._store.cache_clear()
 
 
+def _with_generations(server, objects):
+    """Gives the emulator what TensorStore cannot do without.
+
+    A database of Orbax writes its manifest on condition that it is the one that was read. The
+    emulator names no generation with what is read ("Malformed StorageGeneration" in every second
+    save, gcp-storage-emulator 2026.7.19), and looks at no condition.
+    """
+    download, insert = objects.download, objects.insert
+
+    def generation(request, storage, name):
+        found = storage.objects.get(request.params["bucket_name"], {}).get(name)
+        return "0" if found is None else found["generation"]
+
+    def asked(request, condition):
+        return request.query.get(condition, [None])[0]
+
+    def read(request, response, storage, *_, **__):
+        now = generation(request, storage, request.params["object_id"])
+        if now != "0" and asked(request, "ifGenerationNotMatch") == now:
+            response.status = HTTPStatus.NOT_MODIFIED
+            return
+        download(request, response, storage)
+        response["x-goog-generation"] = now
+
+    def write(request, response, storage, *_, **__):
+        wanted, name = asked(request, "ifGenerationMatch"), asked(request, "name")
+        if wanted is not None and name and wanted != generation(request, storage, name):
+            request.data  # noqa: B018, what is not read would be taken for the next request
+            response.status = HTTPStatus.PRECONDITION_FAILED
+            return
+        insert(request, response, storage)
+
+    objects.download, objects.insert = read, write
+    changed = {download: read, insert: write}
+    for _, handlers in server.HANDLERS:
+        handlers.update({method: changed.get(old, old) for method, old in handlers.items()})
+
+
 @contextlib.contextmanager
 def emulator(bucket="bucket"):
     """An emulator of Cloud Storage on loopback; gives the environment that leads programs to it.
@@ -42,11 +81,17 @@ def emulator(bucket="bucket"):
     TensorStore, which Orbax writes arrays with, and gcsfs, which all else goes through, each take
     its address from a variable of their own.
     """
-    from gcp_storage_emulator.server import create_server
+    import gcsfs
+    from gcp_storage_emulator import server as server_lib
+    from gcp_storage_emulator.handlers import objects
 
+    if objects.download.__module__ != __name__:
+        _with_generations(server_lib, objects)
     logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
-    server = create_server("127.0.0.1", 0, in_memory=True, default_bucket=bucket)
+    server = server_lib.create_server("127.0.0.1", 0, in_memory=True, default_bucket=bucket)
     server._api.daemon = True
+    gcsfs.GCSFileSystem.clear_instance_cache()  # of another emulator
+    places._store.cache_clear()
     with server:
         address = f"http://127.0.0.1:{server._api._httpd.server_address[1]}"
         yield {
