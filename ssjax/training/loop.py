@@ -160,8 +160,8 @@ class _Saving:
         if self.has_ended:
             self._training.reporter.end_early()
             say(
-                f"the run ends at step {step}: {self._patience.waited} validations in a row were "
-                f"no better by {self._training.config.checkpoint.best_by} (train.patience)"
+                f"the run ends at step {step}: {self._training.config.checkpoint.best_by} was no "
+                f"better in the last validations, {self._patience.waited} in a row (train.patience)"
             )
         return self.has_ended
 

@@ -194,6 +194,43 @@ def test_a_second_start_of_a_finished_run_only_evaluates(run, prepared):
     assert "8 of 8" in finished.stdout and (run / "metrics.jsonl").read_bytes() == metrics
 
 
+@pytest.mark.stress
+def test_a_run_without_gains_ends_and_its_evaluation_stops_and_goes_on(prepared, tmp_path):
+    """No draft reaches depth 3 so early: the second validation is no gain. Then SIGTERM."""
+    workdir, quick = tmp_path / "run", {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    settings = {
+        "train.eval_every": 2,
+        "train.patience": 1,
+        "checkpoint.best_by": "validation_acceptance_3",
+        "eval.max_records": 6,
+    }
+    more = [f"--config.{key}={value}" for key, value in settings.items()]
+    arguments = command("train", *train_arguments(workdir, prepared, *more))
+    starting = dict(cwd=ROOT, env=os.environ | ENVIRONMENT | quick, text=True)
+    pipes = dict(stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    with subprocess.Popen(arguments, **starting, **pipes) as process:
+        seen = []
+        for line in process.stderr:
+            seen.append(line)
+            if line.startswith("evaluating: "):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 42, "".join(seen) + rest
+    ends = "the run ends at step 4: validation_acceptance_3 was no better"
+    for start in ("devices: ", "compiled for rows of", ends, "goodput "):
+        assert any(line.startswith(start) for line in seen), start
+    assert "SIGTERM: stopping after this batch" in rest and "stopped in the evaluation" in rest
+    assert len((workdir / "evaluation.partial.jsonl").read_text().splitlines()) > 1
+    assert not (workdir / "evaluation.json").exists()
+
+    finished = subprocess.run(arguments, **starting, capture_output=True, timeout=900)
+    assert finished.returncode == 0, finished.stderr
+    assert "evaluation goes on after" in finished.stderr and "6 of 6" in finished.stdout
+    assert not list(workdir.glob("evaluation.partial*"))
+    assert json.loads((workdir / "evaluation.json").read_text())["step"] == 4
+
+
 def test_generate_from_flag_file_and_standard_input(run, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text(f"\ufeff{DIALOGUE}\n\n{DIALOGUE} Fine.\u2028\n")
