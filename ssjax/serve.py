@@ -82,7 +82,21 @@ _PREFILL = options.define_count(
     "prefill_tokens",
     2048,
     "Prompt tokens, padding included, that are read between two looks while others wait for their "
-    "next tokens; at least one prompt is.",
+    "next tokens; at least one prompt is, or one piece.",
+)
+_PIECE = options.define_count(
+    "prefill_piece",
+    0,
+    "Tokens of a prompt that are read at a time, so that a long one is read between passes of "
+    "others; 0: all of them.",
+    least=0,
+)
+_PREFIXES = options.define_count(
+    "prefix_cache_mb",
+    0,
+    "Megabytes of the device for beginnings of prompts, which are then read once; needs "
+    "--prefill_piece. 0: none.",
+    least=0,
 )
 _STRUCTURED = flags.DEFINE_bool(
     "structured_output",
@@ -195,6 +209,8 @@ def _engine(run: Run, decode, changes, adapters: Adapters | None) -> Engine:
         max_eos_ids=len(run.decoder.eos_ids) + _MORE_EOS_IDS,
         passes_per_round=_STEPS.value,
         prefill_tokens=_PREFILL.value,
+        prefill_piece=_PIECE.value,
+        prefix_bytes=_PREFIXES.value * 10**6,
     )
     way = run.way(changes, _SLOTS.value, calibration=_CALIBRATION.value)
     mesh, slots = run.decoder.mesh, _SLOTS.value

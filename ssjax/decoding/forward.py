@@ -14,12 +14,29 @@ from ssjax.decoding.pruning import joint_log_probs, prune
 from ssjax.decoding.row_penalties import penalise
 from ssjax.decoding.row_settings import draw_by_row
 from ssjax.decoding.sampling import adjust, draw, only_allowed, position_noise
-from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
+from ssjax.decoding.state import DecodeSpec, DecodeState
 from ssjax.decoding.tree import DraftTree, ancestor_mask, without_drafts
 from ssjax.models.attention import Causal
+from ssjax.models.cache import KVCache
 from ssjax.models.outputs import Anchors, ModelOutput
 from ssjax.models.parameters import Params
 from ssjax.models.transformer import Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """Prompts, or pieces of them, that a call reads."""
+
+    tokens: jax.Array  # [B, T] int32, padded on the right
+    last: jax.Array  # [B, 1] int32, place of the last that is no padding
+    cache: KVCache | None  # of what was read before; None: nothing
+    start: jax.Array | None  # [B] int32, how many tokens that were; None: none
+
+    @property
+    def positions(self) -> jax.Array:
+        """[B, T] int32."""
+        places = jnp.broadcast_to(jnp.arange(self.tokens.shape[1]), self.tokens.shape)
+        return places if self.start is None else places + self.start[:, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,39 +70,43 @@ class Forward:
         """Main logits [..., V] float32 of hidden states [..., D]."""
         return self.apply(hidden, method="logits")
 
-    def read(self, rows: Rows) -> ModelOutput:
+    def read(self, reading: Reading) -> ModelOutput:
         """The model over prompts; streams run at the last token of each alone, if they can yet."""
         needed, streams = self.drafter.num_streams, self.model.streams
         if streams.main_reads_streams:
             needed = streams.num_streams
         return self.apply(
-            rows.prompts,
-            _places(rows.prompts),
+            reading.tokens,
+            reading.positions,
             Causal(),
-            anchors=rows.prompt_length[:, None] - 1,
+            reading.cache,
+            reading.start,
+            anchors=reading.last,
             num_streams=0 if streams.knows_root else needed,
         )
 
-    def streams_after(self, rows: Rows, output: ModelOutput, root: jax.Array) -> jax.Array | None:
+    def streams_after(
+        self, reading: Reading, output: ModelOutput, root: jax.Array
+    ) -> jax.Array | None:
         """As `streams_at`, after the prompts.
 
         Args:
-          rows: the prompts.
-          output: what `read` made of them.
+          reading: of the prompts to their ends.
+          output: what `read` made of it.
           root: [B] int32, the token that was drawn after each.
         """
         if not self.drafter.num_streams:
             return None
         if output.stream_hidden is not None:
             return output.stream_hidden[:, 0, : self.drafter.num_streams]
-        last = rows.prompt_length[:, None] - 1
+        last, positions = reading.last, reading.positions
         anchors = Anchors(
             hidden=jnp.take_along_axis(output.trunk_hidden, last[:, :, None], axis=1),
-            positions=last,
-            mask=Causal().rows(last, rows.prompts.shape[1]),
+            positions=jnp.take_along_axis(positions, last, axis=1),
+            mask=Causal().rows(last, reading.tokens.shape[1]),
             roots=root[:, None],
         )
-        return self._speculate(anchors, output.block, _places(rows.prompts), None, None)
+        return self._speculate(anchors, output.block, positions, reading.cache, reading.start)
 
     def run_draft(self, state: DecodeState) -> DraftOutput:
         """The model over the draft of a state, pruned between trunk and stream layers if asked."""
@@ -214,8 +235,3 @@ class Forward:
         if self.model.streams.main_reads_streams:
             return self.model.streams.num_streams
         return 0 if self.spec.deferred else self.drafter.num_streams
-
-
-def _places(tokens: jax.Array) -> jax.Array:
-    """The place of every token of prompts [B, T], [B, T] int32."""
-    return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)

@@ -30,10 +30,10 @@ from ssjax.decoding.acceptance import (
 from ssjax.decoding.adapters import AnyParams, of_rows
 from ssjax.decoding.chances import rows_needed
 from ssjax.decoding.drafters import Drafter
-from ssjax.decoding.forward import DraftOutput, Forward
+from ssjax.decoding.forward import DraftOutput, Forward, Reading
 from ssjax.decoding.row_penalties import with_prompts
 from ssjax.decoding.sampling import start_history, warp
-from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
+from ssjax.decoding.state import DecodeSpec, DecodeState, Part, Rows
 from ssjax.decoding.tree import NO_PARENT, root_only
 from ssjax.models import cache as cache_lib
 from ssjax.models.cache import KVCache, cache_from_block, write_path
@@ -48,14 +48,20 @@ def prefill(
     spec: DecodeSpec,
     rows: Rows,
     drafter_params: Params | None = None,
+    part: Part | None = None,
 ) -> DecodeState:
     """Reads the prompts, emits the first token and writes the first draft.
+
+    With a part, reads the prompts on from where it starts, and as far as it is wide; where that is
+    not the end, of the state returned only the cache is of use, for the next part.
 
     Args:
       model, params: in the same form, scanned or unrolled; with adapters a stack or its rows.
       drafter, spec: static.
       rows: the prompts; what pads them does not matter.
       drafter_params: the drafter's own, if it has any.
+      part: None: whole prompts. Otherwise of a model whose main rows read no streams, with a
+        drafter that keeps no memory of prompts.
     """
     forward = Forward(model, of_rows(params, rows.adapter), drafter, spec, drafter_params)
     last = rows.prompt_length[:, None] - 1
@@ -63,9 +69,10 @@ def prefill(
     root = jnp.take_along_axis(rows.prompts, last, axis=1)
     # Whatever pads a prompt brings nothing that is not finite; see `without_drafts`.
     rows = rows.replace(prompts=jnp.where(inside, rows.prompts, root))
-    output = forward.read(rows)
-    state = _start(forward, rows, inside, root, output.block)
-    hidden = jnp.take_along_axis(output.hidden, last[:, :, None], axis=1)
+    reading = Reading(rows.prompts, last, None, None) if part is None else _piece(rows, part)
+    output = forward.read(reading)
+    state = _start(forward, rows, inside, root, _cache_after(forward, rows, part, output.block))
+    hidden = jnp.take_along_axis(output.hidden, reading.last[:, :, None], axis=1)
     logits = forward.logits(hidden)
     drawn = forward.draw(state, forward.adjusted(state, logits, 0), logits, max_depth=0)
     nothing = jnp.zeros_like(state.length)
@@ -75,13 +82,32 @@ def prefill(
     if spec.log_probs:
         emission = with_log_probs(emission, nothing_drafted, logits, _num_likeliest(state))
     state = state.append(emission, kept=nothing, failed=emission.broken)
-    streams = forward.streams_after(rows, output, state.last_tokens)
+    streams = forward.streams_after(reading, output, state.last_tokens)
     state = state.replace(allowed=None)
     return forward.propose(state, streams, hidden[:, 0], emission.broken)
 
 
+def _piece(rows: Rows, part: Part) -> Reading:
+    """The tokens of a part, filled with the last of each prompt."""
+    last = rows.prompt_length[:, None] - 1
+    index = part.start[:, None] + jnp.arange(part.width)
+    tokens = jnp.take_along_axis(rows.prompts, jnp.minimum(index, last), axis=1)
+    return Reading(
+        tokens, jnp.minimum(last - part.start[:, None], part.width - 1), part.cache, part.start
+    )
+
+
+def _cache_after(forward: Forward, rows: Rows, part: Part | None, block: KVCache) -> KVCache:
+    """The cache once the block of a reading is in it."""
+    if part is None:
+        return cache_from_block(block, rows.prompt_length, forward.spec.capacity)
+    count = jnp.minimum(rows.prompt_length - part.start, part.width)
+    path = jnp.broadcast_to(jnp.arange(part.width), (part.start.shape[0], part.width))
+    return write_path(part.cache, block, path, part.start, count, forward.model.execution)
+
+
 def _start(
-    forward: Forward, rows: Rows, inside: jax.Array, root: jax.Array, block: KVCache
+    forward: Forward, rows: Rows, inside: jax.Array, root: jax.Array, cache: KVCache
 ) -> DecodeState:
     """The state before anything is emitted.
 
@@ -90,7 +116,7 @@ def _start(
       rows: the prompts.
       inside: [B, T] bool, what of rows.prompts is no padding.
       root: [B, 1] int32, the last token of each prompt.
-      block: keys and values of the prompts.
+      cache: of what has been read.
     """
     drafter, spec, batch = forward.drafter, forward.spec, rows.prompts.shape[0]
     length, per_token = rows.prompt_length, (batch, spec.capacity)
@@ -109,7 +135,7 @@ def _start(
         failed=jnp.zeros(batch, bool),
         draft=root_only(root[:, 0]),
         memory=drafter.start(forward.drafter_params, rows.prompts, length, spec.capacity),
-        cache=cache_from_block(block, length, spec.capacity),
+        cache=cache,
         row_keys=rows.keys,
         calls=jnp.zeros(batch, jnp.int32),
         history=start_history(spec.sampling, rows.prompts, length, vocab_size),

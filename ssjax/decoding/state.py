@@ -44,6 +44,15 @@ class Rows:
 
 
 @struct.dataclass
+class Part:
+    """What is read of prompts: a piece of each, after what was read of it before."""
+
+    cache: KVCache  # [B, ...] of so many slots as the state will have, valid below start
+    start: jax.Array  # [B] int32, tokens that were read before, fewer than the prompt has
+    width: int = struct.field(pytree_node=False)  # tokens that are read now, at most
+
+
+@struct.dataclass
 class DecodeState:
     """The carry: all that one pass reads and writes.
 

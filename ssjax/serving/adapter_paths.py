@@ -11,7 +11,7 @@ from ssjax.serving.adapters import AdapterInUse, Adapters, UnknownAdapter, check
 from ssjax.serving.bodies import read_body
 from ssjax.serving.engine import Engine, Stopped
 from ssjax.serving.guard import read_json
-from ssjax.serving.problems import Problem, problem_of
+from ssjax.serving.problems import Problem
 
 
 class LoadBody(pydantic.BaseModel):
@@ -76,11 +76,11 @@ def _loadable(engine: Engine) -> Adapters:
 
 def _refused(error: UserError, adapters: Adapters) -> Problem:
     if isinstance(error, Stopped):
-        return problem_of(error, str(adapters.root))
+        return Problem(str(error), 503, code="stopping")
     status, kind = 400, "InvalidUserInput"
     if isinstance(error, UnknownAdapter):
         status, kind = 404, "NotFoundError"
     elif isinstance(error, AdapterInUse):
         status, kind = 409, "ConflictError"
-    message = str(problem_of(error, str(adapters.root)))
+    message = str(error).replace(str(adapters.root.resolve()), "--adapter_root")
     return Problem(message, status, kind=kind, code=status)

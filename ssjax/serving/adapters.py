@@ -172,6 +172,7 @@ class Adapters:
         run = dataclasses.replace(
             self.run,
             config=dataclasses.replace(config, streams=self._form.streams),
+            tokenizer=tokenizer,  # the same ids; the chat template and the ends are its own
             task=task_of_run(config.data.task, directory),
         )
         decode = run.decode_config(**self._changes)

@@ -3,7 +3,8 @@
 One thread runs the engine; any thread may submit and cancel. A round:
 
     drop      requests that were cancelled or are past their deadline
-    admit     in the order of arrival, while slots are free and the round's prompt tokens last
+    admit     in the order of arrival, while slots are free and the round's prompt tokens last; a
+              long prompt may be read in several rounds, piece by piece
     run       a few passes over all slots, up to the first end if somebody waits for a slot
     harvest   every request learns its tokens; finished ones leave their slots
 
@@ -15,7 +16,7 @@ import concurrent.futures
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ssjax.decoding.completion import Completion
 from ssjax.decoding.decoder import Decoder
@@ -27,6 +28,8 @@ from ssjax.serving.adapters import Adapter, AdapterInUse, Adapters, Opened, Unkn
 from ssjax.serving.constraints import Constraints
 from ssjax.serving.drafts import Draft
 from ssjax.serving.extras import NO_EXTRAS, Extras
+from ssjax.serving.prefixes import Prefixes
+from ssjax.serving.reading import ReaderLimits, Reading
 from ssjax.serving.sizes import Size, plan
 from ssjax.serving.slots import Slots, with_likeliest
 from ssjax.serving.ticket import CANCELLED, TIMEOUT, TOO_COMPLEX, Asked, Ticket, Times
@@ -43,8 +46,10 @@ class EngineLimits:
     max_eos_ids: int  # of one request
     passes_per_round: int  # between two looks at what is new
     # Prompt tokens that are read in a round, padding included, so that who runs already need not
-    # wait for all who come; at least one prompt is.
+    # wait for all who come; at least one prompt is, or one piece.
     prefill_tokens: int
+    prefill_piece: int = 0  # tokens of a prompt that are read at a time; 0: all of them
+    prefix_bytes: int = 0  # of beginnings of prompts that are kept; 0: none are
 
 
 class Full(UserError):
@@ -110,14 +115,19 @@ class Engine:
             self._sizes,
             sampling,
             num_slots=limits.num_slots,
-            max_prompt_tokens=limits.max_prompt_tokens,
             max_new_tokens=limits.max_new_tokens,
-            num_eos_ids=limits.max_eos_ids,
+            reading=ReaderLimits(
+                max_prompt_tokens=limits.max_prompt_tokens,
+                num_eos_ids=limits.max_eos_ids,
+                piece=limits.prefill_piece,
+                prefix_bytes=limits.prefix_bytes,
+            ),
             special=extras.special,
             adapters=adapters,
         )
         self._extras = extras
         self._constraints = Constraints(extras.grammars, limits.num_slots, self._slots.num_nodes)
+        self._reading: dict[int, Reading] = {}  # by slot, of prompts that are not read to the end
         self._running: list[Ticket | None] = [None] * limits.num_slots
         self._waiting: collections.deque[Ticket] = collections.deque()
         self._actions: collections.deque[tuple[Callable, concurrent.futures.Future]] = (
@@ -135,6 +145,11 @@ class Engine:
     def num_running(self) -> int:
         """Requests that have a slot."""
         return sum(ticket is not None for ticket in self._running)
+
+    @property
+    def prefixes(self) -> Prefixes | None:
+        """What is kept of prompts; None: nothing is."""
+        return self._slots.reader.prefixes
 
     @property
     def num_waiting(self) -> int:
@@ -276,6 +291,7 @@ class Engine:
                 if used:
                     raise AdapterInUse(f"{used} requests use {name!r}; unload it when they end")
                 self.adapters.remove(adapter)
+            self._slots.reader.forget(adapter)
 
         return self._between_rounds(unload)
 
@@ -329,18 +345,23 @@ class Engine:
         self._act()
         self._drop()
         self._admit()
-        if self._constraints.active:
+        busy = [
+            slot
+            for slot, ticket in enumerate(self._running)
+            if ticket is not None and slot not in self._reading
+        ]
+        if busy and self._constraints.active:
             self._follow()
-        if self.num_running:
-            busy = [slot for slot, ticket in enumerate(self._running) if ticket is not None]
+            busy = [slot for slot in busy if self._running[slot] is not None]
+        if busy:
             self.size = self._plan[len(busy) - 1]
-            watched = self._watch()
+            watched = self._watch(busy)
             if self._constraints.active:
                 how = {"until_end": False, "special": True, "allowed": self._constraints.masks}
                 self._slots.run(1, self.size, busy, **how)
             else:
                 # Who watches alone sees every pass; nobody else waits for that.
-                alone = watched and len(busy) == 1
+                alone = watched and self.num_running == 1
                 num_passes = 1 if alone else self.limits.passes_per_round
                 # A slot that somebody waits for is not left empty.
                 special = any(self._is_special(self._running[slot].asked) for slot in busy)
@@ -349,13 +370,10 @@ class Engine:
             self._harvest()
         return bool(self.num_running or self.num_waiting)
 
-    def _watch(self) -> bool:
+    def _watch(self, busy: Sequence[int]) -> bool:
         """Keeps the drafts of the next pass for those who watch. Returns whether anyone does."""
-        watched = [
-            (slot, ticket)
-            for slot, ticket in enumerate(self._running)
-            if ticket is not None and ticket.asked.watched
-        ]
+        running = [(slot, self._running[slot]) for slot in busy]
+        watched = [(slot, ticket) for slot, ticket in running if ticket.asked.watched]
         if watched:
             drafts = self._slots.read_draft()
             nodes = slice(0, 1 + self.size.num_draft_nodes)  # those that the pass will run
@@ -385,6 +403,7 @@ class Engine:
     def _leave(self, slot: int) -> Ticket:
         """Empties a slot."""
         ticket, self._running[slot] = self._running[slot], None
+        self._reading.pop(slot, None)
         self._constraints.end(slot)
         return ticket
 
@@ -405,30 +424,40 @@ class Engine:
         self._end_slots({slot: finish for slot, finish in finishes.items() if finish})
 
     def _admit(self) -> None:
-        budget = self.limits.prefill_tokens
-        for slot, occupant in enumerate(self._running):
-            if occupant is not None:
-                continue
-            with self._changed:
-                if not self._waiting:
+        reader, whole = self._slots.reader, self.limits.prefill_tokens
+        budget = whole
+        began_first = sorted(self._reading, key=lambda slot: self._running[slot].times.began)
+        free = [slot for slot, ticket in enumerate(self._running) if ticket is None]
+        for slot in (*began_first, *free):
+            if slot not in self._reading:
+                with self._changed:
+                    if not self._waiting:
+                        return
+                    cost = reader.first_cost(self._waiting[0].asked)
+                    if cost > budget < whole:
+                        return
+                    ticket = self._waiting.popleft()
+                    self._running[slot] = ticket
+                ticket.times.began = time.monotonic()
+                asked = ticket.asked
+                allowed = self._constraints.begin(slot, asked.grammar, len(asked.prompt))
+                self._reading[slot] = reader.begin(asked, allowed)
+                ticket.known = self._reading[slot].known
+                self.totals.prompt_tokens += len(ticket.asked.prompt)
+            reading = self._reading[slot]
+            while reading.row is None:
+                cost = reader.cost(reading)
+                if cost > budget < whole:
                     return
-                cost = self.decoder.bucket(len(self._waiting[0].asked.prompt))
-                if cost > budget < self.limits.prefill_tokens:
-                    return
-                ticket = self._waiting.popleft()
-                self._running[slot] = ticket
-            budget -= cost
-            ticket.times.began = time.monotonic()
-            asked = ticket.asked
-            allowed = self._constraints.begin(slot, asked.grammar, len(asked.prompt))
-            self._slots.admit(slot, asked, allowed)
-            self.totals.prompt_tokens += len(ticket.asked.prompt)
+                budget -= cost
+                reader.advance(reading)
+            self._slots.insert(slot, self._reading.pop(slot).row)
 
     def _harvest(self) -> None:
         host, likeliest = self._slots.read(), None
         now = time.monotonic()
         for slot, ticket in enumerate(self._running):
-            if ticket is None:
+            if ticket is None or slot in self._reading:
                 continue
             asked = ticket.asked
             found = host.completion(slot, len(asked.prompt), asked.eos_ids, self.max_depth)
@@ -465,6 +494,7 @@ class Engine:
         with self._changed:
             left = [*filter(None, self._running), *self._waiting]
             self._running = [None] * self.limits.num_slots
+            self._reading.clear()
             self._waiting.clear()
             actions = list(self._actions)
             self._actions.clear()

@@ -124,6 +124,9 @@ class Figures:
                 for reason, count in _by_reason(totals.finished)
             ],
         }
+        if engine.prefixes is not None:
+            counters["prefix_cache_queries"] = [({}, engine.prefixes.queries)]
+            counters["prefix_cache_hits"] = [({}, engine.prefixes.hits)]
         if engine.max_depth:
             counters |= {
                 "spec_decode_num_drafts": [({}, totals.passes)],

@@ -115,7 +115,8 @@ class Service:
         limit = body.limit
         if limit is None:  # an adapter's settings may ask for more than there is room for
             limit = min(decode.max_new_tokens, self.engine.limits.max_new_tokens)
-        eos_ids = () if body.ignore_eos else self.run.decoder.eos_ids
+        tokenizer = adapter.run.tokenizer if adapter else self.run.tokenizer
+        eos_ids = () if body.ignore_eos else tokenizer.eos_ids
         grammar = grammar_of(body.response_format, body.structured_outputs)
         deadline = time.monotonic() + self.request_seconds if self.request_seconds else None
         watched = body.stream and (body.stream_options or StreamOptions()).include_drafts
@@ -235,11 +236,15 @@ class Response:
         copies = len(self.asked) // self.num_prompts
         prompt_tokens = sum(len(asked.prompt) for asked in self.asked[::copies])
         new_tokens = sum(len(piece.completion.tokens) for piece in pieces)
-        return {
+        usage = {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": new_tokens,
             "total_tokens": prompt_tokens + new_tokens,
         }
+        if self.service.engine.prefixes is not None:
+            known = sum(piece.ticket.known for piece in pieces if piece.index % copies == 0)
+            usage["prompt_tokens_details"] = {"cached_tokens": known}
+        return usage
 
     def _statistics(self, pieces: Sequence[Piece]) -> dict:
         metrics = None

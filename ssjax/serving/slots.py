@@ -1,7 +1,7 @@
 """The state of the loop while serving: S slots, each empty or a request, and what changes them.
 
     start    one state of S rows that are all done
-    admit    prefill of one prompt by the program of its bucket, then its row replaces a slot's
+    insert   the row of a prompt that was read (`reading`) replaces a slot's
     run      a few passes over the slots, by the program of a size
     drop     rows that nobody waits for are done
 
@@ -20,24 +20,17 @@ import numpy as np
 
 from ssjax.decoding.acceptance import Likeliest
 from ssjax.decoding.completion import Completion
-from ssjax.decoding.decoder import (
-    Decoder,
-    HostState,
-    prefill_program,
-    row_keys,
-)
+from ssjax.decoding.decoder import Decoder, HostState
 from ssjax.decoding.drafters import Drafter
-from ssjax.decoding.request import PromptBatch
 from ssjax.decoding.room import enough_memory
-from ssjax.decoding.row_penalties import penalties_of
-from ssjax.decoding.row_settings import settings_of
 from ssjax.decoding.sampling import Sampling
-from ssjax.decoding.state import DecodeSpec, DecodeState, Rows
+from ssjax.decoding.state import DecodeSpec, DecodeState
 from ssjax.decoding.tree import DraftTree
 from ssjax.parallel.partitioning import to_host
 from ssjax.serving.adapters import Adapters
 from ssjax.serving.extras import Special
 from ssjax.serving.passes import by_axis, passes
+from ssjax.serving.reading import Reader, ReaderLimits
 from ssjax.serving.sizes import Size
 from ssjax.serving.ticket import Asked, Ticket
 
@@ -52,10 +45,16 @@ class Slots:
       sizes: the programs that passes are run by; drafters that keep the same between passes.
       sampling: penalties, bans and fewest new tokens of all requests, a part of the programs.
       num_slots: S.
-      max_prompt_tokens, max_new_tokens: of a request; they fix the slots of the cache.
-      num_eos_ids: ids that may end a request, at most.
+      max_new_tokens: of a request; with the longest prompt it fixes the slots of the cache.
+      reading: how prompts are read, and how long they may be.
       special: what some requests may need.
       adapters: of the decoder; None: it has none.
+
+    Attributes:
+      reader: that makes the rows.
+
+    Raises:
+      UserError: prompts cannot be read so.
     """
 
     def __init__(
@@ -65,24 +64,22 @@ class Slots:
         sampling: Sampling,
         *,
         num_slots: int,
-        max_prompt_tokens: int,
         max_new_tokens: int,
-        num_eos_ids: int,
+        reading: ReaderLimits,
         special: Special,
         adapters: Adapters | None = None,
     ):
         self.decoder = decoder
         self.num_slots = num_slots
-        self.capacity = decoder.capacity(max_prompt_tokens, max_new_tokens)
-        lengths = range(1, max_prompt_tokens + 1)
-        self._buckets = sorted({decoder.bucket(length) for length in lengths})
-        self._num_eos_ids = num_eos_ids
+        self.capacity = decoder.capacity(reading.max_prompt_tokens, max_new_tokens)
         self._special = special
         if special.penalties:
             sampling = dataclasses.replace(sampling, repetition_penalty=1.0, presence_penalty=0.0)
         self._sizes = tuple(sizes)
         way = max((size.way for size in sizes), key=lambda way: way.drafter.num_nodes)
+        self._drafter = way.drafter
         self._drafter_params = way.drafter_params
+        self._sampling = sampling
         spec = DecodeSpec(
             capacity=self.capacity,
             eos_ids=decoder.eos_ids,
@@ -92,14 +89,9 @@ class Slots:
             log_probs=True,
             num_likeliest=special.num_likeliest,
         )
-        self._drafter, self._spec, self._adapters = way.drafter, spec, adapters
+        with enough_memory(num_slots, self.capacity):
+            self.reader = Reader(decoder, way, spec, reading, special, adapters)
         self._state: DecodeState | None = None
-
-    @property
-    def _static(self) -> tuple:
-        """What the programs take first; the leaves of adapters change, their shapes do not."""
-        params = self.decoder.params if self._adapters is None else self._adapters.params
-        return self.decoder.model, params, self._drafter, self._spec
 
     def start(self) -> None:
         """Empties the slots; compiles every program, if it is the first time.
@@ -108,15 +100,13 @@ class Slots:
           UserError: the device has no memory for so many slots.
         """
         with enough_memory(self.num_slots, self.capacity):
-            asked = Asked((0,), 1, self._spec.sampling, 0, 0, ())
-            every = self._every_token(1, 1)
+            rows = self.reader.start(self._nothing)
             with jax.set_mesh(self.decoder.mesh):
-                row = self._prefill(asked, self._buckets[0], every)
-                self._state = _spread(row, self.num_slots)
-            for bucket in self._buckets:
+                self._state = _spread(rows[0], self.num_slots)
+            for row in rows:
                 # Twice: what one program returns is what the others must be compiled for.
                 for _ in range(2):
-                    self._insert(self._prefill(asked, bucket, every), 0)
+                    self.insert(0, row)
                     for size in self._sizes:
                         self.run(1, size, [0], until_end=False)
                     self.drop([0])
@@ -126,12 +116,22 @@ class Slots:
         """Compiles the programs of some sizes for what `Special` says, if anything."""
         if not self._special.any:
             return
-        asked = Asked((0,), 1, self._static[3].sampling, 0, 0, ())
+        row = self.reader.read(self._nothing)
         for size in sizes:
             for _ in range(2):
-                self.admit(0, asked, self._every_token(1, 1))
+                self.insert(0, row)
                 self.run(1, size, [0], until_end=False, special=True)
                 self.drop([0])
+
+    @property
+    def _nothing(self) -> Asked:
+        """A request of one token, to have programs compiled by."""
+        return Asked((0,), 1, self._sampling, 0, 0, ())
+
+    def insert(self, slot: int, row: DecodeState) -> None:
+        """Puts a row into a slot, whatever was there; its first token is then known."""
+        with jax.set_mesh(self.decoder.mesh):
+            self._state = _insert(self._state, row, np.int32(slot))
 
     def measured(self, num_passes: int) -> list[Size]:
         """The sizes with the seconds of a pass, each with as many busy slots as it has rows.
@@ -143,7 +143,7 @@ class Slots:
           num_passes: that are run at once; what taking rows out and putting them back costs is
             shared by them.
         """
-        deepest = self._static[2].max_depth
+        deepest = self._drafter.max_depth
         num_passes = max(1, min(num_passes, (self.capacity - 2) // (1 + deepest)))
         times: list[list[float]] = [[] for _ in self._sizes]
         for _ in range(1 + _REPEATS):  # the first compiles what revives rows
@@ -165,23 +165,12 @@ class Slots:
     @property
     def num_nodes(self) -> int:
         """M of the largest draft."""
-        return self._static[2].num_nodes
+        return self._drafter.num_nodes
 
     def _every_token(self, *shape: int) -> np.ndarray | None:
         """A mask that allows every token, [..., W] int32; None where there are no masks."""
         words = self._special.num_words
         return np.full((*shape, words), -1, np.int32) if words else None
-
-    def admit(self, slot: int, asked: Asked, allowed: np.ndarray | None = None) -> None:
-        """Puts a request into a slot, whatever was there; its first token is then known.
-
-        Args:
-          slot: which.
-          asked: what for.
-          allowed: [1, 1, W] int32, tokens that it may begin with, exactly where there are masks.
-        """
-        row = self._prefill(asked, self.decoder.bucket(len(asked.prompt)), allowed)
-        self._insert(row, slot)
 
     def run(
         self,
@@ -214,7 +203,7 @@ class Slots:
             allowed = allowed[:, : drafter.num_nodes]
             allowed = allowed if slots is None else allowed[slots]
             drafter = _unpruned(drafter)
-        model, params, _, spec = self._static
+        model, params, _, spec = self.reader.static
         with jax.set_mesh(self.decoder.mesh):
             self._state = passes(
                 model,
@@ -250,44 +239,6 @@ class Slots:
     def read_draft(self) -> DraftTree:
         """The drafts of all slots, as NumPy arrays; waits for the device."""
         return to_host(self._state.draft)
-
-    def _prefill(self, asked: Asked, bucket: int, allowed: np.ndarray | None) -> DecodeState:
-        """A state of one row."""
-        batch = PromptBatch(
-            prompts=[asked.prompt],
-            limits=np.array([asked.max_new_tokens], np.int32),
-            seeds=np.array([asked.seed], np.int32),
-            places=np.array([asked.place], np.int32),
-            num_prompts=1,
-        )
-        sampling, penalties = asked.sampling, None
-        own = (sampling, asked.eos_ids, self._num_eos_ids)
-        settings = settings_of(*own, drafting=asked.drafting)
-        if self._special.penalties:
-            repetition, presence = sampling.repetition_penalty, sampling.presence_penalty
-            penalties = penalties_of(repetition, presence, asked.frequency_penalty)
-        with jax.set_mesh(self.decoder.mesh):
-            rows = Rows(
-                batch.padded(bucket, self.decoder.pad_id),
-                batch.lengths,
-                batch.limits,
-                row_keys(batch.seeds, batch.places),
-                settings,
-                allowed,
-                penalties,
-                self._place(asked),
-            )
-            return prefill_program(*self._static, rows, self._drafter_params)
-
-    def _place(self, asked: Asked) -> np.ndarray | None:
-        """[1] int32, of its adapter in the stack; None without adapters."""
-        if self._adapters is None:
-            return None
-        return np.array([asked.adapter.place if asked.adapter else 0], np.int32)
-
-    def _insert(self, row: DecodeState, slot: int) -> None:
-        with jax.set_mesh(self.decoder.mesh):
-            self._state = _insert(self._state, row, np.int32(slot))
 
 
 def with_likeliest(

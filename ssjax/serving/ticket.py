@@ -66,6 +66,7 @@ class Ticket:
       drafted: nodes that each of its passes had room for.
       drafts: by the number of the pass, from 1, what was proposed to it; of a watched request, and
         only of the first pass after each look, which is every pass while it runs alone.
+      known: tokens of the prompt that had been read for others.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Ticket:
         self.asked, self.completion, self.times = asked, empty, times
         self.drafted: list[int] = []
         self.drafts: dict[int, Draft] = {}
+        self.known = 0
         self.cancelled = ""  # as what it is to end; empty: it goes on
         self._notify, self._on_end = notify, on_end
 

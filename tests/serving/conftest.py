@@ -6,6 +6,8 @@ import socket
 import threading
 import time
 
+import jax
+import numpy as np
 import pytest
 import uvicorn
 from chat_run import open_chat_run
@@ -26,6 +28,21 @@ LIMITS = EngineLimits(
     passes_per_round=2,
     prefill_tokens=64,
 )
+
+
+@pytest.fixture(scope="session")
+def compiled():
+    """Names of the events of compilations since the start of the tests."""
+    events = []
+
+    def listen(event, seconds, **_):
+        if "compile" in event:
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    jax.jit(lambda x: x + 1)(np.float32(1))
+    assert events, "a compilation would be seen"
+    return events
 
 
 @pytest.fixture(scope="session")

@@ -77,21 +77,6 @@ def alone(model):
     return decode
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    """Names of the events of compilations since the start of the tests."""
-    events = []
-
-    def listen(event, seconds, **_):
-        if "compile" in event:
-            events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    jax.jit(lambda x: x + 1)(np.float32(1))
-    assert events, "a compilation would be seen"
-    return events
-
-
 def random_request(rng, settings, eos_ids=(EOS,)):
     return Asked(
         prompt=tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, 12))),
