@@ -31,8 +31,9 @@ from ssjax.decoding.drafters import PlainDrafter, Way
 from ssjax.decoding.request import Request
 from ssjax.decoding.sampling import Sampling
 from ssjax.run import Run, load
-from ssjax.serving.engine import Engine, EngineLimits
+from ssjax.serving.engine import Engine
 from ssjax.serving.extras import Extras
+from ssjax.serving.limits import EngineLimits
 from ssjax.serving.sizes import make_sizes, row_counts
 from ssjax.serving.ticket import Asked, Ticket
 

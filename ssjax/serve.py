@@ -24,9 +24,10 @@ from ssjax.files.reading import read_bytes
 from ssjax.messages import say
 from ssjax.run import Run
 from ssjax.serving.adapters import Adapters, check_name, open_adapters
-from ssjax.serving.engine import Engine, EngineLimits
+from ssjax.serving.engine import Engine
 from ssjax.serving.extras import Extras
 from ssjax.serving.grammar import Grammars
+from ssjax.serving.limits import EngineLimits
 from ssjax.serving.sizes import make_sizes, row_counts
 
 _MODEL = model_flags.define_model_flags(adapter=False, distributed=False)

@@ -24,32 +24,18 @@ from ssjax.decoding.drafters import Way
 from ssjax.decoding.room import check_positions
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
+from ssjax.serving.actions import Actions
 from ssjax.serving.adapters import Adapter, AdapterInUse, Adapters, Opened, UnknownAdapter
 from ssjax.serving.constraints import Constraints
 from ssjax.serving.drafts import Draft
 from ssjax.serving.extras import NO_EXTRAS, Extras
+from ssjax.serving.limits import EngineLimits, check_asked
 from ssjax.serving.prefixes import Prefixes
 from ssjax.serving.reading import ReaderLimits, Reading
 from ssjax.serving.sizes import Size, plan
 from ssjax.serving.slots import Slots, with_likeliest
 from ssjax.serving.ticket import CANCELLED, TIMEOUT, TOO_COMPLEX, Asked, Ticket, Times
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineLimits:
-    """The sizes of an engine."""
-
-    num_slots: int  # requests that run at once
-    max_waiting: int  # requests that wait for a slot; more are refused
-    max_prompt_tokens: int  # of one request
-    max_new_tokens: int  # of one request
-    max_eos_ids: int  # of one request
-    passes_per_round: int  # between two looks at what is new
-    # Prompt tokens that are read in a round, padding included, so that who runs already need not
-    # wait for all who come; at least one prompt is, or one piece.
-    prefill_tokens: int
-    prefill_piece: int = 0  # tokens of a prompt that are read at a time; 0: all of them
-    prefix_bytes: int = 0  # of beginnings of prompts that are kept; 0: none are
+from ssjax.serving.totals import Totals
 
 
 class Full(UserError):
@@ -58,18 +44,6 @@ class Full(UserError):
 
 class Stopped(UserError):
     """The engine takes no more requests."""
-
-
-@dataclasses.dataclass
-class Totals:
-    """What the engine has done since its start."""
-
-    prompt_tokens: int = 0  # of requests that got a slot
-    new_tokens: int = 0
-    passes: int = 0  # that had drafts, of rows: two requests in one pass are two
-    draft_nodes: int = 0  # that those passes had room for
-    kept_by_depth: list[int] = dataclasses.field(default_factory=list)  # passes that kept so deep
-    finished: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
 
 class Engine:
@@ -130,9 +104,7 @@ class Engine:
         self._reading: dict[int, Reading] = {}  # by slot, of prompts that are not read to the end
         self._running: list[Ticket | None] = [None] * limits.num_slots
         self._waiting: collections.deque[Ticket] = collections.deque()
-        self._actions: collections.deque[tuple[Callable, concurrent.futures.Future]] = (
-            collections.deque()
-        )
+        self._actions = Actions()
         self._changed = threading.Condition()
         self._ready = self._stopping = False
 
@@ -196,52 +168,7 @@ class Engine:
 
     def check(self, asked: Asked) -> None:
         """Raises: UserError, if what is asked for is beyond the limits or cannot work."""
-        limits, vocab_size = self.limits, self.decoder.model.config.vocab_size
-        if not asked.prompt:
-            raise UserError("the prompt is empty; it needs at least one token")
-        if len(asked.prompt) > limits.max_prompt_tokens:
-            raise UserError(
-                f"the prompt has {len(asked.prompt)} tokens, but at most "
-                f"{limits.max_prompt_tokens} are read here; shorten it"
-            )
-        if not 0 <= min(asked.prompt) <= max(asked.prompt) < vocab_size:
-            raise UserError(f"the prompt has an id outside of 0 to {vocab_size - 1}")
-        if not 0 <= asked.max_new_tokens <= limits.max_new_tokens:
-            raise UserError(
-                f"{asked.max_new_tokens} new tokens are asked for, but 0 to "
-                f"{limits.max_new_tokens} are given here; ask for fewer"
-            )
-        if len(asked.eos_ids) > limits.max_eos_ids:
-            raise UserError(
-                f"{len(asked.eos_ids)} ids may end the output, but at most {limits.max_eos_ids} "
-                "are looked for here; give fewer"
-            )
-        for name in ("seed", "place"):
-            if not -(2**31) <= getattr(asked, name) < 2**31:
-                raise UserError(f"the {name} must lie between -2147483648 and 2147483647")
-        changed = ["temperature", "top_k", "top_p", "min_p"]
-        if self._extras.penalties:
-            changed += ["repetition_penalty", "presence_penalty"]
-        as_ours = {name: getattr(self.sampling, name) for name in changed}
-        if dataclasses.replace(asked.sampling, **as_ours) != self.sampling:
-            raise UserError(f"of the sampling a request may choose {', '.join(changed)} alone")
-        if asked.frequency_penalty and not self._extras.penalties:
-            raise UserError("a frequency penalty is not served here; leave it out")
-        most = self._extras.num_likeliest
-        if not 0 <= asked.num_likeliest <= most:
-            raise UserError(
-                f"the log-probabilities of {asked.num_likeliest} likeliest tokens are asked for, "
-                f"but those of at most {most} are told here; ask for fewer"
-            )
-        if asked.grammar is not None:
-            self._check_grammar(asked)
-
-    def _check_grammar(self, asked: Asked) -> None:
-        if self._extras.grammars is None:
-            raise UserError("structured output is not served here; leave it out")
-        if not set(self.decoder.eos_ids) <= set(asked.eos_ids):
-            raise UserError("an output that follows a grammar ends with it; leave ignore_eos out")
-        self._extras.grammars.follow(asked.grammar)
+        check_asked(asked, self.limits, self.sampling, self._extras, self.decoder)
 
     def cancel(self, ticket: Ticket, finish: str = CANCELLED) -> None:
         """Ends a request at the next round, with the tokens that it has then, if it has not ended.
@@ -297,23 +224,12 @@ class Engine:
 
     def _between_rounds(self, action: Callable) -> concurrent.futures.Future:
         """What an action returns that the engine's thread calls before its next round."""
-        future = concurrent.futures.Future()
         with self._changed:
             if self._stopping or self.problem is not None:
                 raise Stopped("the server is stopping; try another one")
-            self._actions.append((action, future))
+            future = self._actions.add(action)
             self._changed.notify()
         return future
-
-    def _act(self) -> None:
-        with self._changed:
-            actions = list(self._actions)
-            self._actions.clear()
-        for action, future in actions:
-            try:
-                future.set_result(action())
-            except Exception as error:
-                future.set_exception(error)
 
     def _has(self, adapter: Adapter) -> bool:
         return self.adapters is not None and self.adapters.holds(adapter)
@@ -342,7 +258,7 @@ class Engine:
 
     def round(self) -> bool:
         """One round. Returns whether a request is left."""
-        self._act()
+        self._actions.run()
         self._drop()
         self._admit()
         busy = [
@@ -472,18 +388,9 @@ class Engine:
             ticket.update(found, now)
 
     def _count(self, ticket: Ticket, after: Completion) -> None:
-        totals, before = self.totals, ticket.completion
-        totals.new_tokens += len(after.tokens) - len(before.tokens)
-        calls = after.calls - before.calls
         drafted = self.size.num_draft_nodes if self.drafts(ticket.asked) else 0
-        ticket.drafted += [drafted] * calls
-        if not drafted:
-            return
-        totals.passes += calls
-        totals.draft_nodes += calls * drafted
-        for kept in after.kept[before.calls :]:
-            for depth in range(kept):
-                totals.kept_by_depth[depth] += 1
+        ticket.drafted += [drafted] * (after.calls - ticket.completion.calls)
+        self.totals.add(ticket.completion, after, drafted)
 
     def _count_end(self, ticket: Ticket, completion: Completion) -> None:
         self.totals.finished[completion.finish] += 1
@@ -496,10 +403,7 @@ class Engine:
             self._running = [None] * self.limits.num_slots
             self._reading.clear()
             self._waiting.clear()
-            actions = list(self._actions)
-            self._actions.clear()
-        for _, future in actions:
-            future.set_exception(Stopped("the server is stopping; try another one"))
+        self._actions.refuse(Stopped("the server is stopping; try another one"))
         for ticket in left:
             ticket.end(CANCELLED, now)
 

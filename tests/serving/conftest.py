@@ -14,9 +14,10 @@ from chat_run import open_chat_run
 
 from ssjax.decoding.sampling import make_sampling
 from ssjax.serving.app import AppLimits, make_app
-from ssjax.serving.engine import Engine, EngineLimits
+from ssjax.serving.engine import Engine
 from ssjax.serving.extras import NO_EXTRAS
 from ssjax.serving.figures import Figures
+from ssjax.serving.limits import EngineLimits
 from ssjax.serving.service import Service
 
 LIMITS = EngineLimits(

@@ -24,8 +24,9 @@ from ssjax.models.parameters import fingerprint, split
 from ssjax.run import open_run
 from ssjax.serving.adapters import AdapterInUse, UnknownAdapter, open_adapters
 from ssjax.serving.app import AppLimits, make_app
-from ssjax.serving.engine import Engine, EngineLimits
+from ssjax.serving.engine import Engine
 from ssjax.serving.figures import Figures
+from ssjax.serving.limits import EngineLimits
 from ssjax.serving.service import Service
 from ssjax.serving.ticket import Asked
 from ssjax.weights.adapter import Addition, write_addition

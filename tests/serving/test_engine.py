@@ -14,8 +14,9 @@ from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, Way
 from ssjax.decoding.request import Request
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
-from ssjax.serving.engine import Engine, EngineLimits, Full, Stopped
+from ssjax.serving.engine import Engine, Full, Stopped
 from ssjax.serving.extras import Extras
+from ssjax.serving.limits import EngineLimits
 from ssjax.serving.sizes import Size
 from ssjax.serving.slots import Slots
 from ssjax.serving.ticket import Asked

@@ -12,7 +12,8 @@ from ssjax.decoding.drafters import BestFirstDrafter, Way
 from ssjax.decoding.request import Request
 from ssjax.decoding.sampling import Sampling
 from ssjax.models.axes import param_shardings
-from ssjax.serving.engine import Engine, EngineLimits
+from ssjax.serving.engine import Engine
+from ssjax.serving.limits import EngineLimits
 from ssjax.serving.ticket import Asked
 
 pytestmark = pytest.mark.stress  # the programs of an engine and of `generate`, each time

@@ -11,7 +11,8 @@ from ssjax.decoding.drafters import BestFirstDrafter, Way
 from ssjax.decoding.request import Request
 from ssjax.decoding.sampling import Sampling
 from ssjax.errors import UserError
-from ssjax.serving.engine import Engine, EngineLimits
+from ssjax.serving.engine import Engine
+from ssjax.serving.limits import EngineLimits
 from ssjax.serving.reading import BLOCK_TOKENS
 from ssjax.serving.ticket import Asked
 

@@ -16,9 +16,10 @@ from ssjax.data.tokenizers.tokenizer import tokenizer_from_files
 from ssjax.decoding.decoder import Decoder
 from ssjax.decoding.drafters import BestFirstDrafter, PlainDrafter, PromptLookup, Way
 from ssjax.decoding.sampling import Sampling
-from ssjax.serving.engine import Engine, EngineLimits
+from ssjax.serving.engine import Engine
 from ssjax.serving.extras import Extras
 from ssjax.serving.grammar import Grammar, Grammars, json_schema
+from ssjax.serving.limits import EngineLimits
 from ssjax.serving.sizes import Size
 from ssjax.serving.ticket import Asked
 
