@@ -137,6 +137,7 @@ def test_tables_show_the_metrics_of_the_task(task, capsys):
     report.show(
         {
             "task": task.name,
+            "metrics": task.metrics,
             "split": "test",
             "prompts": 2,
             "step": 1,
