@@ -13,19 +13,21 @@ from typing import Any
 from ssjax.config import measured, ranges
 from ssjax.config.checks import check_stream_layers, validate, validate_model
 from ssjax.config.keys import (
-    AdaptationConfig,
     CheckpointConfig,
     Config,
     DataConfig,
     DecodeConfig,
-    DrafterConfig,
     EvalConfig,
     LossConfig,
     MeshConfig,
-    ModelConfig,
     OptimizerConfig,
-    StreamsConfig,
     TrainConfig,
+)
+from ssjax.config.model_keys import (
+    AdaptationConfig,
+    DrafterConfig,
+    ModelConfig,
+    StreamsConfig,
 )
 
 __all__ = [

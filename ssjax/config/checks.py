@@ -10,6 +10,8 @@ from ssjax.config.keys import (
     DataConfig,
     DecodeConfig,
     MeshConfig,
+)
+from ssjax.config.model_keys import (
     ModelConfig,
     StreamsConfig,
 )
