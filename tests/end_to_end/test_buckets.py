@@ -32,7 +32,8 @@ pytest.importorskip("gcsfs", reason="gcsfs, which reads gs://, is not installed"
 pytestmark = pytest.mark.stress
 
 ROOT = Path(__file__).parents[2]
-NUM_KILLS, NUM_STEPS = 10, 24
+# Ten kills of what only saves: tests/weights/test_checkpoints_in_buckets.py.
+NUM_KILLS, NUM_STEPS = 4, 16
 SIZES = dict(vocab_size=520, embed_dim=32, num_layers=3, mlp_dim=48)
 MODEL = ModelConfig(num_heads=4, num_kv_heads=2, head_dim=8, **SIZES)
 ARGUMENTS = [
@@ -110,7 +111,7 @@ def run_of(name):
 
 def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bits(runs):
     moments, log = runs
-    assert "ended" not in moments and moments.count("saving") >= 3, moments
+    assert "ended" not in moments and "saving" in moments, moments
     assert "Traceback" not in log
     assert log.count("continuing from step") >= NUM_KILLS // 2
     ours, theirs = (
@@ -135,10 +136,14 @@ def test_nothing_is_lost_and_nothing_is_left_half(runs):
         assert not (run_of(name) / "lock").exists()
 
     def told(name):
-        records = read_parts(run_of(name) / "metrics")
-        return [
-            {k: v for k, v in r.items() if k not in ("time", "tokens_per_second")} for r in records
+        kinds = ("step", "loss", "accuracy", "validation", "grad_norm")  # no seconds, no memory
+        records = [
+            {key: value for key, value in record.items() if key.startswith(kinds)}
+            for record in read_parts(run_of(name) / "metrics")
         ]
+        for record in records:
+            record.pop("step_seconds", None)
+        return [record for record in records if len(record) > 1]
 
     assert told("killed") == told("peace")
     assert {r["step"] for r in told("killed")} == set(range(1, NUM_STEPS + 1))
