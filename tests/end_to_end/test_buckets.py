@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import buckets
+import jax
 import numpy as np
 import oracles
 import pytest
@@ -29,7 +30,10 @@ from ssjax.weights.saved_steps import steps
 pytest.importorskip("gcp_storage_emulator", reason="the emulator of Cloud Storage is not installed")
 pytest.importorskip("gcsfs", reason="gcsfs, which reads gs://, is not installed")
 
-pytestmark = pytest.mark.stress
+pytestmark = [
+    pytest.mark.stress,
+    pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring"),
+]
 
 ROOT = Path(__file__).parents[2]
 # Ten kills of what only saves: tests/weights/test_checkpoints_in_buckets.py.
@@ -109,13 +113,19 @@ def run_of(name):
     return places.of("gs://bucket/runs") / name
 
 
+def leaves(state):
+    """By name."""
+    found = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found}
+
+
 def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bits(runs):
     moments, log = runs
     assert "ended" not in moments and "saving" in moments, moments
     assert "Traceback" not in log
     assert log.count("continuing from step") >= NUM_KILLS // 2
     ours, theirs = (
-        flatten(
+        leaves(
             ocp.load(
                 str(run_of(name) / "checkpoints" / str(NUM_STEPS)), checkpointable_name="state"
             )

@@ -114,7 +114,7 @@ def adapters(bench):
 @pytest.fixture(scope="module")
 def engine(adapters):
     way = adapters.run.way({}, 4)
-    engine = Engine(adapters.run.decoder, way, Sampling(), LIMITS, adapters)
+    engine = Engine(adapters.run.decoder, way, Sampling(), LIMITS, adapters=adapters)
     engine.start()
     return engine
 

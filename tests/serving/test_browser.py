@@ -207,7 +207,8 @@ def test_text_streams_in_and_shows_what_each_pass_emitted(page, run, chat):
     page.ask(chat=chat)
     assert page.text("#drafted .output") == expected.text
     seen = page.js("return seen")
-    assert len(set(seen)) > 2 and all(expected.text.startswith(text) for text in seen)
+    # Several passes lie between two looks of the engine, so a short text comes in a few pieces.
+    assert len(set(seen)) >= 2 and all(expected.text.startswith(text) for text in seen)
     marked = re.findall(r"\[(.*?)\]", run.mark_runs(completion, expected.text), re.DOTALL)
     # Lengths: a character that is finished by a later pass is shown whole, and marked before.
     assert [len(text) for _, text, _ in page.runs] == list(map(len, marked))

@@ -39,7 +39,7 @@ def save_on(run, num_steps, tell):
     parts = MetricParts(run / "metrics")
     parts.on_start(step, num_steps)
     with checkpoint.Checkpoints(
-        directory, keep_latest=2, keep_best=1, best_by="loss", about={}
+        directory, keep_latest=2, keep_every=0, keep_best=1, best_by="validation_loss", about={}
     ) as checkpoints:
         for now in range(step + 1, num_steps + 1):
             parts.on_step(now, {"loss": 1.0 / now})
