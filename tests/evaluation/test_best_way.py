@@ -139,7 +139,7 @@ def test_timed_passes_are_the_loops(decoders):
     spec = DecodeSpec(64, EOS, 0, Sampling(), True)
     drafter = BestFirstDrafter(3, 2)
     start = pass_time._prompted(decoder.model, decoder.params, spec, 2, 5)
-    state = pass_time._ready(start, drafter)
+    state = pass_time._ready(start.replace(done=~start.done), drafter)  # a prompt may end at once
     assert state.draft.tokens.shape == (2, 4)
     done = pass_time._passes(
         loop.decode_step, decoder.model, decoder.params, drafter, spec, state, 7
