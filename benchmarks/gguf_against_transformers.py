@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers_rate import greedy
 
 import ssjax
 from ssjax.files.reading import to_json
@@ -51,7 +52,7 @@ def main() -> None:
     rows = []
     for number, text in enumerate(texts):
         ids = run.encode_prompt(text, raw=True)
-        theirs = _greedy(model, ids, arguments.num_tokens, list(decoder.eos_ids))
+        theirs = greedy(model, ids, arguments.num_tokens, list(decoder.eos_ids))
         sampled = {"temperature": 0.0, "max_new_tokens": arguments.num_tokens, "drafter": "plain"}
         [answer] = run.generate([ids], **sampled)
         ours = list(answer.completion.tokens)
@@ -88,20 +89,6 @@ def _texts(path: Path) -> list[str]:
     if path.suffix == ".jsonl":
         return [json.loads(line)["turns"][0] for line in lines if line]
     return [line for line in lines if line]
-
-
-def _greedy(model, ids: list[int], num_tokens: int, ends: list[int]) -> list[int]:
-    inputs = torch.tensor([ids])
-    with torch.inference_mode():
-        output = model.generate(
-            inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=num_tokens,
-            do_sample=False,
-            eos_token_id=ends,
-            pad_token_id=ends[0],
-        )
-    return output[0, len(ids) :].tolist()
 
 
 if __name__ == "__main__":

@@ -33,17 +33,7 @@ def main() -> None:
     limit, eos = run.config.decode.max_new_tokens, list(run.decoder.eos_ids)
 
     def theirs(ids):
-        inputs = torch.tensor([ids])
-        with torch.inference_mode():
-            output = model.generate(
-                inputs,
-                attention_mask=torch.ones_like(inputs),
-                max_new_tokens=limit,
-                do_sample=False,
-                eos_token_id=eos,
-                pad_token_id=eos[0],
-            )
-        return tuple(output[0, len(ids) :].tolist())
+        return tuple(greedy(model, ids, limit, eos))
 
     def ours(ids, **changes):
         [answer] = run.generate([ids], batch_size=1, temperature=0.0, **changes)
@@ -79,6 +69,21 @@ def main() -> None:
     print(f"{same} of {len(prompts) - 1} outputs are equal in all three")
     if arguments.json:
         write_atomic(Path(arguments.json), to_json(result))
+
+
+def greedy(model, ids: list[int], max_new_tokens: int, eos_ids: list[int]) -> list[int]:
+    """The new tokens of a model of `transformers`, the end included."""
+    inputs = torch.tensor([ids])
+    with torch.inference_mode():
+        output = model.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=eos_ids,
+            pad_token_id=eos_ids[0],
+        )
+    return output[0, len(ids) :].tolist()
 
 
 if __name__ == "__main__":

@@ -95,3 +95,25 @@ class Callback:
           complete: all steps were made and saved, or train.patience ended the run; False after a
             stop or an exception.
         """
+
+
+class Recorder(Callback):
+    """Whatever is measured, by steps, validations and the summary, goes to `write`."""
+
+    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.write(step, metrics)
+
+    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.write(step, metrics)
+
+    def on_summary(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.write(step, metrics)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keeps one record.
+
+        Args:
+          step: updates applied.
+          metrics: by name.
+        """
+        raise NotImplementedError

@@ -19,7 +19,7 @@ from ssjax.files import places
 from ssjax.files.reading import read_json_object, to_json
 from ssjax.files.writing import make_directory, write_atomic, writing
 from ssjax.messages import say_once
-from ssjax.training.callbacks import Callback
+from ssjax.training.callbacks import Callback, Recorder
 
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 _MOST_PARAMETERS = 100  # that MLflow takes at a time
@@ -55,23 +55,7 @@ def make_loggers(config: Config, workdir: Path) -> list[Callback]:
     return [made[name]() for name in config.train.loggers]
 
 
-class _Logger(Callback):
-    """Whatever is measured goes to `write`."""
-
-    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.write(step, metrics)
-
-    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.write(step, metrics)
-
-    def on_summary(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.write(step, metrics)
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        raise NotImplementedError
-
-
-class Board(_Logger):
+class Board(Recorder):
     """Metrics as scalars for TensorBoard.
 
     Written by the thread that calls: the threads of tensorboardX's own writer end without a word
@@ -110,7 +94,7 @@ class Board(_Logger):
             self._writer.close()
 
 
-class WeightsAndBiases(_Logger):
+class WeightsAndBiases(Recorder):
     """Metrics for Weights & Biases; a run that is continued is continued there.
 
     WANDB_PROJECT, WANDB_API_KEY, WANDB_MODE and others say where to.
@@ -153,7 +137,7 @@ class WeightsAndBiases(_Logger):
             self._run.finish(exit_code=0 if complete else 1)
 
 
-class MLflow(_Logger):
+class MLflow(Recorder):
     """Metrics for MLflow; a run that is continued is continued there.
 
     MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and others say where to.

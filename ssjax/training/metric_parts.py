@@ -18,14 +18,14 @@ from typing import Any
 
 from ssjax.errors import UserError
 from ssjax.files.writing import write_atomic
-from ssjax.training.callbacks import Callback
+from ssjax.training.callbacks import Recorder
 
 DIRECTORY = "metrics"
 _PART = re.compile(r"(\d+)-after-(\d+)\.jsonl")
 _SECONDS = 60.0  # between puts that no checkpoint asks for
 
 
-class MetricParts(Callback):
+class MetricParts(Recorder):
     """Records as `MetricsFile` has them.
 
     Args:
@@ -46,13 +46,10 @@ class MetricParts(Callback):
         self._path = self._directory / f"{number:05d}-after-{step}.jsonl"
         self._put = 0, time.monotonic()
 
-    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self._lines.append(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
         if time.monotonic() - self._put[1] > _SECONDS:
             self._keep()
-
-    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.on_step(step, metrics)
 
     def on_saving(self, step: int) -> None:
         self._keep()

@@ -10,7 +10,7 @@ from ssjax.files import places
 from ssjax.files.reading import read_bytes
 from ssjax.files.writing import write_atomic, writing
 from ssjax.training import metric_parts
-from ssjax.training.callbacks import Callback
+from ssjax.training.callbacks import Callback, Recorder
 from ssjax.training.metric_parts import MetricParts
 
 
@@ -21,7 +21,7 @@ def keep_records(workdir: Path) -> Callback:
     return MetricsFile(workdir / "metrics.jsonl")
 
 
-class MetricsFile(Callback):
+class MetricsFile(Recorder):
     """One line of JSON a record: step, time (seconds since the epoch) and the metrics.
 
     What is there is continued. Records of later steps than the one that training goes on from,
@@ -43,16 +43,10 @@ class MetricsFile(Callback):
         with writing(self._path):
             self._file = self._path.open("a", encoding="utf-8")
 
-    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
         with writing(self._file.name):
             self._file.write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
             self._file.flush()
-
-    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.on_step(step, metrics)
-
-    def on_summary(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.on_step(step, metrics)
 
     def on_end(self, complete: bool) -> None:
         with contextlib.suppress(OSError):  # said where it was written to

@@ -34,8 +34,9 @@ def test_records_of_a_start_are_one_object_put_with_every_checkpoint(bucket):
     parts.on_saving(2)
     assert list(bucket) == ["/bucket/run/metrics/00001-after-0.jsonl"]
     parts.on_evaluation(2, {"loss": 2.5})
+    parts.on_summary(2, {"loss": 2.75})
     parts.on_end(True)
-    assert steps_of(read_parts(RUN / "metrics")) == [(1, 1.0), (2, 2.0), (2, 2.5)]
+    assert steps_of(read_parts(RUN / "metrics")) == [(1, 1.0), (2, 2.0), (2, 2.5), (2, 2.75)]
     assert len(bucket) == 1
 
 
