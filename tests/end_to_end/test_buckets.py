@@ -36,8 +36,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-# Ten kills of what only saves: tests/weights/test_checkpoints_in_buckets.py.
-NUM_KILLS, NUM_STEPS = 4, 16
+NUM_KILLS, NUM_STEPS = 10, 24
 SIZES = dict(vocab_size=520, embed_dim=32, num_layers=3, mlp_dim=48)
 MODEL = ModelConfig(num_heads=4, num_kv_heads=2, head_dim=8, **SIZES)
 ARGUMENTS = [
@@ -121,7 +120,7 @@ def leaves(state):
 
 def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bits(runs):
     moments, log = runs
-    assert "ended" not in moments and "saving" in moments, moments
+    assert "ended" not in moments and moments.count("saving") >= 3, moments
     assert "Traceback" not in log
     assert log.count("continuing from step") >= NUM_KILLS // 2
     ours, theirs = (

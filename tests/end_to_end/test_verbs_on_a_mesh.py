@@ -98,7 +98,7 @@ def test_evaluations_are_alike(result, where):
     assert counted[0] == counted[1] and counted[0][0] == 4
 
 
-@pytest.mark.parametrize("where", WHERE[1:])  # two hosts, which are the harder of the two
+@pytest.mark.parametrize("where", WHERE)
 def test_benchmarks_count_alike(result, where):
     arguments = ("--num_prompts=3", "--max_new_tokens=12", "--drafters=streams")
     counted = [
@@ -111,7 +111,7 @@ def test_benchmarks_count_alike(result, where):
     assert counted[1] == counted[0] and len(counted[0]) == 2
 
 
-@pytest.mark.parametrize("where", WHERE[1:])  # two hosts, which are the harder of the two
+@pytest.mark.parametrize("where", WHERE)
 def test_calibrations_predict_alike(result, where):
     arguments = ("--num_prompts=3", "--nodes=2", "--batch_sizes=1")
     found = [result("calibrate", each, *arguments)["calibrations"][0] for each in ("", where)]
